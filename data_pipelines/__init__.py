@@ -1,0 +1,1 @@
+"""From raw sources to batches: one episode schema, one loader."""

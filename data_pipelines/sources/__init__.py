@@ -1,0 +1,1 @@
+"""One reader or builder a file."""

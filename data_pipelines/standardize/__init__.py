@@ -1,0 +1,1 @@
+"""One function per Open-X dataset, from its raw step to the schema."""

@@ -1,0 +1,1 @@
+"""Frozen dataclasses: trajectory, frame, text and action transforms."""

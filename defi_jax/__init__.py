@@ -1,0 +1,1 @@
+"""DeFI in JAX: forward and inverse dynamics pretraining, joint finetune, export."""

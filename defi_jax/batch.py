@@ -1,0 +1,130 @@
+"""The typed batch of each objective: the contract between data pipelines and training.
+
+Images are uint8 and text is token ids: frozen encoders run inside the jitted step, so that a batch
+is small and independent of the encoders' weights.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Leaf = Any  # jax.Array, np.ndarray or jax.ShapeDtypeStruct
+
+
+@flax.struct.dataclass
+class TextTokens:
+    """Token ids of one encoder.
+
+    Attributes:
+        ids: int32[B, L], 0 where padded (or the encoder's own padding id).
+        mask: bool[B, L], True for real tokens.
+    """
+
+    ids: Leaf
+    mask: Leaf
+
+
+@flax.struct.dataclass
+class GFDMBatch:
+    """Video clips with their instruction.
+
+    Attributes:
+        video: uint8[B, T, H, W, C], frame 0 is the condition.
+        text: tokens for the video model's text encoder.
+    """
+
+    video: Leaf
+    text: TextTokens
+
+
+@flax.struct.dataclass
+class GIDMBatch:
+    """Frame pairs; the action is only for the probe, the loss never sees it.
+
+    Attributes:
+        frames: uint8[B, 2, H, W, C].
+        text: tokens for the inverse model's text encoder.
+        action: float32[B, A], mean normalised action between the frames, 0 where unknown.
+        action_mask: bool[B], False where the episode has no actions.
+    """
+
+    frames: Leaf
+    text: TextTokens
+    action: Leaf
+    action_mask: Leaf
+
+
+@flax.struct.dataclass
+class JointBatch:
+    """Observations with the actions that follow.
+
+    Attributes:
+        images: uint8[B, cams, H, W, C], camera 0 is the static one.
+        text: tokens by role: "gfdm", "gidm" and "goal".
+        actions: float32[B, S, A], normalised.
+        action_mask: bool[B, S], False past the end of the episode.
+    """
+
+    images: Leaf
+    text: dict[str, TextTokens]
+    actions: Leaf
+    action_mask: Leaf
+
+
+Batch = GFDMBatch | GIDMBatch | JointBatch
+
+
+def tokens_spec(batch_size: int, length: int) -> TextTokens:
+    """Returns the abstract TextTokens of `batch_size` texts of `length` tokens."""
+    return TextTokens(
+        ids=jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
+        mask=jax.ShapeDtypeStruct((batch_size, length), jnp.bool_),
+    )
+
+
+def fake(spec: Batch, seed: int = 0) -> Batch:
+    """Returns random numpy data of the given abstract batch, for tests and warm-up."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.dtype == jnp.bool_:
+            return np.ones(leaf.shape, bool)
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return rng.integers(0, 255, leaf.shape).astype(leaf.dtype)
+        return rng.standard_normal(leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(draw, spec)
+
+
+def check(batch: Batch, spec: Batch) -> None:
+    """Raises ValueError naming every leaf of `batch` whose shape or dtype is not the spec's."""
+    got, want = dict(_leaves(batch)), dict(_leaves(spec))
+    problems = [f"missing {name}" for name in sorted(want.keys() - got.keys())]
+    problems += [f"unexpected {name}" for name in sorted(got.keys() - want.keys())]
+    for name in sorted(want.keys() & got.keys()):
+        have, need = got[name], want[name]
+        if have.shape != need.shape or have.dtype != need.dtype:
+            problems.append(f"{name} is {have.dtype}{have.shape}, not {need.dtype}{need.shape}")
+    if problems:
+        raise ValueError(f"{type(batch).__name__}: {'; '.join(problems)}")
+
+
+def with_batch_size(spec: Batch, batch_size: int) -> Batch:
+    """Returns the spec with another leading dimension."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), spec
+    )
+
+
+def _leaves(batch: Batch):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        yield jax.tree_util.keystr(path), leaf
+
+
+def field_names(batch_type: type) -> tuple[str, ...]:
+    """Names of a batch's fields, in order."""
+    return tuple(field.name for field in dataclasses.fields(batch_type))

@@ -1,0 +1,1 @@
+"""From a verified checkpoint to a bundle."""

@@ -1,0 +1,1 @@
+"""What is trained: batch, loss, trainable parameters and evaluation of each stage."""

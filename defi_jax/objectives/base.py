@@ -1,0 +1,90 @@
+"""What the loop knows of a stage: which batch, which parameters, which loss, what to show."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import numpy as np
+
+from defi_jax import batch as batch_lib
+from defi_jax.array_typing import Params, PRNGKey
+
+
+@flax.struct.dataclass
+class LossOutput:
+    """What a loss returns beside its value.
+
+    Attributes:
+        metrics: scalars to log.
+        extra: the objective's own arrays after the step (for example codebook usage).
+    """
+
+    metrics: dict[str, jax.Array]
+    extra: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOutput:
+    """Result of an evaluation.
+
+    Attributes:
+        scalars: metric name to value.
+        images: name to uint8[H, W, 3].
+        videos: name to uint8[T, H, W, 3].
+    """
+
+    scalars: Mapping[str, float]
+    images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    videos: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """One stage of DeFI, run by `training.loop.train`.
+
+    Parameters are nested dicts; `extra` holds arrays that the objective owns and the optimizer
+    does not touch. All methods that take arrays are pure and may be traced.
+    """
+
+    name: str
+
+    def batch_spec(self, batch_size: int) -> batch_lib.Batch:
+        """Abstract batch of `batch_size` examples."""
+        ...
+
+    def init_params(self, rng: PRNGKey) -> Params:
+        """All parameters, trainable and frozen, from scratch."""
+        ...
+
+    def init_extra(self) -> dict[str, jax.Array]:
+        """The objective's own arrays at step 0."""
+        ...
+
+    def is_trainable(self, path: str) -> bool:
+        """Whether the parameter at "a/b/c" is trained."""
+        ...
+
+    def loss_fn(
+        self, params: Params, extra: dict[str, jax.Array], batch: Any, rng: PRNGKey
+    ) -> tuple[jax.Array, LossOutput]:
+        """Mean loss of a batch."""
+        ...
+
+    def after_step(
+        self, params: Params, extra: dict[str, jax.Array], step: jax.Array, rng: PRNGKey
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        """Changes outside the gradient, such as re-seeding dead codes; called inside the step."""
+        ...
+
+    def evaluate(self, params: Params, batches: Iterable[Any], rng: PRNGKey) -> EvalOutput:
+        """Metrics and pictures on held-out batches."""
+        ...
+
+    def load_init(self) -> dict[str, Any]:
+        """Warm-start parameters by path ("a/b/c" to array), read from files; {} for none."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts that travel in checkpoints and bundles."""
+        ...

@@ -1,0 +1,1 @@
+"""Benchmarks that score a bundle in a simulator."""
