@@ -6,8 +6,8 @@ beyond one to one:
 
 - `layer`: ours is a stack of equal blocks; the tensor is slice `layer` of its leading axis.
 - `part = (i, n)`: theirs is a packed tensor; ours is the i-th of n equal pieces of its first axis.
-- two entries with the same `ours` and `layer`: the reference stores one tensor under two names (tied
-  weights). Either name may be missing in a file; if both are there they must be bit-equal. Export
+- two entries with the same `ours` and `layer`: the reference stores one tensor under two names
+  (tied). Either name may be missing in a file; if both are there they must be bit-equal. Export
   writes both.
 
 Whatever a source holds beyond the table must match a `dropped` pattern, which carries its reason;
@@ -299,7 +299,7 @@ def _join(parts: Mapping[int, np.ndarray]) -> np.ndarray:
     if len(parts) == 1:
         value = next(iter(parts.values()))
         return np.ascontiguousarray(value).reshape(value.shape)
-    return np.concatenate([parts[index] for index in sorted(parts)], axis=0)
+    return np.ascontiguousarray(np.concatenate([parts[index] for index in sorted(parts)], axis=0))
 
 
 def _bit_equal(left: np.ndarray, right: np.ndarray) -> bool:
