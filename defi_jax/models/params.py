@@ -80,6 +80,11 @@ def count(params: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def subtree(params: Params, name: str) -> Params:
+    """Returns `params[name]`, or {} where a part (a frozen encoder) has no parameters."""
+    return params[name] if name in params else {}
+
+
 def _to_nested(state: nnx.State) -> Params:
     return unflatten(
         {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}

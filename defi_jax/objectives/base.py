@@ -1,7 +1,7 @@
 """What the loop knows of a stage: which batch, which parameters, which loss, what to show."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -38,6 +38,23 @@ class EvalOutput:
     scalars: Mapping[str, float]
     images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     videos: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Parameters below `ours` start as those below `theirs` of a file; read by training.
+
+    Attributes:
+        source: a run's workdir, one checkpoint, or a directory of imported weights.
+        theirs: prefix in the source, "" for all of it.
+        ours: prefix in this run.
+        flag: the config key that named the source, for messages.
+    """
+
+    source: str
+    theirs: str
+    ours: str
+    flag: str
 
 
 class Objective(Protocol):
@@ -81,8 +98,8 @@ class Objective(Protocol):
         """Metrics and pictures on held-out batches."""
         ...
 
-    def load_init(self) -> dict[str, Any]:
-        """Warm-start parameters by path ("a/b/c" to array), read from files; {} for none."""
+    def warm_starts(self) -> Sequence[WarmStart]:
+        """Which parameters start from files instead of from scratch."""
         ...
 
     def describe(self) -> dict[str, Any]:

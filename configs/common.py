@@ -1,0 +1,127 @@
+"""What the three experiment files share: every key, its type and its unit.
+
+A preset is numbers, never another code path. Paths come from flags, never from here.
+"""
+
+import ml_collections
+
+from defi_jax import cli, errors
+
+PRESETS = ("tiny", "small", "full")
+
+
+def check_preset(preset: str, where: str) -> None:
+    """Raises UserError for an unknown preset."""
+    if preset not in PRESETS:
+        raise errors.UserError(f"unknown preset '{preset}'", where, cli.nearest(preset, PRESETS))
+
+
+def base(objective: str, preset: str) -> ml_collections.ConfigDict:
+    """Returns the keys that all objectives have, at the values of `tiny`."""
+    config = ml_collections.ConfigDict()
+    config.objective = objective
+    config.preset = preset
+    config.seed = 0
+    config.steps = 1_000
+    config.global_batch = 16
+    config.compute_dtype = "float32"
+    config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
+
+    config.eval_every = 1_000  # steps; the last step is always evaluated
+    config.eval_batches = 4
+    config.save_every = 1_000
+    config.log_every = 20
+    config.keep_checkpoints = 3
+    config.max_consecutive_bad_steps = 10
+    config.compilation_cache_dir = ""  # "": beside the user's other caches
+    config.logging = ml_collections.ConfigDict({"tensorboard": False, "wandb": False})
+
+    config.data = data()
+    config.encoders = encoders()
+    # Directories written by launch/import_weights.py, one per pretrained encoder in use.
+    config.weights = ml_collections.ConfigDict(
+        {"svd_vae": "", "clip_text": "", "clip_openai": "", "t5_encoder": "", "dinov2": ""}
+    )
+    # Workdirs (or checkpoints) of earlier stages to start from.
+    config.init = ml_collections.ConfigDict({"gfdm": "", "gidm": ""})
+    config.train_parts = "all"
+    config.optimizer = optimizer()
+    return config
+
+
+def data() -> ml_collections.ConfigDict:
+    """Returns the data section."""
+    return ml_collections.ConfigDict(
+        {
+            "root": "",  # directory of episode stores
+            "mixture": "",  # "synthetic", or "store[:weight],store[:weight]" under root
+            "image_size": 64,
+            "cameras": ("static",),
+            "num_frames": 6,
+            "frame_stride": 4,  # control steps between clip frames; 0 spreads over the episode
+            "pair_offset": (4, 12),  # control steps between the frames of a pair, inclusive
+            "action_horizon": 10,
+            "action_dim": 4,
+            "normalization": "none",  # none | normal | bounds | bounds_q99
+            "holdout_percent": 10,  # of the episodes, by a hash of their id
+            "augment": False,
+            "workers": 0,
+            "max_bad_fraction": 0.001,
+        }
+    )
+
+
+def encoders() -> ml_collections.ConfigDict:
+    """Returns the frozen encoders by role; numbers are of the from-scratch ones."""
+    return ml_collections.ConfigDict(
+        {
+            "latents": "space_to_depth",  # | svd_vae
+            "latents_factor": 8,  # pixels per latent cell of space_to_depth
+            "features": "patches",  # | dinov2
+            "features_patch": 8,  # pixels per patch of `patches`
+            "gfdm_text": "bytes",  # | clip_text | t5_encoder
+            "gidm_text": "bytes",
+            "goal_text": "bytes",  # pooled; | clip_openai
+            "text_length": 48,  # tokens of `bytes`
+            "text_dim": 64,  # width of `bytes`
+        }
+    )
+
+
+def optimizer() -> ml_collections.ConfigDict:
+    """Returns the optimizer section."""
+    return ml_collections.ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-3,
+            "schedule": "warmup_cosine",  # constant | warmup_cosine | tri_stage
+            "warmup_steps": 50,
+            "final_scale": 0.02,  # of learning_rate, at the last step
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "grad_clip_norm": 1.0,  # 0 for none
+            "accumulation_steps": 1,
+            "ema_decay": 0.0,  # 0 for none
+        }
+    )
+
+
+def apply(config: ml_collections.ConfigDict, numbers: dict) -> None:
+    """Sets dotted keys that must exist."""
+    with config.unlocked():
+        for key, value in numbers.items():
+            *parents, name = key.split(".")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            if name not in node:
+                raise KeyError(f"preset sets unknown key {key}")
+            node[name] = value
+
+
+def section(numbers: dict, name: str) -> dict:
+    """Returns the keys below `name.` of a table of dotted keys, without that prefix."""
+    prefix = f"{name}."
+    return {key[len(prefix) :]: v for key, v in numbers.items() if key.startswith(prefix)}

@@ -1,0 +1,81 @@
+r"""GFDM: the video model that predicts the future from one frame and an instruction (stage 1).
+
+Source: DeFI (arXiv 2604.16391) section 3.1 and table 10; official `video_conf/train_calvin_svd.yaml`.
+
+| preset | hardware | rough cost | expected |
+|---|---|---|---|
+| tiny | 2 CPU cores | minutes | see docs/benchmarks.md |
+| small | one 24 GB GPU or one v5e chip, bf16 | not yet run | - |
+| full | 64 v5p chips or 8 H200 | 3 days on 8 H100 in the paper | not yet run |
+
+    python launch/train.py --config=configs/gfdm.py:tiny --workdir=runs/gfdm \
+        --config.data.mixture=synthetic --config.steps=200
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import common
+from defi_jax.models import svd_unet
+
+_NUMBERS = {
+    "tiny": {
+        "steps": 600, "global_batch": 16, "compute_dtype": "float32",
+        "eval_every": 600, "save_every": 300,
+        "data.image_size": 64, "data.num_frames": 6, "data.frame_stride": 5,
+        "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
+        "optimizer.warmup_steps": 30,
+        "model.num_frames": 6, "model.text_copies": 1, "model.feature_noise_scale": 0.0,
+        "model.feature_fps_id": 7.0,
+    },
+    "small": {
+        "steps": 100_000, "global_batch": 8, "compute_dtype": "bfloat16",
+        "eval_every": 5_000, "save_every": 5_000,
+        "data.image_size": 128, "data.num_frames": 8, "data.frame_stride": 3,
+        "data.workers": 4,
+        "optimizer.learning_rate": 1e-4, "optimizer.schedule": "warmup_cosine",
+        "optimizer.warmup_steps": 1_000, "optimizer.ema_decay": 0.999,
+        "model.num_frames": 8, "model.text_copies": 1,
+        "encoders.text_length": 64, "encoders.text_dim": 512,
+    },
+    "full": {
+        "steps": 500_000, "global_batch": 48, "compute_dtype": "bfloat16",
+        "eval_every": 10_000, "save_every": 10_000,
+        "data.image_size": 256, "data.num_frames": 16, "data.frame_stride": 2,
+        "data.workers": 8,
+        "encoders.latents": "svd_vae", "encoders.gfdm_text": "clip_text",
+        "optimizer.learning_rate": 5e-6, "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+        "model.num_frames": 16, "model.text_copies": 2,
+    },
+}  # fmt: skip
+
+
+def get_config(preset: str = "full") -> ml_collections.ConfigDict:
+    """Returns the experiment at one preset, locked."""
+    common.check_preset(preset, "configs/gfdm.py")
+    config = common.base("gfdm", preset)
+    config.model = model(preset)
+    config.text_dropout = 0.05  # share of instructions replaced by zeros
+    config.sigma_log_mean, config.sigma_log_std = 0.7, 1.6
+    config.eval = ml_collections.ConfigDict(
+        # Denoising steps, guidance of the last frame and clips drawn as pictures.
+        {"sample_steps": 10, "max_guidance": 1.0, "pictures": 8}
+    )
+    common.apply(config, _NUMBERS[preset])
+    return config.lock()
+
+
+def model(preset: str) -> ml_collections.ConfigDict:
+    """Returns the forward model's numbers; the joint experiment uses the same."""
+    fields = {
+        "num_frames": 16, "fps_id": 7.0, "feature_fps_id": 4.0, "motion_bucket_id": 127.0,
+        "noise_aug_strength": 0.0, "sigma_min": 0.002, "sigma_max": 700.0, "rho": 7.0,
+        "text_copies": 2, "feature_block": 1, "feature_steps": 1, "feature_schedule_steps": 20,
+        "feature_noise_scale": 1.0,
+    }  # fmt: skip
+    config = ml_collections.ConfigDict(fields)
+    config.unet = dataclasses.asdict(svd_unet.PRESETS[preset])
+    common.apply(config, common.section(_NUMBERS[preset], "model"))
+    return config

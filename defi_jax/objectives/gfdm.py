@@ -1,0 +1,165 @@
+"""GFDM objective: denoise video latents given the first frame and the instruction.
+
+With clean latents x, unit noise eps and ln sigma ~ N(m, s^2) (official `train_svd.py:393-458`):
+
+    (1) noisy = x + sigma * eps
+    (2) D = c_out * UNet(c_in * noisy, c_noise, first frame, text) + c_skip * noisy
+    (3) loss = mean( (sigma^2 + 1) / sigma^2 * (D - x)^2 )
+
+As the weight of (3) is 1 / c_out^2, the loss is the mean squared error between the raw network
+output and (x - c_skip * noisy) / c_out, which is how it is computed: no division by small sigma.
+Text is replaced by zeros with probability `text_dropout`, the image condition never.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from defi_jax import batch as batch_lib
+from defi_jax.array_typing import Params, PRNGKey
+from defi_jax.diffusion import edm
+from defi_jax.models import encoders, gfdm
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import base, image_metrics, setup
+
+
+class GFDMObjective:
+    """Stage 1; parameters under "gfdm" train, those under "encoders" are frozen."""
+
+    name = "gfdm"
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.latents = setup.latent_encoder(config)
+        self.text = setup.text_encoder(config, "gfdm")
+        self.model_config = setup.gfdm_config(config, config.model, self.latents, self.text)
+        dtype = jnp.dtype(config.compute_dtype)
+        self._make = lambda rngs: gfdm.GFDM(self.model_config, dtype=dtype, rngs=rngs)
+        self._sample = jax.jit(self._predict)
+
+    def batch_spec(self, batch_size: int) -> batch_lib.GFDMBatch:
+        """Abstract batch; see base.Objective."""
+        data = self.config.data
+        size = (data.num_frames, data.image_size, data.image_size, 3)
+        return batch_lib.GFDMBatch(
+            video=jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
+            text=batch_lib.tokens_spec(batch_size, self.text.tokenizer.length),
+        )
+
+    def tokenizers(self) -> dict[str, encoders.Tokenizer]:
+        """Tokenizer of each text role in the batch."""
+        return {"gfdm": self.text.tokenizer}
+
+    def init_params(self, rng: PRNGKey) -> Params:
+        """Parameters from scratch."""
+        return setup.with_encoders(
+            {"gfdm": params_lib.init_params(self._make, rng)},
+            {"latents": self.latents, "gfdm_text": self.text},
+            rng,
+        )
+
+    def init_extra(self) -> dict[str, jax.Array]:
+        """Nothing beside the parameters."""
+        return {}
+
+    def is_trainable(self, path: str) -> bool:
+        """The whole UNet trains."""
+        return path.startswith("gfdm/")
+
+    def loss_fn(
+        self, params: Params, extra: dict, batch: batch_lib.GFDMBatch, rng: PRNGKey
+    ) -> tuple[jax.Array, base.LossOutput]:
+        """Equation (3)."""
+        sigma_rng, eps_rng, drop_rng = jax.random.split(rng, 3)
+        x, condition, text = self._inputs(params, batch.video, batch.text)
+        keep = jax.random.bernoulli(drop_rng, 1 - self.config.text_dropout, (len(x), 1, 1))
+        text = jnp.where(keep, text, 0)
+
+        sigma = edm.sample_sigma_lognormal(
+            sigma_rng, (len(x),), self.config.sigma_log_mean, self.config.sigma_log_std
+        )
+        column = sigma[:, None, None, None, None]
+        noisy = x + column * jax.random.normal(eps_rng, x.shape)  # (1)
+        c_skip, c_out, _, _ = edm.Preconditioner(sigma_data=1.0).scalings(column)
+        target = (x - c_skip * noisy) / c_out
+        velocity = params_lib.bind(self._make, params["gfdm"]).velocity(
+            noisy, sigma, condition, text
+        )
+        error = jnp.mean(jnp.square(velocity - target), axis=(1, 2, 3, 4))  # (3)
+        loss = jnp.mean(error)
+        x0_error = jnp.mean(error * jnp.square(c_out[:, 0, 0, 0, 0]))
+        return loss, base.LossOutput(metrics={"loss": loss, "x0_mse": x0_error}, extra=extra)
+
+    def after_step(self, params, extra, step, rng):
+        """Nothing happens outside the gradient."""
+        del step, rng
+        return params, extra
+
+    def evaluate(self, params: Params, batches: Iterable[Any], rng: PRNGKey) -> base.EvalOutput:
+        """Predicts held-out futures: PSNR and SSIM of frames 1.., beside repeating frame 0."""
+        scores: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "psnr_repeat": []}
+        rows: list[np.ndarray] = []
+        for index, batch in enumerate(batches):
+            predicted = np.asarray(self._sample(params, batch, jax.random.fold_in(rng, index)))
+            true = np.asarray(batch.video)
+            still = np.broadcast_to(true[:, :1], true.shape)
+            scores["psnr"].append(image_metrics.psnr(predicted[:, 1:], true[:, 1:]))
+            scores["ssim"].append(image_metrics.ssim(predicted[:, 1:], true[:, 1:]))
+            scores["psnr_repeat"].append(image_metrics.psnr(still[:, 1:], true[:, 1:]))
+            rows += [np.stack(pair) for pair in zip(true, predicted, strict=True)]
+        scalars = {name: float(np.mean(np.concatenate(v))) for name, v in scores.items()}
+        pictures = rows[: self.config.eval.pictures]
+        return base.EvalOutput(
+            scalars=scalars,
+            images={"true_above_predicted": _grid(pictures)},
+            videos={"true_left_predicted_right": _side_by_side(pictures)},
+        )
+
+    def warm_starts(self) -> list[base.WarmStart]:
+        """The frozen encoders' weights, and another GFDM run when `init.gfdm` names one."""
+        by_role = {"latents": self.latents, "gfdm_text": self.text}
+        return setup.encoder_weights(self.config, by_role) + setup.stage(
+            self.config, "gfdm", "gfdm", "gfdm"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for checkpoints."""
+        return {"objective": self.name, "encoders": dict(self.config.encoders)}
+
+    def _inputs(self, params: Params, video: Any, tokens: batch_lib.TextTokens):
+        """Returns scaled latents, the unscaled first latent and text features."""
+        frozen = params_lib.subtree(params, "encoders")
+        x = self.latents.encode(params_lib.subtree(frozen, "latents"), video)
+        text = self.text.encode(
+            params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask
+        ).tokens
+        return x, x[:, 0] / self.latents.scale, text
+
+    def _predict(self, params: Params, batch: batch_lib.GFDMBatch, rng: PRNGKey) -> jax.Array:
+        """Predicted video, uint8[B, T, H, W, 3]."""
+        x, condition, text = self._inputs(params, batch.video, batch.text)
+        model = params_lib.bind(self._make, params["gfdm"])
+        latents = model.sample(
+            jax.random.normal(rng, x.shape),
+            condition,
+            text,
+            num_steps=self.config.eval.sample_steps,
+            max_guidance=self.config.eval.max_guidance,
+        )
+        frozen = params_lib.subtree(params, "encoders")
+        return self.latents.decode(params_lib.subtree(frozen, "latents"), latents)
+
+
+def _grid(pairs: list[np.ndarray]) -> np.ndarray:
+    """[2, T, H, W, 3] each -> one picture: true row above predicted row, clips below each other."""
+    return np.concatenate(
+        [np.concatenate(list(row), axis=1) for pair in pairs for row in pair], axis=0
+    )
+
+
+def _side_by_side(pairs: list[np.ndarray]) -> np.ndarray:
+    """[2, T, H, W, 3] each -> uint8[T, clips * H, 2 * W, 3]."""
+    return np.concatenate([np.concatenate([p[0], p[1]], axis=2) for p in pairs], axis=1)
