@@ -1,0 +1,490 @@
+"""Stable Video Diffusion's denoiser: a noisy latent video, a noise level and a text -> its v-prediction.
+
+The backbone of the forward dynamics model (GFDM). Each UNet layer is a spatial residual block followed
+by a temporal one, then (where the level has attention) a spatial transformer block followed by a
+temporal one; learned scalars mix the two. Only what `encoder_hidden_states` holds differs from SVD:
+text tokens instead of an image token. The joint stage reads features of the first up blocks and stops
+there (`stop_after_up_block`).
+
+Paper: section on GFDM; spec: method 1.1. Official files: diffusers 0.28
+`unet_spatio_temporal_condition.py`, `unet_3d_blocks.py`, `transformer_temporal.py`.
+Exact savings over the reference: keys and values of the text are computed once per batch element, and
+the projection of the time embedding once per batch element, where it repeats both for every frame.
+
+Legend: B batch, T frames, H W C height, width, channels, N = H * W positions, L text tokens, E time
+embedding width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from defi_jax import errors
+from defi_jax.array_typing import Array, Float, typed
+from defi_jax.models import video_layers as layers
+
+_DOWN_TYPES = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
+_UP_TYPES = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
+REMAT = ("none", "blocks")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SVDUNetConfig:
+    """The reference's own fields, levels listed from fine to coarse, plus two of ours.
+
+    Attributes:
+        sample_size: latent height and width the preset is meant for; any multiple of
+            2 ** (levels - 1) works.
+        num_frames: frames the preset is meant for; any number works.
+        down_block_types: per level, with or without attention ("CrossAttn...").
+        up_block_types: per level from coarse to fine.
+        addition_time_embed_dim: sinusoid width of each of the added ids (fps, motion bucket, noise).
+        projection_class_embeddings_input_dim: number of added ids times `addition_time_embed_dim`.
+        layers_per_block: residual layers per down block; up blocks have one more. Like the next three,
+            one number for all levels or one per level.
+        norm_num_groups: ours; the reference has 32 everywhere.
+        remat: ours; "blocks" recomputes each layer in the backward pass instead of storing it.
+    """
+
+    sample_size: int = 96
+    in_channels: int = 8
+    out_channels: int = 4
+    num_frames: int = 14
+    down_block_types: tuple[str, ...] = (*[_DOWN_TYPES[0]] * 3, _DOWN_TYPES[1])
+    up_block_types: tuple[str, ...] = (_UP_TYPES[1], *[_UP_TYPES[0]] * 3)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    addition_time_embed_dim: int = 256
+    projection_class_embeddings_input_dim: int = 768
+    layers_per_block: int | tuple[int, ...] = 2
+    cross_attention_dim: int | tuple[int, ...] = 1024
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20)
+    norm_num_groups: int = 32
+    remat: str = "none"
+
+    @classmethod
+    def from_reference(cls, config: Mapping[str, Any]) -> "SVDUNetConfig":
+        """Reads a diffusers `config.json`; names that start with "_" are its bookkeeping.
+
+        Raises:
+            UserError: a field that this class does not know.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in config.items() if not name.startswith("_")}
+        unknown = sorted(given.keys() - known)
+        if unknown:
+            raise errors.UserError(
+                f"unknown fields {unknown}", "svd_unet config", f"use {sorted(known)}"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+    def __post_init__(self) -> None:
+        """Checks the fields against each other.
+
+        Raises:
+            UserError: a list of another length than the levels, an unknown block type, or widths that
+                heads or norm groups do not divide.
+        """
+        for problem, is_wrong in (
+            ("block types, one per level, needed", not self._has_one_type_per_level()),
+            (
+                f"unknown down block in {self.down_block_types}",
+                {*self.down_block_types} - {*_DOWN_TYPES},
+            ),
+            (f"unknown up block in {self.up_block_types}", {*self.up_block_types} - {*_UP_TYPES}),
+            (f"unknown remat {self.remat!r}", self.remat not in REMAT),
+            (
+                "norm_num_groups must divide block_out_channels",
+                any(width % self.norm_num_groups for width in self.block_out_channels),
+            ),
+            (
+                "addition_time_embed_dim must divide projection_class_embeddings_input_dim",
+                self.projection_class_embeddings_input_dim % self.addition_time_embed_dim,
+            ),
+        ):
+            if is_wrong:
+                raise errors.UserError(problem, "svd_unet config", "correct the field")
+        for level, width in enumerate(self.block_out_channels):
+            if width % self.per_level("num_attention_heads")[level]:
+                raise errors.UserError(
+                    f"{width} channels of level {level} are not divisible by its heads",
+                    "svd_unet config",
+                    "change num_attention_heads or block_out_channels",
+                )
+
+    def _has_one_type_per_level(self) -> bool:
+        lengths = {len(self.down_block_types), len(self.up_block_types)}
+        return lengths == {self.num_levels}
+
+    @property
+    def num_levels(self) -> int:
+        """Number of resolutions."""
+        return len(self.block_out_channels)
+
+    @property
+    def emb_dim(self) -> int:
+        """Width E of the time embedding."""
+        return 4 * self.block_out_channels[0]
+
+    def per_level(self, field: str) -> tuple[int, ...]:
+        """Returns a field that may be one number for all levels as one number per level."""
+        value = getattr(self, field)
+        values = (value,) * self.num_levels if isinstance(value, int) else value
+        if len(values) != self.num_levels:
+            raise errors.UserError(
+                f"{field} has {len(values)} values for {self.num_levels} levels",
+                "svd_unet config",
+                "give one number, or one per level",
+            )
+        return values
+
+
+class UNetOutput(NamedTuple):
+    """What one forward pass returns.
+
+    Attributes:
+        sample: raw network output F [B, T, H, W, out_channels]; None after an early exit.
+        up_features: output [B, T, h, w, c] of each up block that ran, coarse to fine.
+    """
+
+    sample: jax.Array | None
+    up_features: tuple[jax.Array, ...]
+
+
+def up_features(outputs: UNetOutput, blocks: tuple[int, ...] = (0, 1)) -> jax.Array:
+    """Joins tapped up blocks: nearest-upsampled to the last one's size, concatenated on channels.
+
+    Returns:
+        [B, T, h, w, C] where h, w are those of block `blocks[-1]` and C is the sum of widths.
+    """
+    taps = [outputs.up_features[block] for block in blocks]
+    height = taps[-1].shape[2]
+    return jnp.concatenate(
+        [layers.upsample_nearest(tap, height // tap.shape[2]) for tap in taps], axis=-1
+    )
+
+
+def sinusoid(values: Array, dim: int) -> jax.Array:
+    """Sinusoidal features, cosines first: [...] -> float32 [..., dim]."""
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+    angles = jnp.asarray(values, jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two-layer SiLU network on sinusoidal features."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, dtype, rngs):
+        self.linear_1 = layers.Linear(in_dim, hidden_dim, dtype=dtype, rngs=rngs)
+        self.linear_2 = layers.Linear(hidden_dim, out_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> jax.Array:
+        """Maps [..., in_dim] to [..., out_dim]."""
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class FeedForward(nnx.Module):
+    """GEGLU: value * GELU(gate), four times as wide inside (`net.0.proj` and `net.2` officially)."""
+
+    def __init__(self, dim: int, *, dtype, rngs):
+        self.proj = layers.Linear(dim, 8 * dim, dtype=dtype, rngs=rngs)
+        self.out = layers.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> jax.Array:
+        """Maps [..., dim] to [..., dim]."""
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return self.out(value * nnx.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, attention to the text, feed-forward; the temporal one starts with another.
+
+    Rows of x attend to themselves in groups: the frames' pixels (spatial) or a pixel's frames
+    (temporal). All groups of a batch element read the same text, so its keys and values are computed
+    once per batch element and all its rows query them together.
+    """
+
+    def __init__(self, dim: int, num_heads: int, text_dim: int, *, is_temporal: bool, dtype, rngs):
+        options = {"dtype": dtype, "rngs": rngs}
+        self.norm_in = layers.LayerNorm(dim, dtype=dtype) if is_temporal else None
+        self.ff_in = FeedForward(dim, **options) if is_temporal else None
+        self.norm1 = layers.LayerNorm(dim, dtype=dtype)
+        self.attn1 = layers.Attention(dim, num_heads, **options)
+        self.norm2 = layers.LayerNorm(dim, dtype=dtype)
+        self.attn2 = layers.Attention(dim, num_heads, context_dim=text_dim, **options)
+        self.norm3 = layers.LayerNorm(dim, dtype=dtype)
+        self.ff = FeedForward(dim, **options)
+
+    def __call__(self, x: Array, text: Array) -> jax.Array:
+        """Maps x [B, groups, rows, C] with text [B, L, Dc] to the shape of x."""
+        B, groups, rows, C = x.shape
+        if self.ff_in is not None:
+            x = x + self.ff_in(self.norm_in(x))
+        x = x.reshape(B * groups, rows, C)
+        x = x + self.attn1(self.norm1(x))
+        x = x.reshape(B, groups * rows, C)
+        x = x + self.attn2(self.norm2(x), text)
+        x = x + self.ff(self.norm3(x))
+        return x.reshape(B, groups, rows, C)
+
+
+class TransformerSpatioTemporal(nnx.Module):
+    """Pairs of a spatial and a temporal transformer block around one residual."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        text_dim: int,
+        num_groups: int,
+        *,
+        dtype,
+        rngs,
+    ):
+        options = {"dtype": dtype, "rngs": rngs}
+        self.norm = layers.GroupNorm(dim, num_groups, 1e-6, dtype=dtype)
+        self.proj_in = layers.Linear(dim, dim, **options)
+        self.transformer_blocks = nnx.List(
+            [
+                TransformerBlock(dim, num_heads, text_dim, is_temporal=False, **options)
+                for _ in range(num_layers)
+            ]
+        )
+        self.temporal_transformer_blocks = nnx.List(
+            [
+                TransformerBlock(dim, num_heads, text_dim, is_temporal=True, **options)
+                for _ in range(num_layers)
+            ]
+        )
+        self.time_pos_embed = TimestepEmbedding(dim, 4 * dim, dim, **options)
+        self.time_mixer = layers.AlphaBlender(0.5)
+        self.proj_out = layers.Linear(dim, dim, kernel_init=layers.ZEROS, **options)
+
+    def __call__(self, x: Array, text: Array) -> jax.Array:
+        """Maps x [B, T, H, W, C] with text [B, L, Dc] to the shape of x."""
+        B, T, H, W, C = x.shape
+        hidden = self.norm(x.reshape(B * T, H * W, C)).reshape(B, T, H * W, C)
+        hidden = self.proj_in(hidden)
+        positions = self.time_pos_embed(sinusoid(jnp.arange(T), C))[:, None]  # [T, 1, C]
+        blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        for spatial_block, temporal_block in blocks:
+            hidden = spatial_block(hidden, text)
+            mixed = jnp.swapaxes(hidden + positions, 1, 2)  # [B, N, T, C]
+            mixed = jnp.swapaxes(temporal_block(mixed, text), 1, 2)
+            hidden = self.time_mixer(hidden, mixed)
+        return x + self.proj_out(hidden).reshape(x.shape)
+
+
+class UNetLayer(NamedTuple):
+    """One residual layer and the transformer after it, if any: the unit of rematerialisation."""
+
+    resnet: layers.SpatioTemporalResBlock
+    attention: TransformerSpatioTemporal | None
+
+    def apply(self, x: jax.Array, emb: jax.Array, text: jax.Array, remat: str) -> jax.Array:
+        """Maps x [B, T, H, W, C] with emb [B, E] and text [B, L, Dc]."""
+
+        def forward(x, emb, text):
+            x = self.resnet(x, emb)
+            return x if self.attention is None else self.attention(x, text)
+
+        return (jax.checkpoint(forward) if remat == "blocks" else forward)(x, emb, text)
+
+
+class UNetBlock(nnx.Module):
+    """The residual layers (and transformers) of one level, with an optional resize at the end."""
+
+    def __init__(
+        self,
+        config: SVDUNetConfig,
+        level: int,
+        in_dims: tuple[int, ...],
+        *,
+        num_attentions: int,
+        eps: float,
+        resize: type[layers.Downsample] | type[layers.Upsample] | None = None,
+        dtype,
+        rngs,
+    ):
+        self.remat = config.remat
+        dim, options = config.block_out_channels[level], {"dtype": dtype, "rngs": rngs}
+        groups = config.norm_num_groups
+        self.resnets = nnx.List(
+            [
+                layers.SpatioTemporalResBlock(
+                    in_dim, dim, emb_dim=config.emb_dim, num_groups=groups, eps=eps, **options
+                )
+                for in_dim in in_dims
+            ]
+        )
+        self.attentions = nnx.List(
+            [
+                TransformerSpatioTemporal(
+                    dim,
+                    config.per_level("num_attention_heads")[level],
+                    config.per_level("transformer_layers_per_block")[level],
+                    config.per_level("cross_attention_dim")[level],
+                    groups,
+                    **options,
+                )
+                for _ in range(num_attentions)
+            ]
+        )
+        resizes = nnx.List([] if resize is None else [resize(dim, **options)])
+        self.downsamplers = resizes if resize is layers.Downsample else nnx.List([])
+        self.upsamplers = resizes if resize is layers.Upsample else nnx.List([])
+
+    def steps(self) -> list[UNetLayer]:
+        """The block's layers in order; the mid block has one transformer fewer than layers."""
+        missing = len(self.resnets) - len(self.attentions)
+        return list(map(UNetLayer, self.resnets, [*self.attentions, *[None] * missing]))
+
+
+class SVDUNet(nnx.Module):
+    """The whole network; see the module docstring."""
+
+    def __init__(self, config: SVDUNetConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        widths, num_layers = config.block_out_channels, config.per_level("layers_per_block")
+        options = {"dtype": dtype, "rngs": rngs}
+        self.conv_in = layers.Conv2d(config.in_channels, widths[0], **options)
+        emb_dim = config.emb_dim
+        self.time_embedding = TimestepEmbedding(widths[0], emb_dim, emb_dim, **options)
+        self.add_embedding = TimestepEmbedding(
+            config.projection_class_embeddings_input_dim, emb_dim, emb_dim, **options
+        )
+        self.down_blocks = nnx.List([])
+        skips = [widths[0]]
+        for level, kind in enumerate(config.down_block_types):
+            is_last, has_attention = level == config.num_levels - 1, kind == _DOWN_TYPES[0]
+            in_dims = (widths[max(level - 1, 0)], *[widths[level]] * (num_layers[level] - 1))
+            self.down_blocks.append(
+                UNetBlock(
+                    config,
+                    level,
+                    in_dims,
+                    num_attentions=len(in_dims) if has_attention else 0,
+                    eps=1e-6 if has_attention else 1e-5,
+                    resize=None if is_last else layers.Downsample,
+                    **options,
+                )
+            )
+            skips += [widths[level]] * (len(in_dims) + (not is_last))
+        mid_dims = (widths[-1], widths[-1])
+        self.mid_block = UNetBlock(
+            config, config.num_levels - 1, mid_dims, num_attentions=1, eps=1e-5, **options
+        )
+        self.up_blocks = nnx.List([])
+        width = widths[-1]
+        for block, kind in enumerate(config.up_block_types):
+            level = config.num_levels - 1 - block
+            in_dims = []
+            for _ in range(num_layers[level] + 1):
+                in_dims.append(width + skips.pop())
+                width = widths[level]
+            self.up_blocks.append(
+                UNetBlock(
+                    config,
+                    level,
+                    tuple(in_dims),
+                    num_attentions=len(in_dims) if kind == _UP_TYPES[0] else 0,
+                    eps=1e-6,
+                    resize=None if level == 0 else layers.Upsample,
+                    **options,
+                )
+            )
+        self.conv_norm_out = layers.GroupNorm(widths[0], config.norm_num_groups, 1e-5, dtype=dtype)
+        self.conv_out = layers.Conv2d(
+            widths[0], config.out_channels, kernel_init=layers.ZEROS, **options
+        )
+
+    @typed
+    def __call__(
+        self,
+        sample: Float[Array, "B T H W Cin"],
+        timestep: Float[Array, "B"],
+        text: Float[Array, "B L Dc"],
+        added_time_ids: Float[Array, "B I"],
+        *,
+        stop_after_up_block: int | None = None,
+    ) -> UNetOutput:
+        """Runs the network, or only as far as the features that the joint stage reads.
+
+        Args:
+            sample: c_in * noisy latents, concatenated with the condition latent on channels.
+            timestep: c_noise = ln(sigma) / 4.
+            text: text features, the same for every frame; pad positions are not masked.
+            added_time_ids: (fps, motion bucket, noise augmentation strength).
+            stop_after_up_block: index of the last up block to run; None runs everything.
+
+        Raises:
+            UserError: sample height or width that the levels cannot halve.
+        """
+        config = self.config
+        self._check_size(sample.shape[2:4])
+        emb = self._embed_time(timestep, added_time_ids)
+        text = text.astype(self.dtype)
+        x = layers.over_frames(self.conv_in, sample)
+        skips = [x]
+        for block in self.down_blocks:
+            for layer in block.steps():
+                x = layer.apply(x, emb, text, config.remat)
+                skips.append(x)
+            for downsample in block.downsamplers:
+                x = downsample(x)
+                skips.append(x)
+        for layer in self.mid_block.steps():
+            x = layer.apply(x, emb, text, config.remat)
+        taps = []
+        for index, block in enumerate(self.up_blocks):
+            for layer in block.steps():
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = layer.apply(x, emb, text, config.remat)
+            for upsample in block.upsamplers:
+                x = upsample(x)
+            taps.append(x)
+            if index == stop_after_up_block:
+                return UNetOutput(None, tuple(taps))
+        x = nnx.silu(layers.over_frames(self.conv_norm_out, x))
+        return UNetOutput(layers.over_frames(self.conv_out, x), tuple(taps))
+
+    def _embed_time(self, timestep: Array, added_time_ids: Array) -> jax.Array:
+        """Returns the sum of the noise level's and the added ids' embeddings [B, E]."""
+        emb = self.time_embedding(sinusoid(timestep, self.config.block_out_channels[0]))
+        ids = sinusoid(added_time_ids, self.config.addition_time_embed_dim)
+        return emb + self.add_embedding(ids.reshape(ids.shape[0], -1))
+
+    def _mid_layers(self) -> list[UNetLayer]:
+        """The mid block as residual + transformer, then residual alone."""
+        return self.mid_block.steps()
+
+    def _check_size(self, size: tuple[int, ...]) -> None:
+        multiple = 2 ** (self.config.num_levels - 1)
+        if any(extent % multiple for extent in size):
+            raise errors.UserError(
+                f"sample of {size[0]}x{size[1]} cannot be halved {self.config.num_levels - 1} times",
+                "svd_unet",
+                f"use a multiple of {multiple}",
+            )
+
+
+def _levels(*widths: int) -> dict[str, Any]:
+    """Block types of a preset: attention on all levels but the coarsest, as in SVD."""
+    fine = len(widths) - 1
+    return {
+        "block_out_channels": widths,
+        "down_block_types": (*[_DOWN_TYPES[0]] * fine, _DOWN_TYPES[1]),
+        "up_block_types": (_UP_TYPES[1], *[_UP_TYPES[0]] * fine),
+    }
+
+
+PRESETS: dict[str, SVDUNetConfig] = {
+    # stabilityai/stable-video-diffusion-img2vid, unet/config.json: 1,524,623,082 parameters.
+    "full": SVDUNetConfig(),
+}
