@@ -1,0 +1,176 @@
+"""Files of an episode store: packing of records, index lines, and a bounded set of open shards.
+
+Used by `episodes`, which describes the format as a whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+
+from defi_jax import errors
+
+if TYPE_CHECKING:
+    from data_pipelines import episodes
+
+SCHEMA_VERSION = 1
+FRAMES_PER_RECORD = 8  # a frame pair reads at most 16 frames; a full clip few records
+MAX_OPEN_SHARDS = 128  # per process; file descriptors are the limit
+RECORDS_SUFFIX = ".array_record"
+INDEX_SUFFIX = ".index.jsonl"
+
+WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed; the hash stays on
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access, bounded memory
+
+
+def index_path(records: pathlib.Path) -> pathlib.Path:
+    """Returns the index file of a records file."""
+    return records.with_name(records.name.removesuffix(RECORDS_SUFFIX) + INDEX_SUFFIX)
+
+
+def records_path(index: pathlib.Path) -> pathlib.Path:
+    """Returns the records file of an index file."""
+    return index.with_name(index.name.removesuffix(INDEX_SUFFIX) + RECORDS_SUFFIX)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file or directory to disk, so that a rename never outlives its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def episode_records(episode: episodes.Episode) -> list[bytes]:
+    """Returns the episode's records: chunks of each camera, then the low-dimensional columns."""
+    records = []
+    for camera, frames in episode.frames.items():
+        for start in range(0, len(frames), FRAMES_PER_RECORD):
+            chunk = [bytes(frame) for frame in frames[start : start + FRAMES_PER_RECORD]]
+            content = {"episode": episode.episode_id, "camera": camera, "start": start}
+            records.append(msgpack.packb(content | {"frames": chunk}))
+    columns = {"actions": _pack_column(episode.actions), "states": _pack_column(episode.states)}
+    records.append(msgpack.packb({"episode": episode.episode_id} | columns))
+    return records
+
+
+def _pack_column(column: np.ndarray | None) -> dict[str, Any] | None:
+    if column is None:
+        return None
+    return {"width": column.shape[1], "data": np.ascontiguousarray(column, "<f4").tobytes()}
+
+
+def unpack_column(packed: Mapping[str, Any] | None) -> np.ndarray | None:
+    """Returns float32[n, width] of a packed column, None for None."""
+    if packed is None:
+        return None
+    return np.frombuffer(packed["data"], "<f4").reshape(-1, packed["width"]).astype(np.float32)
+
+
+def index_line(episode: episodes.Episode, first_record: int, digest: str) -> str:
+    """Returns the episode's line of the index, without line end."""
+    line = {
+        "episode_id": episode.episode_id,
+        "first_record": first_record,
+        "length": episode.length,
+        "cameras": list(episode.frames),
+        "source": episode.source,
+        "embodiment": episode.embodiment,
+        "instructions": list(episode.instructions),
+        "fps": float(episode.fps),
+        "has_actions": episode.actions is not None,
+        "has_states": episode.states is not None,
+        "metadata": dict(episode.metadata),
+        "sha256": digest,
+    }
+    return json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def index_text(header: Mapping[str, Any], lines: Sequence[str]) -> str:
+    """Returns the content of an index file: the completed header and the episodes' lines."""
+    body = "".join(line + "\n" for line in lines)
+    completed = dict(header) | {
+        "schema": SCHEMA_VERSION,
+        "frames_per_record": FRAMES_PER_RECORD,
+        "episodes": len(lines),
+        "sha256": hashlib.sha256(body.encode()).hexdigest(),
+    }
+    return json.dumps(completed, sort_keys=True) + "\n" + body
+
+
+def read_index(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns header and episode lines of a shard's index.
+
+    Raises:
+        DataError: it is damaged, or an index of another schema.
+    """
+    fix = "delete this file and its .array_record, and convert again"
+    try:
+        first, _, body = path.read_bytes().partition(b"\n")
+        header = json.loads(first)
+        schema, digest = header["schema"], header["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.DataError("episode index is damaged", str(path), fix) from error
+    if schema != SCHEMA_VERSION:
+        what = f"episode store has schema {schema}, this code reads {SCHEMA_VERSION}"
+        raise errors.DataError(what, str(path), "convert again")
+    if digest != hashlib.sha256(body).hexdigest():
+        raise errors.DataError("episode index is damaged or truncated", str(path), fix)
+    return header, [json.loads(line) for line in body.split(b"\n")[:-1]]
+
+
+def check_size(index: pathlib.Path, size: int) -> None:
+    """Raises DataError unless the index's records file is there in full."""
+    records = records_path(index)
+    found = records.stat().st_size if records.exists() else None
+    if found != size:
+        what = "missing" if found is None else f"truncated: {found} bytes instead of {size}"
+        fix = "copy it again, or delete both files of the shard and convert again"
+        raise errors.DataError(f"episode shard is {what}", str(records), fix)
+
+
+class Readers:
+    """Open files of a store's shards, at most `MAX_OPEN_SHARDS`, the least recent closed first."""
+
+    def __init__(self, indexes: Sequence[pathlib.Path]):
+        self._paths = [str(records_path(path)) for path in indexes]
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
+
+    def __getstate__(self) -> list[str]:
+        return self._paths
+
+    def __setstate__(self, paths: list[str]) -> None:
+        self._paths = paths
+        self._reset()
+
+    def read(self, shard: int, numbers: Sequence[int]) -> list[bytes]:
+        """Reads the records of these numbers.
+
+        Raises:
+            RuntimeError: the file is damaged (the message may be empty).
+        """
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = array_record_module.ArrayRecordReader(
+                    self._paths[shard], READER_OPTIONS, file_reader_buffer_size=32768
+                )
+            self._open.move_to_end(shard)
+            reader = self._open[shard]
+            if len(self._open) > MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return reader.read(list(numbers))
