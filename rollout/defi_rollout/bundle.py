@@ -1,0 +1,175 @@
+"""Reads a bundle directory: every byte is checked before any parser of it runs.
+
+    bundle.json            schema version, specs, and the size and sha256 of each other file
+    params.safetensors     parameters by flat path "a/b/c"
+    policy.stablehlo       the jax.export artefact for cpu, cuda and tpu
+    example.safetensors    an observation, its noise and the expected actions
+    <tokenizer files>      named by bundle.json
+
+The directory holds these files and nothing else: no link, no folder, no unlisted file.
+bundle.json carries a digest of its own content, so that damage to it is found as well.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from defi_rollout import errors, spec
+
+MANIFEST = "bundle.json"
+PARAMS = "params.safetensors"
+STABLEHLO = "policy.stablehlo"
+EXAMPLE = "example.safetensors"
+REQUIRED = (PARAMS, STABLEHLO, EXAMPLE)
+
+REBUILD = "python launch/export.py --from_bundle={old} --output=NEW"
+
+_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_FILE_BYTES = {PARAMS: 64 << 30, STABLEHLO: 2 << 30}
+_MAX_OTHER_BYTES = 256 << 20
+_MAX_FILES = 32
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_COPY_AGAIN = "copy the bundle again or export it again with launch/export.py"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        directory: where it lies.
+        spec: content of bundle.json.
+        digest: sha256 of bundle.json, which covers every other file.
+    """
+
+    directory: pathlib.Path
+    spec: spec.BundleSpec
+    digest: str
+
+    def path(self, name: str) -> pathlib.Path:
+        """Path of one of its files."""
+        return self.directory / name
+
+    def read(self, name: str) -> bytes:
+        """Content of one of its files, checked once more: the directory may have changed."""
+        content = _open_regular(self.path(name)).read()
+        if hashlib.sha256(content).hexdigest() != self.spec.files[name].sha256:
+            raise errors.BundleError("file changed while it was read", self.path(name), _COPY_AGAIN)
+        return content
+
+
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Verifies the bundle at `path`.
+
+    Raises:
+        UsageError: there is no such directory (exit 2).
+        BundleError: a file is missing, unknown, damaged or refused (exit 65).
+    """
+    directory = pathlib.Path(path)
+    if not directory.is_dir():
+        raise errors.UsageError(
+            "no bundle", directory, "give the directory that launch/export.py --output wrote"
+        )
+    manifest = directory / MANIFEST
+    if not manifest.exists():
+        raise errors.BundleError("missing file", manifest, _COPY_AGAIN)
+    content = _open_regular(manifest).read(_MAX_MANIFEST_BYTES + 1)
+    if len(content) > _MAX_MANIFEST_BYTES:
+        raise errors.BundleError("too large", manifest, _COPY_AGAIN)
+    bundle_spec = spec.BundleSpec.from_json(_parse_manifest(content, manifest))
+    _check_names(directory, bundle_spec.files)
+    for name, entry in bundle_spec.files.items():
+        _check_file(directory / name, entry)
+    digest = hashlib.sha256(content).hexdigest()
+    return Bundle(directory=directory, spec=bundle_spec, digest=digest)
+
+
+def render_manifest(document: Mapping[str, Any]) -> bytes:
+    """Bytes of bundle.json for a document without its own digest."""
+    sealed = dict(document) | {"digest": _digest(document)}
+    return _render(sealed).encode()
+
+
+def hash_file(path: pathlib.Path) -> spec.FileEntry:
+    """Size and sha256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with _open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return spec.FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def _render(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_render(document).encode()).hexdigest()
+
+
+def _parse_manifest(content: bytes, where: pathlib.Path) -> dict[str, Any]:
+    """Strict JSON: no NaN, and exactly the bytes that the exporter wrote."""
+    try:
+        document = json.loads(content.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise errors.BundleError(f"damaged ({error})", where, _COPY_AGAIN) from error
+    if not isinstance(document, dict):
+        raise errors.BundleError("damaged (not an object)", where, _COPY_AGAIN)
+    body = {key: value for key, value in document.items() if key != "digest"}
+    if render_manifest(body) != content:
+        raise errors.BundleError("damaged (its digest does not match)", where, _COPY_AGAIN)
+    return body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_names(directory: pathlib.Path, files: Mapping[str, spec.FileEntry]) -> None:
+    if len(files) > _MAX_FILES:
+        raise errors.BundleError(f"lists {len(files)} files", directory / MANIFEST, _COPY_AGAIN)
+    for name in files:
+        if not _NAME.fullmatch(name) or name == MANIFEST:
+            raise errors.BundleError(f"refused file name {name!r}", directory, _COPY_AGAIN)
+    for name in REQUIRED:
+        if name not in files:
+            raise errors.BundleError(f"does not list {name}", directory / MANIFEST, _COPY_AGAIN)
+    present = {entry.name for entry in os.scandir(directory)} - {MANIFEST}
+    if unknown := sorted(present - files.keys()):
+        raise errors.BundleError(
+            "unknown file", directory / unknown[0], "remove it: a bundle holds only listed files"
+        )
+    if missing := sorted(files.keys() - present):
+        raise errors.BundleError("missing file", directory / missing[0], _COPY_AGAIN)
+
+
+def _check_file(path: pathlib.Path, entry: spec.FileEntry) -> None:
+    with _open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size > _MAX_FILE_BYTES.get(path.name, _MAX_OTHER_BYTES):
+        raise errors.BundleError(f"too large ({size} bytes)", path, _COPY_AGAIN)
+    if size != entry.bytes:
+        raise errors.BundleError(
+            f"damaged ({size} bytes instead of {entry.bytes})", path, _COPY_AGAIN
+        )
+    if hash_file(path) != entry:
+        raise errors.BundleError("damaged (sha256 does not match)", path, _COPY_AGAIN)
+
+
+def _open_regular(path: pathlib.Path):
+    """Opens a plain file for reading; links, folders and devices are refused."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise errors.BundleError(f"cannot read ({error.strerror})", path, _COPY_AGAIN) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise errors.BundleError("not a plain file", path, _COPY_AGAIN)
+    return os.fdopen(descriptor, "rb")

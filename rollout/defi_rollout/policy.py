@@ -1,0 +1,261 @@
+"""A bundle that acts: observation in, action chunk out.
+
+    policy = Policy.load("runs/demo/bundle")
+    actions = policy.infer({"observation/image": image, "prompt": "open the drawer"})["actions"]
+
+The policy is the jax.export artefact `policy.stablehlo`, called with the parameters of
+`params.safetensors`; noise is an input, drawn here from (seed, call), so that the same seed gives
+the same actions on every platform.
+
+Legend: B batch, H W image size, S action-chunk length, A action dimension, L text tokens.
+"""
+
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from defi_rollout import bundle, errors, preprocess, spec, tokenizers
+
+PROMPT = "prompt"
+SEED = "_defi/seed"
+RESET = "_defi/reset"
+RESERVED_PREFIX = "_defi/"
+
+Observation = Mapping[str, Any]
+Inputs = dict[str, np.ndarray]
+
+
+class Policy:
+    """Runs the policy of one bundle; safe to call from several threads.
+
+    Attributes:
+        spec: the bundle's specification.
+        digest: sha256 that identifies the bundle.
+    """
+
+    def __init__(self, source: bundle.Bundle, *, seed: int = 0):
+        self.spec, self.digest = source.spec, source.digest
+        params = _load_tensors(source, bundle.PARAMS)
+        self._call = _load_program(source, params)
+        self._params = jax.device_put(params)
+        self._tokenizers = {
+            role: tokenizers.make_tokenizer(text, source) for role, text in self.spec.text.items()
+        }
+        self._example = _load_tensors(source, bundle.EXAMPLE)
+        self._seed, self._calls = seed, 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, seed: int = 0, warm_up: bool = True) -> "Policy":
+        """Loads and verifies the bundle at `path`, and compiles its policy for one observation.
+
+        Args:
+            path: the bundle's directory.
+            seed: seed of the noise of observations that bring none.
+            warm_up: False leaves the compilation to the first `infer`.
+
+        Raises:
+            UsageError: no bundle there.
+            BundleError: a file is missing, unknown or damaged, or jax refuses the program.
+        """
+        policy = cls(bundle.read_bundle(path), seed=seed)
+        if warm_up:
+            policy.run_example()
+        return policy
+
+    def reset(self, seed: int | None = None) -> None:
+        """Starts a new episode: the noise sequence begins again, with `seed` where given."""
+        with self._lock:
+            self._seed = self._seed if seed is None else seed
+            self._calls = 0
+
+    def infer(self, obs: Observation) -> dict[str, Any]:
+        """Predicts a chunk of actions.
+
+        Args:
+            obs: each camera's key to uint8 [H, W, 3] and "prompt" to a string; or, batched, to
+                uint8 [B, H, W, 3] and a string or B strings. Optional: "_defi/seed", an integer
+                (or B of them): the actions then depend on this observation alone;
+                "_defi/reset": true restarts the noise sequence.
+
+        Returns:
+            "actions": float32 [S, A] ([B, S, A] when batched) in the robot's units, within the
+            action limits; "policy_timing": {"infer_ms": float}.
+
+        Raises:
+            UsageError: a key is missing or unknown, or a value has the wrong type or shape.
+            CheckFailed: the policy's output is not finite.
+        """
+        started = time.perf_counter()
+        images, batched = self._read_images(obs)
+        size = images.shape[0]
+        inputs = {"images": images, **self._read_text(obs, size), **self._draw_noise(obs, size)}
+        actions = self._run(inputs)
+        return {
+            "actions": actions if batched else actions[0],
+            "policy_timing": {"infer_ms": 1000 * (time.perf_counter() - started)},
+        }
+
+    def run_example(self) -> float:
+        """Runs the bundle's own example; returns the relative L2 distance to its known answer."""
+        size = self._example["expected/actions"].shape[0]
+        obs = {c.key: self._example[c.key] for c in self.spec.cameras}
+        images, _ = self._read_images(obs)
+        noise = {f"noise/{n}": self._example[f"noise/{n}"] for n in self.spec.noise}
+        text = self._read_text({PROMPT: self.spec.example_prompt}, size)
+        actions = self._run({"images": images, **text, **noise})
+        expected = self._example["expected/actions"]
+        return float(np.linalg.norm(actions - expected) / max(np.linalg.norm(expected), 1e-12))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a server tells its clients about this policy."""
+        return {
+            "obs_spec": self.spec.observation_spec(),
+            "action_spec": self.spec.to_json()["action_spec"],
+            "action_horizon": self.spec.action_horizon,
+            "execute_horizon": self.spec.execute_horizon,
+            "control_hz": self.spec.control_hz,
+            "bundle": self.digest,
+        }
+
+    def _run(self, inputs: Inputs) -> np.ndarray:
+        """Normalised network output of prepared inputs, mapped to real actions [B, S, A]."""
+        normalised = np.asarray(self._call(self._params, inputs)["actions"], np.float32)
+        if not np.isfinite(normalised).all():
+            raise errors.CheckFailed(
+                "the policy's actions are not finite",
+                f"bundle {self.digest[:12]}",
+                "do not run this bundle; export another checkpoint",
+            )
+        return self.spec.unnormalise(normalised)
+
+    def _read_images(self, obs: Observation) -> tuple[np.ndarray, bool]:
+        """Images at the model's size, uint8 [B, cams, H, W, 3], and whether they were batched."""
+        expected = {camera.key for camera in self.spec.cameras}
+        given = {key for key in obs if key != PROMPT and not key.startswith(RESERVED_PREFIX)}
+        if given != expected:
+            raise errors.UsageError(
+                f"observation has keys {sorted(given)}",
+                f"bundle {self.digest[:12]}",
+                f"send {sorted(expected)} and 'prompt'",
+            )
+        images = [_check_image(camera, np.asarray(obs[camera.key])) for camera in self.spec.cameras]
+        batched = images[0].ndim == 4
+        if len({image.shape[:-3] for image in images}) > 1:
+            raise errors.UsageError(
+                "cameras differ in their batch", "observation", "send one image per camera and row"
+            )
+        views = []
+        for image in images:
+            rows = image if batched else image[None]
+            views.append(np.stack([preprocess.resize(row, self.spec.image) for row in rows]))
+        return np.stack(views, axis=1), batched
+
+    def _read_text(self, obs: Observation, size: int) -> Inputs:
+        """Token ids and masks of every text role, int32 and bool [B, L]."""
+        prompt = obs.get(PROMPT)
+        prompts = [prompt] * size if isinstance(prompt, str) else prompt
+        if (
+            not isinstance(prompts, Sequence | np.ndarray)
+            or len(prompts) != size
+            or not all(isinstance(item, str) for item in prompts)
+        ):
+            raise errors.UsageError(
+                f"'prompt' is not a string or {size} strings", "observation", "send the instruction"
+            )
+        inputs: Inputs = {}
+        for role, tokenize in self._tokenizers.items():
+            tokens = [tokenize(item) for item in prompts]
+            inputs[f"text/{role}"] = np.stack([ids for ids, _ in tokens])
+            inputs[f"text_mask/{role}"] = np.stack([mask for _, mask in tokens])
+        return inputs
+
+    def _draw_noise(self, obs: Observation, size: int) -> Inputs:
+        """Standard normal noise per row, float32 [B, ...]."""
+        if obs.get(RESET):
+            self.reset()
+        if SEED in obs:
+            seeds = np.broadcast_to(np.asarray(obs[SEED]), (size,))
+            keys = [(_check_seed(seed),) for seed in seeds.tolist()]
+        else:
+            with self._lock:
+                keys = [(self._seed, self._calls, row) for row in range(size)]
+                self._calls += 1
+        return {
+            f"noise/{name}": np.stack([draw_noise(key, name, shape) for key in keys])
+            for name, shape in self.spec.noise.items()
+        }
+
+
+def draw_noise(key: Sequence[int], name: str, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal float32 of `shape`: a function of the integers `key` and the name alone."""
+    entropy = [*key, zlib.crc32(name.encode())]
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    return generator.standard_normal(shape, dtype=np.float32)
+
+
+def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
+    is_image = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size > 0
+    if image.dtype != np.uint8 or not is_image:
+        raise errors.UsageError(
+            f"{camera.key!r} is {image.dtype} {image.shape}",
+            "observation",
+            f"send uint8 [{camera.height}, {camera.width}, 3], or a batch of them",
+        )
+    return image
+
+
+def _check_seed(seed: Any) -> int:
+    if not isinstance(seed, int) or seed < 0:
+        raise errors.UsageError(f"{SEED!r} is {seed!r}", "observation", "send an integer >= 0")
+    return seed
+
+
+def _load_tensors(source: bundle.Bundle, name: str) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(source.path(name))
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise errors.BundleError(
+            f"not a safetensors file ({error})", source.path(name), "export the bundle again"
+        ) from error
+
+
+def _load_program(source: bundle.Bundle, params: Mapping[str, np.ndarray]) -> Callable:
+    """Compiled-on-demand `policy(params, inputs) -> outputs`; its sha256 is checked before."""
+    where = source.path(bundle.STABLEHLO)
+    rebuild = f"rebuild it: {bundle.REBUILD.format(old=source.directory)}"
+    program = source.read(bundle.STABLEHLO)
+    try:
+        exported = jax.export.deserialize(bytearray(program))
+        (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    except Exception as error:  # jax promises no type for an artefact outside its window
+        text = " ".join(str(error).split())[:200]
+        refusal = f"jax {jax.__version__} refuses it ({text})"
+        raise errors.BundleError(refusal, where, rebuild) from error
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise errors.BundleError(f"not exported for {platform}", where, rebuild)
+    _check_params(wanted, params, source)
+    return jax.jit(exported.call)
+
+
+def _check_params(wanted: Any, params: Mapping[str, np.ndarray], source: bundle.Bundle) -> None:
+    expected = {path: (aval.shape, str(aval.dtype)) for path, aval in wanted.items()}
+    given = {path: (array.shape, str(array.dtype)) for path, array in params.items()}
+    if expected != given:
+        names = sorted({path for path, _ in expected.items() ^ given.items()})
+        raise errors.BundleError(
+            f"does not fit {bundle.STABLEHLO} at {', '.join(names[:5])}",
+            source.path(bundle.PARAMS),
+            f"rebuild it: {bundle.REBUILD.format(old=source.directory)}",
+        )
