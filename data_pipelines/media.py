@@ -50,14 +50,14 @@ def decode_image(data: bytes, *, where: str = "image") -> np.ndarray:
     """Decodes JPEG or PNG bytes, told apart by their magic bytes.
 
     Args:
-      data: the encoded bytes.
-      where: what an error names, for example "episode 12, camera static, frame 3".
+        data: the encoded bytes.
+        where: what an error names, for example "episode 12, camera static, frame 3".
 
     Returns:
-      uint8[H, W, 3], RGB.
+        uint8[H, W, 3], RGB.
 
     Raises:
-      DataError: the bytes are damaged, too large, or of another kind.
+        DataError: the bytes are damaged, too large, or of another kind.
     """
     if data[:3] == _JPEG_MAGIC:
         return _decode_jpeg(data, where)
@@ -73,7 +73,7 @@ def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
     """Reads (height, width) from the header of JPEG or PNG bytes, without decoding pixels.
 
     Raises:
-      DataError: the header is damaged, names no pixels, or too many.
+        DataError: the header is damaged, names no pixels, or too many.
     """
     if data[:8] == _PNG_MAGIC and len(data) >= 24:
         width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
@@ -141,11 +141,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     The one resizing rule of training and serving. The aspect ratio is not kept.
 
     Args:
-      image: uint8[H, W, 3].
-      size: (height, width) wanted.
+        image: uint8[H, W, 3].
+        size: (height, width) wanted.
 
     Returns:
-      uint8[height, width, 3]; the same array when it already has that size.
+        uint8[height, width, 3]; the same array when it already has that size.
     """
     height, width = size
     if image.shape[:2] == (height, width):
@@ -171,9 +171,9 @@ class VideoClip:
     """Decoded frames of one video.
 
     Attributes:
-      frames: uint8[H, W, 3] each, upright, all of one size.
-      fps: frames per second of `frames`, so already divided by `every`; the mean rate of the
-        stream when its frames are not evenly spaced.
+        frames: uint8[H, W, 3] each, upright, all of one size.
+        fps: frames per second of `frames`, so already divided by `every`; the mean rate of the
+            stream when its frames are not evenly spaced.
     """
 
     frames: list[np.ndarray]
@@ -184,10 +184,10 @@ def video_format(path: str | os.PathLike) -> str:
     """Tells the container of a video from its first bytes.
 
     Returns:
-      "mp4" (also QuickTime), "matroska" (also webm) or "avi".
+        "mp4" (also QuickTime), "matroska" (also webm) or "avi".
 
     Raises:
-      DataError: the file is empty, truncated or none of these; playlists are none of these.
+        DataError: the file is empty, truncated or none of these; playlists are none of these.
     """
     path = pathlib.Path(path)
     try:
@@ -222,14 +222,14 @@ def read_video(
     """Decodes a video, or its beginning.
 
     Args:
-      path: an mp4, mov, webm, mkv or avi file.
-      max_frames: stop after this many returned frames; None reads to the end.
-      every: return every n-th frame, the first one included.
-      shorter_side: shrink each frame as `resize_shorter_side` does, while decoding.
+        path: an mp4, mov, webm, mkv or avi file.
+        max_frames: stop after this many returned frames; None reads to the end.
+        every: return every n-th frame, the first one included.
+        shorter_side: shrink each frame as `resize_shorter_side` does, while decoding.
 
     Raises:
-      DataError: unreadable, truncated, without frames, of changing frame size, or larger than
-        MAX_CLIP_BYTES once decoded.
+        DataError: unreadable, truncated, without frames, of changing frame size, or larger than
+            MAX_CLIP_BYTES once decoded.
     """
     path = pathlib.Path(path)
     container_format = video_format(path)
@@ -337,13 +337,13 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     """Writes H.264 in mp4, the combination that every browser plays; replaces `path` at once.
 
     Args:
-      path: file to write; its directory exists.
-      frames: uint8[H, W, 3] each, of one size. Odd sizes gain one repeated row or column, because
-        the codec halves the chroma.
-      fps: frames per second.
+        path: file to write; its directory exists.
+        frames: uint8[H, W, 3] each, of one size. Odd sizes gain one repeated row or column, because
+            the codec halves the chroma.
+        fps: frames per second.
 
     Raises:
-      ValueError: there are no frames.
+        ValueError: there are no frames.
     """
     frames = iter(frames)
     first = next(frames, None)
@@ -388,15 +388,15 @@ def contact_sheet(
     """Lays images out on one picture, row by row, each above its label.
 
     Args:
-      images: uint8[H, W, 3] each; sizes may differ, every cell has the largest.
-      labels: one text per image; cut where the cell ends.
-      columns: images per row; None makes the sheet roughly square.
+        images: uint8[H, W, 3] each; sizes may differ, every cell has the largest.
+        labels: one text per image; cut where the cell ends.
+        columns: images per row; None makes the sheet roughly square.
 
     Returns:
-      uint8[H', W', 3].
+        uint8[H', W', 3].
 
     Raises:
-      ValueError: no images, or not one label per image.
+        ValueError: no images, or not one label per image.
     """
     if not images or len(images) != len(labels):
         raise ValueError(f"{len(images)} images with {len(labels)} labels")

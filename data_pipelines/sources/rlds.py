@@ -1,0 +1,394 @@
+"""RLDS datasets as TFDS writes them (TFRecord), without TensorFlow and without TFDS.
+
+One record is one episode: an Example whose lists hold a field of all steps, end to end, named
+`steps/<field>`. `features.json` says how to cut them, `dataset_info.json` how many records each
+shard must hold. Images stay the JPEG or PNG bytes they are; only requested fields are unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from data_pipelines import episodes, media, tfrecord
+from data_pipelines.sources import base
+from data_pipelines.standardize import base as standardize_base
+from data_pipelines.standardize import registry
+from defi_jax import errors
+
+Field = standardize_base.Field
+
+_DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_STEPS = "steps/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of a split, with the number of records it must hold."""
+
+    split: str
+    index: int
+    path: epath.Path
+    num_records: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What the two JSON files beside the shards say.
+
+    Attributes:
+        name: of the dataset.
+        version: its folder's name.
+        shards: of the chosen splits, in order.
+        step_fields: field of a step, for example "observation/state" -> how it is stored.
+        episode_fields: field of the episode, for example "episode_metadata/file_path".
+    """
+
+    name: str
+    version: str
+    shards: tuple[Shard, ...]
+    step_fields: Mapping[str, Field]
+    episode_fields: Mapping[str, Field]
+
+
+def load_info(directory: epath.PathLike, *, splits: Collection[str] | None = None) -> DatasetInfo:
+    """Reads the description of a dataset and checks that its shards are there.
+
+    Args:
+        directory: the version folder, or the folder above; then the newest version is taken.
+        splits: names to read; None for all.
+
+    Raises:
+        UserError: no such directory or split, or a file format other than TFRecord.
+        DataError: the description is damaged, or shards are missing (all of them are named).
+    """
+    directory = _version_directory(epath.Path(directory))
+    try:
+        return _parse_info(directory, splits)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise errors.DataError(
+            f"dataset_info.json or features.json is not as TFDS writes it ({error!r})",
+            str(directory),
+            "download both again",
+        ) from error
+
+
+def read_shard(shard: Shard) -> Iterator[bytes]:
+    """Yields the records of a shard and then checks their number.
+
+    Raises:
+        DataError: a record is damaged, or the number is not the one of `dataset_info.json`.
+    """
+    count = 0
+    for record in tfrecord.read_records(shard.path):
+        count += 1
+        yield record
+    if count != shard.num_records:
+        raise errors.DataError(
+            f"holds {count} records, dataset_info.json says {shard.num_records}",
+            str(shard.path),
+            "download this file again",
+        )
+
+
+class RawSteps(Mapping):
+    """The steps of one episode: field -> [T, ...] array or T byte strings, unpacked on access.
+
+    Args:
+        features: the parsed Example.
+        fields: of a step.
+        where: what errors name.
+    """
+
+    def __init__(
+        self, features: Mapping[str, tfrecord.Value], fields: Mapping[str, Field], where: str
+    ):
+        self._features, self._fields, self._where = features, fields, where
+
+    def __getitem__(self, name: str) -> np.ndarray | list[bytes]:
+        field = self._fields[name]
+        try:
+            return _unpack(self._features.get(_STEPS + name, []), field)
+        except (ValueError, TypeError, zlib.error) as error:
+            raise errors.DataError(
+                f"field '{name}' does not fit features.json ({error})",
+                self._where,
+                "check that features.json belongs to these files",
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+class RldsSource:
+    """Standardised episodes of an RLDS directory; see `base.Source`.
+
+    Args:
+        directory: see `load_info`.
+        splits: see `load_info`.
+        dataset: whose standardisation to apply; None for the name in `dataset_info.json`.
+
+    Raises:
+        UserError: no standardisation for this dataset.
+        DataError: a field has another kind or shape than the standardisation was written for.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        splits: Collection[str] | None = None,
+        dataset: str | None = None,
+    ):
+        self.info = load_info(directory, splits=splits)
+        self.name = dataset or self.info.name
+        self.total = sum(shard.num_records for shard in self.info.shards)
+        self._standard = registry.find(self.name)
+        _check_schema(self.info, self._standard)
+
+    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
+        """Yields episodes; see `base.Source.read`."""
+        for shard in self.info.shards:
+            for index, record in enumerate(read_shard(shard)):
+                # The place of the record, because episodes of some datasets share their metadata.
+                episode_id = f"{self.name}/{shard.split}/{shard.index:05d}/{index:05d}"
+                if episode_id not in skip:
+                    yield self._episode(episode_id, record, f"{shard.path} record {index}")
+
+    def _episode(
+        self, episode_id: str, record: bytes, where: str
+    ) -> episodes.Episode | base.Reject:
+        features = tfrecord.parse_example(record, where=where)
+        steps = RawSteps(features, self.info.step_fields, where)
+        num_steps = _num_steps(steps, self._standard, where)
+        try:
+            trajectory = self._standard.standardize(steps)
+            frames = {
+                camera: _kept_images(steps[field], trajectory.kept, f"{where}, camera {camera}")
+                for camera, field in self._standard.cameras.items()
+            }
+            return episodes.Episode(
+                episode_id=episode_id,
+                source=self.name,
+                embodiment=self._standard.embodiment,
+                instructions=trajectory.instructions,
+                frames=frames,
+                actions=trajectory.actions,
+                states=trajectory.states,
+                fps=self._standard.fps,
+                metadata=self._metadata(features) | {"raw_steps": num_steps},
+            )
+        except (ValueError, errors.DataError) as error:
+            return base.Reject(where, str(error))
+
+    def _metadata(self, features: Mapping[str, tfrecord.Value]) -> dict[str, Any]:
+        """Scalars and texts that describe the whole episode."""
+        values = {}
+        for name, field in self.info.episode_fields.items():
+            if field.kind not in ("tensor", "text") or field.shape != () or name not in features:
+                continue
+            value = _unpack(features[name], field)[0]
+            is_text = isinstance(value, bytes)
+            values[name] = value.decode(errors="replace") if is_text else value.item()
+        return values
+
+
+# ---- description files ----
+
+
+def _parse_info(directory: epath.Path, splits: Collection[str] | None) -> DatasetInfo:
+    info = _load_json(directory / "dataset_info.json")
+    if info.get("fileFormat", "tfrecord") != "tfrecord":
+        raise errors.UserError(
+            f"RLDS file format '{info['fileFormat']}'", str(directory), "only tfrecord is read"
+        )
+    shards = tuple(_shards(directory, info, splits))
+    missing = [shard.path.name for shard in shards if not shard.path.exists()]
+    if missing:
+        raise errors.DataError(
+            f"{len(missing)} of {len(shards)} shards are missing",
+            f"{directory}: {', '.join(missing)}",
+            "download them again",
+        )
+    fields = dict(_leaves(_load_json(directory / "features.json"), "", sequences=0))
+    step_fields = {
+        name.removeprefix(_STEPS): field for name, field in fields.items() if _is_step(name)
+    }
+    if not step_fields:
+        raise errors.DataError(
+            "no 'steps' feature, so not an RLDS dataset", str(directory / "features.json")
+        )
+    return DatasetInfo(
+        name=info["name"],
+        version=directory.name,
+        shards=shards,
+        step_fields=step_fields,
+        episode_fields={name: field for name, field in fields.items() if not _is_step(name)},
+    )
+
+
+def _version_directory(directory: epath.Path) -> epath.Path:
+    if not directory.is_dir():
+        raise errors.UserError("no such RLDS directory", str(directory), "check --input")
+    if (directory / "dataset_info.json").exists():
+        return directory
+    versions = [
+        path
+        for path in directory.iterdir()
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
+    ]
+    if not versions:
+        raise errors.UserError(
+            "no dataset_info.json, here or in a version folder",
+            str(directory),
+            "give the folder that holds the .tfrecord files",
+        )
+    return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+
+
+def _load_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"description cannot be read ({error})", str(path), "download it again"
+        ) from error
+
+
+def _shards(
+    directory: epath.Path, info: Mapping[str, Any], splits: Collection[str] | None
+) -> Iterator[Shard]:
+    where = str(directory / "dataset_info.json")
+    known = {split["name"]: split for split in info.get("splits", [])}
+    absent = sorted(set(splits or known) - set(known))
+    if absent or not known:
+        raise errors.UserError(
+            f"no split {', '.join(absent)}", where, f"it has: {', '.join(sorted(known)) or 'none'}"
+        )
+    for name in known if splits is None else splits:
+        lengths = known[name].get("shardLengths")
+        if not lengths:
+            raise errors.DataError(f"split '{name}' has no shardLengths", where)
+        template = known[name].get("filepathTemplate") or _DEFAULT_TEMPLATE
+        for index, length in enumerate(lengths):
+            filename = template.format(
+                DATASET=info["name"],
+                SPLIT=name,
+                FILEFORMAT="tfrecord",
+                SHARD_INDEX=f"{index:05d}",
+                NUM_SHARDS=f"{len(lengths):05d}",
+                SHARD_X_OF_Y=f"{index:05d}-of-{len(lengths):05d}",
+            )
+            path = directory / filename
+            yield Shard(split=name, index=index, path=path, num_records=int(length))
+
+
+def _is_step(name: str) -> bool:
+    return name.startswith(_STEPS)
+
+
+def _leaves(node: Mapping[str, Any], name: str, *, sequences: int) -> Iterator[tuple[str, Field]]:
+    """Walks features.json; `sequences` counts the sequences around a leaf (the steps are one)."""
+    if "featuresDict" in node:
+        for child_name, child in node["featuresDict"]["features"].items():
+            path = f"{name}/{child_name}" if name else child_name
+            yield from _leaves(child, path, sequences=sequences)
+    elif "sequence" in node:
+        yield from _leaves(node["sequence"]["feature"], name, sequences=sequences + 1)
+    elif sequences > _is_step(name):
+        yield name, Field(kind="other")
+    elif "text" in node:
+        yield name, Field(kind="text")
+    elif "image" in node:
+        yield name, Field(kind="image", dtype="uint8")
+    elif "tensor" in node:
+        tensor = node["tensor"]
+        dimensions = [int(size) for size in tensor["shape"].get("dimensions", [])]
+        yield (
+            name,
+            Field(
+                kind="text" if tensor["dtype"] in ("string", "object") else "tensor",
+                shape=tuple(size if size >= 0 else None for size in dimensions),
+                dtype=tensor["dtype"],
+                encoding=tensor.get("encoding", "none"),
+            ),
+        )
+    else:
+        yield name, Field(kind="other")
+
+
+# ---- values ----
+
+
+def _unpack(values: tfrecord.Value, field: Field) -> np.ndarray | list[bytes]:
+    """Cuts the flat list of a field into one value a step."""
+    if field.kind == "other":
+        raise ValueError("this kind of feature is not supported")
+    if field.kind in ("text", "image"):
+        if isinstance(values, np.ndarray):
+            raise ValueError("numbers instead of bytes")
+        return values
+    shape = tuple(-1 if size is None else size for size in field.shape)
+    if field.encoding in ("bytes", "zlib"):
+        return np.stack([_unpack_bytes(value, field).reshape(shape) for value in values])
+    if isinstance(values, list) and values:
+        raise ValueError("bytes instead of numbers")
+    if -1 in shape:
+        raise ValueError("steps of varying size are not supported")
+    return np.asarray(values).astype(field.dtype).reshape(-1, *shape)
+
+
+def _unpack_bytes(value: bytes, field: Field) -> np.ndarray:
+    if field.encoding == "zlib":
+        value = zlib.decompress(value)
+    return np.frombuffer(value, field.dtype)
+
+
+def _kept_images(images: list[bytes], kept: range, where: str) -> list[bytes]:
+    """Picks the steps that remain; reads the headers only, `data.py validate` reads the pixels."""
+    for step in kept:
+        media.image_size(images[step], where=f"{where}, step {step}")
+    return [images[step] for step in kept]
+
+
+def _num_steps(steps: RawSteps, standard: standardize_base.Standard, where: str) -> int:
+    lengths = {name: len(steps[name]) for name in standard.fields}
+    if len(set(lengths.values())) > 1:
+        raise errors.DataError(
+            f"fields differ in their number of steps {lengths}",
+            where,
+            "check that features.json belongs to these files",
+        )
+    return next(iter(lengths.values()))
+
+
+def _check_schema(info: DatasetInfo, standard: standardize_base.Standard) -> None:
+    """Compares the dataset's own description with what the standardisation was written for."""
+    surprises = []
+    for name, wanted in standard.fields.items():
+        found = info.step_fields.get(name)
+        if found is None:
+            surprises.append(f"'{name}' is missing")
+        elif found.kind != wanted.kind:
+            surprises.append(f"'{name}' is a {found.kind}, expected a {wanted.kind}")
+        elif wanted.kind == "tensor" and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            surprises.append(
+                f"'{name}' is {found.dtype}{list(found.shape)}, "
+                f"expected {wanted.dtype}{list(wanted.shape)}"
+            )
+    if surprises:
+        raise errors.DataError(
+            f"dataset {info.name} {info.version} has other fields than its standardisation reads",
+            "; ".join(surprises),
+            "convert the version it was written for, or adapt data_pipelines/standardize/",
+        )
