@@ -1,6 +1,7 @@
 r"""GFDM: the video model that predicts the future from one frame and an instruction (stage 1).
 
-Source: DeFI (arXiv 2604.16391) section 3.1 and table 10; official `video_conf/train_calvin_svd.yaml`.
+Source: DeFI (arXiv 2604.16391) section 3.1 and table 10; official
+`video_conf/train_calvin_svd.yaml`.
 
 | preset | hardware | rough cost | expected |
 |---|---|---|---|

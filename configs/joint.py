@@ -72,5 +72,3 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
     config.control_hz = 80.0 if preset == "tiny" else 30.0
     common.apply(config, _NUMBERS[preset])
     return config.lock()
-
-

@@ -1,1 +1,23 @@
 """What is trained: batch, loss, trainable parameters and evaluation of each stage."""
+
+from typing import Any
+
+from defi_jax import errors
+from defi_jax.objectives import base, gfdm, gidm, joint, setup
+
+OBJECTIVES = {"gfdm": gfdm.GFDMObjective, "gidm": gidm.GIDMObjective, "joint": joint.JointObjective}
+
+
+def make(config: Any) -> base.Objective:
+    """Returns the objective that `config.objective` names, after checking what it needs.
+
+    Raises:
+        UserError: if the config lacks data or weights, or its numbers contradict each other.
+    """
+    setup.check(config)
+    try:
+        return OBJECTIVES[config.objective](config)
+    except ValueError as error:
+        raise errors.UserError(
+            str(error), f"--config=configs/{config.objective}.py", "change config.model"
+        ) from error

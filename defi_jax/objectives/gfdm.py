@@ -35,7 +35,7 @@ class GFDMObjective:
         self.config = config
         self.latents = setup.latent_encoder(config)
         self.text = setup.text_encoder(config, "gfdm")
-        self.model_config = setup.gfdm_config(config, config.model, self.latents, self.text)
+        self.model_config = setup.gfdm_config(config.model, self.latents, self.text)
         dtype = jnp.dtype(config.compute_dtype)
         self._make = lambda rngs: gfdm.GFDM(self.model_config, dtype=dtype, rngs=rngs)
         self._sample = jax.jit(self._predict)
@@ -120,8 +120,7 @@ class GFDMObjective:
 
     def warm_starts(self) -> list[base.WarmStart]:
         """The frozen encoders' weights, and another GFDM run when `init.gfdm` names one."""
-        by_role = {"latents": self.latents, "gfdm_text": self.text}
-        return setup.encoder_weights(self.config, by_role) + setup.stage(
+        return setup.encoder_weights(self.config, ("latents", "gfdm_text")) + setup.stage(
             self.config, "gfdm", "gfdm", "gfdm"
         )
 
@@ -136,7 +135,7 @@ class GFDMObjective:
         text = self.text.encode(
             params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask
         ).tokens
-        return x, x[:, 0] / self.latents.scale, text
+        return x, x[:, 0] / self.latents.scaling_factor, text
 
     def _predict(self, params: Params, batch: batch_lib.GFDMBatch, rng: PRNGKey) -> jax.Array:
         """Predicted video, uint8[B, T, H, W, 3]."""

@@ -1,11 +1,19 @@
 """From the config to the pieces that objectives share: encoders, model configs, warm starts."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from defi_jax import errors
 from defi_jax.array_typing import Params, PRNGKey
-from defi_jax.models import encoders, gfdm, svd_unet
-from defi_jax.models import params as params_lib
+from defi_jax.models import (
+    action_denoiser,
+    encoders,
+    gfdm,
+    gidm,
+    policy,
+    svd_unet,
+    video_former,
+)
 from defi_jax.objectives import base
 
 SCRATCH = "scratch"
@@ -21,32 +29,64 @@ _ENCODERS = {
 
 def latent_encoder(config: Any) -> encoders.LatentEncoder:
     """Returns the frames-to-latents encoder named by `encoders.latents`."""
-    section = config.encoders
-    return encoders.latent_encoder(section.latents, factor=section.latents_factor)
+    return encoders.make_latent_encoder(_fields(config, config.encoders.latents))
 
 
 def feature_encoder(config: Any) -> encoders.FeatureEncoder:
     """Returns the frame-feature encoder named by `encoders.features`."""
-    section = config.encoders
-    return encoders.feature_encoder(section.features, patch=section.features_patch)
+    return encoders.make_feature_encoder(_fields(config, config.encoders.features))
 
 
 def text_encoder(config: Any, role: str) -> encoders.TextEncoder:
     """Returns the text encoder of a role: "gfdm", "gidm" or "goal"."""
-    section = config.encoders
-    name = section[f"{role}_text"]
-    return encoders.text_encoder(name, length=section.text_length, dim=section.text_dim)
+    return encoders.make_text_encoder(_fields(config, config.encoders[f"{role}_text"]))
 
 
-def gfdm_config(config: Any, section: Any, latents: Any, text: Any) -> gfdm.GFDMConfig:
+def gfdm_config(section: Any, latents: Any, text: Any) -> gfdm.GFDMConfig:
     """Returns the forward model's config, its channel counts taken from the encoders."""
     fields = section.to_dict()
     unet = fields.pop("unet")
     unet["in_channels"], unet["out_channels"] = 2 * latents.channels, latents.channels
-    unet["cross_attention_dim"] = text.dim * fields["text_copies"]
+    unet["cross_attention_dim"] = text.token_dim * fields["text_copies"]
     unet = {k: tuple(v) if isinstance(v, list) else v for k, v in unet.items()}
-    del config
     return gfdm.GFDMConfig(unet=svd_unet.SVDUNetConfig(**unet), **fields)
+
+
+def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.PolicyConfig:
+    """Returns the policy's config, its widths taken from the parts around it."""
+    fields = config.model.policy.to_dict()
+    former = video_former.VideoFormerConfig(
+        **fields.pop("video_former")
+        | {
+            "condition_dim": sum(forward.unet.block_out_channels[-1 - forward.feature_block :]),
+            "num_frames": forward.num_frames,
+        }
+    )
+    inverse = gidm.GIDMConfig(
+        **fields.pop("gidm")
+        | {"feature_dim": feature_encoder(config).dim, "text_dim": texts["gidm"].token_dim}
+    )
+    denoiser = action_denoiser.ActionDenoiserConfig(
+        **fields.pop("denoiser")
+        | {
+            "action_dim": config.data.action_dim,
+            "action_horizon": config.data.action_horizon,
+            "goal_dim": texts["goal"].pooled_dim,
+            "observation_dim": former.dim,
+            "latent_action_dim": inverse.model_dim,
+            "num_tokens": former.num_latents,
+        }
+    )
+    fields["condition_frames"] = tuple(fields["condition_frames"])
+    fields["commitment_weight"] = config.commitment_weight
+    return policy.PolicyConfig(video_former=former, gidm=inverse, denoiser=denoiser, **fields)
+
+
+def gidm_config(section: Any, features: Any, text: Any) -> gidm.GIDMConfig:
+    """Returns the inverse model's config, its input widths taken from the encoders."""
+    fields = section.to_dict()
+    fields["feature_dim"], fields["text_dim"] = features.dim, text.token_dim
+    return gidm.GIDMConfig(**fields)
 
 
 def with_encoders(params: Params, by_role: dict[str, Any], rng: PRNGKey) -> Params:
@@ -56,12 +96,8 @@ def with_encoders(params: Params, by_role: dict[str, Any], rng: PRNGKey) -> Para
     return {**params, "encoders": frozen} if frozen else params
 
 
-def encoder_weights(config: Any, by_role: dict[str, Any]) -> list[base.WarmStart]:
-    """Returns where the pretrained encoders in use come from.
-
-    Raises:
-        UserError: if a pretrained encoder has no weights and the data is real.
-    """
+def encoder_weights(config: Any, roles: Iterable[str]) -> list[base.WarmStart]:
+    """Returns where the pretrained encoders in use come from; `check` asks for missing ones."""
     starts = []
     for role, encoder in by_role.items():
         if encoder.name not in config.weights:
@@ -70,7 +106,10 @@ def encoder_weights(config: Any, by_role: dict[str, Any]) -> list[base.WarmStart
         if source:
             starts.append(
                 base.WarmStart(
-                    source=source, theirs="", ours=f"encoders/{role}", flag=f"weights.{encoder.name}"
+                    source=source,
+                    theirs="",
+                    ours=f"encoders/{role}",
+                    flag=f"weights.{encoder.name}",
                 )
             )
     return starts
@@ -115,3 +154,19 @@ def check(config: Any) -> None:
             "give them, or try --config.data.mixture=synthetic, which needs no files "
             f"(quick: --config=configs/{config.objective}.py:tiny)",
         )
+
+
+def _fields(config: Any, name: str) -> dict[str, Any]:
+    """Returns an encoder's name and the config numbers it takes; pretrained ones take none."""
+    section = config.encoders
+    numbers: dict[str, dict[str, Any]] = {
+        "space_to_depth": {"factor": section.latents_factor},
+        "patches": {"patch_size": section.features_patch},
+        "bytes": {
+            "length": section.text_length,
+            "dim": section.text_dim,
+            "lower_case": True,
+            "strip_punctuation": True,
+        },
+    }
+    return {"name": name, **numbers[name]} if name in numbers else {"name": name}

@@ -1,0 +1,243 @@
+"""Joint objective: one GFDM step's features, the GIDM encoder and a diffusion policy, together.
+
+With images of N cameras, an instruction and the actions a that follow (official `VPP_policy.py`):
+
+    (1) features = GFDM(first denoising step | camera image, text), per camera
+    (2) context  = Video Former(features), latent action(frames 0 and f of camera 0), language goal
+    (3) loss     = denoising loss of a given the context + codebook loss + w * commitment loss
+
+`train_parts` says which parts train beside the adapter (Video Former, feature projections, action
+denoiser): "adapter", "gfdm+adapter", "gidm+adapter" (DeFI's choice) or "all". What does not train
+gets no gradient. The codebook is never restarted here, as in the official release.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from defi_jax import batch as batch_lib
+from defi_jax import errors
+from defi_jax.array_typing import Params, PRNGKey
+from defi_jax.diffusion import edm
+from defi_jax.models import encoders, gfdm, policy
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import base, setup
+
+# train_parts -> prefixes of the parameters that train beside the adapter's.
+TRAIN_PARTS = {
+    "adapter": (),
+    "gfdm+adapter": ("gfdm/",),
+    "gidm+adapter": ("policy/latent_action/",),
+    "all": ("gfdm/", "policy/latent_action/"),
+}
+
+
+class JointObjective:
+    """Stage 3; parameters under "gfdm" and "policy", frozen encoders under "encoders"."""
+
+    name = "joint"
+
+    def __init__(self, config: Any):
+        if config.train_parts not in TRAIN_PARTS:
+            raise errors.UserError(
+                f"unknown train_parts '{config.train_parts}'",
+                "--config.train_parts",
+                f"known: {', '.join(TRAIN_PARTS)}",
+            )
+        self.config = config
+        self.latents = setup.latent_encoder(config)
+        self.texts = {role: setup.text_encoder(config, role) for role in ("gfdm", "gidm", "goal")}
+        self.gfdm_config = setup.gfdm_config(config.model.gfdm, self.latents, self.texts["gfdm"])
+        self.policy_config = setup.policy_config(config, self.gfdm_config, self.texts)
+        dtype = jnp.dtype(config.compute_dtype)
+        self._make_gfdm = lambda rngs: gfdm.GFDM(self.gfdm_config, dtype=dtype, rngs=rngs)
+        self._make_policy = lambda rngs: policy.Policy(self.policy_config, dtype=dtype, rngs=rngs)
+        self._sample = jax.jit(self.sample_actions)
+
+    def batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
+        """Abstract batch; see base.Objective."""
+        data, denoiser = self.config.data, self.policy_config.denoiser
+        size = (len(data.cameras), data.image_size, data.image_size, 3)
+        chunk = (batch_size, denoiser.action_horizon)
+        return batch_lib.JointBatch(
+            images=jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
+            text={
+                role: batch_lib.tokens_spec(batch_size, encoder.tokenizer.length)
+                for role, encoder in self.texts.items()
+            },
+            actions=jax.ShapeDtypeStruct((*chunk, denoiser.action_dim), jnp.float32),
+            action_mask=jax.ShapeDtypeStruct(chunk, jnp.bool_),
+        )
+
+    def tokenizers(self) -> dict[str, encoders.Tokenizer]:
+        """Tokenizer of each text role in the batch."""
+        return {role: encoder.tokenizer for role, encoder in self.texts.items()}
+
+    def init_params(self, rng: PRNGKey) -> Params:
+        """Parameters from scratch."""
+        gfdm_rng, policy_rng, encoder_rng = jax.random.split(rng, 3)
+        params = {
+            "gfdm": params_lib.init_params(self._make_gfdm, gfdm_rng),
+            "policy": params_lib.init_params(self._make_policy, policy_rng),
+        }
+        return setup.with_encoders(params, self._encoders(), encoder_rng)
+
+    def init_extra(self) -> dict[str, jax.Array]:
+        """Nothing beside the parameters."""
+        return {}
+
+    def is_trainable(self, path: str) -> bool:
+        """The adapter, and what `train_parts` adds."""
+        if path.startswith(TRAIN_PARTS[self.config.train_parts]):
+            return True
+        return path.startswith("policy/") and not path.startswith("policy/latent_action/")
+
+    def loss_fn(
+        self, params: Params, extra: dict, batch: batch_lib.JointBatch, rng: PRNGKey
+    ) -> tuple[jax.Array, base.LossOutput]:
+        """Equation (3)."""
+        video_rng, sigma_rng, eps_rng, context_rng, dropout_rng = jax.random.split(rng, 5)
+        video_noise = jax.random.normal(video_rng, self.video_noise_shape(len(batch.images)))
+        model = params_lib.bind(self._make_policy, params["policy"])
+        context = self._context(params, model, batch.images, batch.text, video_noise, context_rng)
+        denoiser = self.policy_config.denoiser
+        sigma = edm.sample_sigma_loglogistic(
+            sigma_rng, (len(batch.images),), denoiser.sigma_data, denoiser.sigma_min,
+            denoiser.sigma_max,
+        )  # fmt: skip
+        loss = model.loss(
+            context,
+            batch.actions,
+            batch.action_mask,
+            sigma,
+            jax.random.normal(eps_rng, batch.actions.shape),
+            dropout_rng=dropout_rng,
+        )
+        metrics = {
+            "loss": loss.total,
+            "action": loss.act_loss,
+            "commitment": loss.commitment_loss,
+        }
+        return loss.total, base.LossOutput(metrics=metrics, extra=extra)
+
+    def after_step(self, params, extra, step, rng):
+        """Nothing happens outside the gradient."""
+        del step, rng
+        return params, extra
+
+    def evaluate(self, params: Params, batches: Iterable[Any], rng: PRNGKey) -> base.EvalOutput:
+        """Error of sampled actions on held-out episodes, per dimension, in normalised units."""
+        absolute, squared, real = [], [], []
+        for index, batch in enumerate(batches):
+            noise = self.draw_noise(len(batch.images), jax.random.fold_in(rng, index))
+            actions = np.asarray(self._sample(params, batch.images, batch.text, noise))
+            error = actions - np.asarray(batch.actions)
+            real.append(np.asarray(batch.action_mask))
+            absolute.append(np.abs(error))
+            squared.append(np.square(error))
+        known = np.concatenate(real)
+        mae = np.concatenate(absolute)[known].mean(axis=0)
+        scalars = {"action_mse": float(np.concatenate(squared)[known].mean())}
+        scalars["action_mae"] = float(mae.mean())
+        scalars |= {f"action_mae/dim{i}": float(value) for i, value in enumerate(mae)}
+        return base.EvalOutput(scalars=scalars)
+
+    def warm_starts(self) -> list[base.WarmStart]:
+        """Frozen encoders' weights, stage 1 into the GFDM, stage 2 into the latent-action model."""
+        return [
+            *setup.encoder_weights(self.config, self._encoders()),
+            *setup.stage(self.config, "gfdm", "gfdm", "gfdm"),
+            *setup.stage(self.config, "gidm", "gidm/latent_action", "policy/latent_action"),
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for checkpoints."""
+        return {
+            "objective": self.name,
+            "encoders": dict(self.config.encoders),
+            "train_parts": self.config.train_parts,
+        }
+
+    # Sampling; evaluation, export and rollouts all go through `sample_actions`.
+
+    def video_noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Shape of the forward model's noise, [B, cams, T, h, w, c]."""
+        side = self.config.data.image_size // self.latents.factor
+        frames = self.gfdm_config.num_frames
+        cameras = len(self.config.data.cameras)
+        return (batch_size, cameras, frames, side, side, self.latents.channels)
+
+    def action_noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Shape of the policy's noise, [B, S, A]."""
+        denoiser = self.policy_config.denoiser
+        return (batch_size, denoiser.action_horizon, denoiser.action_dim)
+
+    def draw_noise(self, batch_size: int, rng: PRNGKey) -> dict[str, jax.Array]:
+        """Unit noise for `sample_actions`."""
+        video_rng, action_rng = jax.random.split(rng)
+        return {
+            "video": jax.random.normal(video_rng, self.video_noise_shape(batch_size)),
+            "actions": jax.random.normal(action_rng, self.action_noise_shape(batch_size)),
+        }
+
+    def sample_actions(
+        self,
+        params: Params,
+        images: jax.Array,
+        text: dict[str, batch_lib.TextTokens],
+        noise: dict[str, jax.Array],
+    ) -> jax.Array:
+        """Observation -> normalised actions, float32[B, S, A].
+
+        Args:
+            params: all parameters of the objective.
+            images: uint8[B, cams, H, W, 3].
+            text: tokens by role.
+            noise: from `draw_noise`.
+        """
+        model = params_lib.bind(self._make_policy, params["policy"])
+        context = self._context(params, model, images, text, noise["video"], None)
+        return model.sample(context, noise["actions"])
+
+    def _encoders(self) -> dict[str, Any]:
+        texts = {f"{role}_text": encoder for role, encoder in self.texts.items()}
+        return {"latents": self.latents, **texts}
+
+    def _context(self, params, model, images, text, video_noise, dropout_rng):
+        """Equations (1) and (2)."""
+        frozen = params_lib.subtree(params, "encoders")
+        encoded = {
+            role: encoder.encode(
+                params_lib.subtree(frozen, f"{role}_text"), text[role].ids, text[role].mask
+            )
+            for role, encoder in self.texts.items()
+        }
+        features = self._features(params, images, encoded["gfdm"].tokens, video_noise)
+        if "gfdm/" not in TRAIN_PARTS[self.config.train_parts]:
+            features = jax.lax.stop_gradient(features)  # frozen: no backward pass through the UNet
+        return model.context(
+            features,
+            encoded["gidm"].tokens,
+            text["gidm"].mask,
+            encoded["goal"].pooled,
+            dropout_rng=dropout_rng,
+        )
+
+    def _features(self, params, images, text, noise):
+        """Equation (1): [B, cams, T, h, w, C]; cameras are further examples of one batch."""
+        batch, cameras = images.shape[:2]
+        frozen = params_lib.subtree(params, "encoders")
+        latents = self.latents.encode(
+            params_lib.subtree(frozen, "latents"),
+            images.reshape(batch * cameras, *images.shape[2:]),
+        )
+        per_camera = jnp.broadcast_to(text[:, None], (batch, cameras, *text.shape[1:]))
+        features = params_lib.bind(self._make_gfdm, params["gfdm"]).features(
+            noise.reshape(batch * cameras, *noise.shape[2:]),
+            latents / self.latents.scaling_factor,
+            per_camera.reshape(batch * cameras, *text.shape[1:]),
+        )
+        return features.reshape(batch, cameras, *features.shape[1:])
