@@ -1,0 +1,64 @@
+import jax
+import numpy as np
+import pytest
+
+from defi_jax import errors
+from defi_jax.models import encoders
+
+
+def _frames(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_space_to_depth_is_exactly_undone_and_about_unit_variance():
+    encoder = encoders.latent_encoder("space_to_depth", factor=4)
+    frames = _frames(2, 3, 16, 8, 3)
+    latents = jax.jit(encoder.encode)({}, frames)
+    assert latents.shape == (2, 3, 4, 2, encoder.channels)
+    assert 0.5 < float(latents.std()) < 2.0
+    np.testing.assert_array_equal(jax.jit(encoder.decode)({}, latents), frames)
+    every_value = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    np.testing.assert_array_equal(encoder.decode({}, encoder.encode({}, every_value)), every_value)
+
+
+def test_space_to_depth_keeps_cells_in_place():
+    encoder = encoders.latent_encoder("space_to_depth", factor=4)
+    frames = np.zeros((1, 16, 8, 3), np.uint8)
+    frames[0, 4:8, 0:4] = 255
+    latents = np.asarray(encoder.encode({}, frames))
+    assert (latents[0, 1, 0] == latents.max()).all()
+    assert (latents == latents.max()).sum() == encoder.channels
+
+
+def test_patches_are_exactly_undone_in_row_major_order():
+    encoder = encoders.feature_encoder("patches", patch=4)
+    frames = _frames(2, 2, 8, 12, 3)
+    features = encoder.encode({}, frames)
+    assert features.shape == (2, 2, 6, encoder.dim)
+    np.testing.assert_allclose(
+        features[0, 0, 1],
+        (frames[0, 0, 0:4, 4:8].reshape(-1) / 127.5 - 1) * 2,
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(encoder.decode({}, features, (2, 3)), frames)
+
+
+def test_bytes_goes_from_text_to_features_without_parameters():
+    encoder = encoders.text_encoder("bytes", length=16, dim=32)
+    assert encoder.init_params(jax.random.key(0)) == {}
+    ids, mask = encoder.tokenizer(["open it", "close it"])
+    features = jax.jit(encoder.encode)({}, ids, mask)
+    assert features.tokens.shape == (2, 16, encoder.dim)
+    assert features.pooled.shape == (2, encoder.pooled_dim)
+
+
+def test_bad_names_and_sizes_are_user_errors():
+    with pytest.raises(errors.UserError, match=r"unknown text encoder 'byte'.*known: bytes"):
+        encoders.text_encoder("byte", length=16, dim=32)
+    with pytest.raises(errors.UserError, match="unknown latent encoder"):
+        encoders.latent_encoder("vae", factor=8)
+    with pytest.raises(errors.UserError, match="unknown feature encoder"):
+        encoders.feature_encoder("dino", patch=8)
+    with pytest.raises(errors.UserError, match="30x32 are not a multiple of 8"):
+        encoders.latent_encoder("space_to_depth", factor=8).encode({}, _frames(1, 30, 32, 3))
