@@ -7,7 +7,7 @@ With frozen features f0, f1 of a frame pair (official `genie/modules/lam.py`):
     (3) loss = mean (f1' - f1)^2 + codebook loss + w * commitment loss
 
 Dead codes are re-seeded from recent encoder outputs every `restart_every` steps. Actions never
-enter the loss; a linear probe reads them from the latent actions to tell what the codes have learnt.
+enter the loss; a linear probe reads them from the latent actions: what have the codes learnt?
 """
 
 from collections.abc import Iterable
