@@ -26,7 +26,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 import numpy as np
@@ -91,6 +91,35 @@ class EpisodeMeta:
     has_actions: bool
     has_states: bool
     metadata: Mapping[str, Any]
+
+
+class EpisodeSource(Protocol):
+    """Random access to episodes: `EpisodeStore`, or a source that makes them up."""
+
+    episode_ids: Sequence[str]
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def meta(self, i: int) -> EpisodeMeta:
+        """Returns what is known of episode `i` without reading it."""
+        ...
+
+    def frames(self, i: int, camera: str, indices: Sequence[int]) -> np.ndarray:
+        """Returns uint8[k, H, W, 3], the given frames in the given order."""
+        ...
+
+    def actions(self, i: int) -> np.ndarray | None:
+        """Returns float32[n, A], or None."""
+        ...
+
+    def states(self, i: int) -> np.ndarray | None:
+        """Returns float32[n, P], or None."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a digest of all content."""
+        ...
 
 
 _META_NAMES = tuple(field.name for field in dataclasses.fields(EpisodeMeta))

@@ -1,0 +1,143 @@
+"""Pixels of a sample: crop, resize and colour changes, the same for all frames of the sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import PIL.Image
+
+from data_pipelines import media
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the image
+FULL: Box = (0.0, 0.0, 1.0, 1.0)
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+# RGB to YIQ; hue turns the chroma plane I, Q.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resize:
+    """Cuts a box and resizes it to a square, antialiased bilinear (Pillow), in one pass.
+
+    uint8[k, 480, 640, 3] -> uint8[k, size, size, 3]; the aspect ratio is not kept, as officially.
+
+    Attributes:
+        size: pixels of a side.
+    """
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"impossible resize: {self}")
+
+    def __call__(self, frames: np.ndarray, box: Box = FULL) -> np.ndarray:
+        """Returns uint8[k, size, size, 3]."""
+        height, width = frames.shape[1:3]
+        if box == FULL:
+            return np.stack([media.resize(frame, (self.size, self.size)) for frame in frames])
+        pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+        target = (self.size, self.size)
+        resized = [
+            PIL.Image.fromarray(frame).resize(target, PIL.Image.Resampling.BILINEAR, box=pixels)
+            for frame in frames
+        ]
+        return np.stack([np.asarray(image) for image in resized])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomCrop:
+    """Draws a square-shaped share of the image, rows and columns independently.
+
+    area 0.9 -> a box of side sqrt(0.9) somewhere inside
+
+    Deviation: officially one number drives both offsets and all colour changes
+    (spec of the official augmentation: Step2_GIDM/datasets/datasets.py:103-118).
+
+    Attributes:
+        area: share of the area that is kept.
+    """
+
+    area: float
+
+    def __post_init__(self):
+        if not 0 < self.area <= 1:
+            raise ValueError(f"impossible crop: {self}")
+
+    def __call__(self, rng: np.random.Generator) -> Box:
+        """Returns a box for `Resize`."""
+        side = math.sqrt(self.area)
+        left, top = rng.uniform(0, 1 - side, 2)
+        return (left, top, left + side, top + side)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomColour:
+    """Brightness, contrast, saturation and hue, drawn independently, equal for all frames.
+
+    All four are linear in the colour, hence one 3x3 matrix and an offset a sample; contrast turns
+    around the first frame's mean. Clipped once at the end.
+
+    Attributes:
+        brightness: largest shift, in units of the full range.
+        contrast: largest relative change.
+        saturation: largest relative change.
+        hue: largest turn, in full turns.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8[k, H, W, 3] of uint8[k, H, W, 3]."""
+        shift = 255.0 * rng.uniform(-self.brightness, self.brightness)
+        contrast = rng.uniform(1 - self.contrast, 1 + self.contrast)
+        saturation = rng.uniform(1 - self.saturation, 1 + self.saturation)
+        angle = 2 * math.pi * rng.uniform(-self.hue, self.hue)
+
+        turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)],
+                         [0, math.sin(angle), math.cos(angle)]])  # fmt: skip
+        hue = np.linalg.inv(_YIQ) @ turn @ _YIQ
+        grey = np.tile(_LUMA, (3, 1))
+        colour = hue @ (saturation * np.eye(3) + (1 - saturation) * grey)
+        mean = frames[0].mean(axis=(0, 1))
+        # x -> colour @ (contrast * (x + shift - mean - shift) + mean + shift)
+        offset = colour @ ((1 - contrast) * mean + shift)
+        matrix = (contrast * colour).astype(np.float32)
+        changed = frames.astype(np.float32) @ matrix.T + offset.astype(np.float32)
+        return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """What all frames of a sample go through: crop and colour when augmenting, then one size.
+
+    Attributes:
+        resize: to the model's size.
+        crop: None without augmentation.
+        colour: None without augmentation.
+    """
+
+    resize: Resize
+    crop: RandomCrop | None
+    colour: RandomColour | None
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8[k, size, size, 3] of uint8[k, H, W, 3]."""
+        box = FULL if self.crop is None else self.crop(rng)
+        frames = self.resize(frames, box)
+        return frames if self.colour is None else self.colour(frames, rng)
+
+
+def prepare(size: int, *, augment: bool) -> Prepare:
+    """Returns the frame transform, with the official augmentation strengths when asked for."""
+    resize = Resize(size=size)
+    if not augment:
+        return Prepare(resize=resize, crop=None, colour=None)
+    colour = RandomColour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)
+    return Prepare(resize=resize, crop=RandomCrop(area=0.9), colour=colour)
