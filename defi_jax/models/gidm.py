@@ -1,0 +1,132 @@
+"""GIDM: two frames' features and the instruction -> latent actions and the second frame rebuilt.
+
+Composition of `latent_action`'s encoder, quantizer and decoder; the loss that trains it without
+actions is reconstruction + codebook + weighted commitment (`objectives/gidm.py`).
+
+Paper: general inverse dynamics model (section 3.2, table 10). Reimplements
+`UncontrolledDINOLatentActionModel` of the official Step2_GIDM, from DINO features on.
+
+Dim legend: B batch, N patches, L language tokens, K latent-action tokens, Df feature width.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from defi_jax.array_typing import Array, Bool, Float, typed
+from defi_jax.models import latent_action
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GIDMConfig(latent_action.LatentActionConfig):
+    """Sizes of the whole model.
+
+    Attributes:
+        decoder_blocks: depth of the decoder.
+    """
+
+    decoder_blocks: int
+
+
+# full: official lam-stage-1 configuration (the paper's table 10 differs: docs/deviations.md).
+PRESETS: dict[str, GIDMConfig] = {
+    "full": GIDMConfig(
+        feature_dim=768,
+        text_dim=768,
+        model_dim=768,
+        num_heads=12,
+        latent_dim=128,
+        codebook_size=16,
+        num_codes=4,
+        encoder_blocks=12,
+        decoder_blocks=12,
+        remat=True,
+    ),
+    "small": GIDMConfig(
+        feature_dim=768,
+        text_dim=768,
+        model_dim=384,
+        num_heads=6,
+        latent_dim=64,
+        codebook_size=16,
+        num_codes=4,
+        encoder_blocks=6,
+        decoder_blocks=6,
+    ),
+    "tiny": GIDMConfig(
+        feature_dim=192,
+        text_dim=128,
+        model_dim=128,
+        num_heads=4,
+        latent_dim=32,
+        codebook_size=16,
+        num_codes=4,
+        encoder_blocks=3,
+        decoder_blocks=2,
+    ),
+}
+
+
+@flax.struct.dataclass
+class GIDMOutput:
+    """Latent actions, reconstruction and the terms of the loss.
+
+    Attributes:
+        z_e: float32[B, K, Dz], before quantisation.
+        z_q: float32[B, K, Dz], straight-through output.
+        indices: int32[B, K], or None when latent actions are continuous.
+        recon: float32[B, N, Df], the second frame's features as predicted.
+        recon_loss: scalar, mean squared error of `recon`.
+        codebook_loss: scalar.
+        commitment_loss: scalar.
+    """
+
+    z_e: jax.Array
+    z_q: jax.Array
+    indices: jax.Array | None
+    recon: jax.Array
+    recon_loss: jax.Array
+    codebook_loss: jax.Array
+    commitment_loss: jax.Array
+
+
+class GIDM(nnx.Module):
+    """Encoder, quantizer, decoder; the encoder's text projection serves the decoder too."""
+
+    def __init__(self, config: GIDMConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.latent_action = latent_action.LatentActionModel(config, dtype=dtype, rngs=rngs)
+        self.decoder = latent_action.LatentActionDecoder(
+            config, config.decoder_blocks, dtype=dtype, rngs=rngs
+        )
+
+    @typed
+    def __call__(
+        self,
+        frame_features: Float[Array, "B 2 N Df"],
+        text: Float[Array, "B L Dt"],
+        text_mask: Bool[Array, "B L"],
+    ) -> GIDMOutput:
+        """Encodes the transition and predicts the second frame from the first.
+
+        Args:
+            frame_features: features of the current and the future frame.
+            text: features of the instruction.
+            text_mask: False for padding.
+        """
+        latent = self.latent_action(frame_features, text, text_mask)
+        lang = self.latent_action.encoder.lang_proj(text)
+        recon = self.decoder(latent.tokens, frame_features[:, 0], lang, text_mask)
+        target = frame_features[:, 1].astype(jnp.float32)
+        return GIDMOutput(
+            z_e=latent.z_e,
+            z_q=latent.vq.z_q,
+            indices=latent.vq.indices,
+            recon=recon,
+            recon_loss=jnp.mean(jnp.square(recon - target)),
+            codebook_loss=latent.vq.codebook_loss,
+            commitment_loss=latent.vq.commitment_loss,
+        )

@@ -1,0 +1,216 @@
+"""Joint policy, from the forward model's features on: features, text, goal -> action chunk.
+
+    static frames {first, future} -> goal_emb + time_pos_emb -> latent-action encoder and VQ
+    all cameras, all frames -> Video Former -> video tokens
+    goal, video tokens, latent-action tokens -> action denoiser -> S actions
+
+Paper: section 3.3. Reimplements `VPP_Policy` of the official Step3_DeFI after its feature
+extractor; one to N cameras, camera 0 being the static one that the inverse dynamics model sees.
+
+Dim legend: B batch, T frames, h w C grid and channels of the features, L language tokens, K
+latent-action tokens, S action-chunk length, A action dimension.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from defi_jax.array_typing import Array, Bool, Float, PRNGKey, typed
+from defi_jax.diffusion import schedules
+from defi_jax.models import action_denoiser, gidm, latent_action, video_former
+from defi_jax.models import transformer_layers as layers
+
+# Where stage 2's parameters start: policy prefix -> GIDM prefix; names below it are equal.
+STAGE2_PREFIXES: dict[str, str] = {"latent_action": "latent_action"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Configs of the parts and what joins them.
+
+    Attributes:
+        video_former: config of the Video Former; its condition_dim is C.
+        gidm: config of the latent-action model (a GIDMConfig's decoder is ignored).
+        denoiser: config of the action denoiser.
+        condition_frames: the two predicted frames between which the latent action is inferred.
+        codebook_weight: weight of the codebook loss.
+        commitment_weight: weight of the commitment loss.
+    """
+
+    video_former: video_former.VideoFormerConfig
+    gidm: latent_action.LatentActionConfig
+    denoiser: action_denoiser.ActionDenoiserConfig
+    condition_frames: tuple[int, int]
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+
+    def __post_init__(self):
+        pairs = {
+            "denoiser.observation_dim": (self.denoiser.observation_dim, self.video_former.dim),
+            "denoiser.latent_action_dim": (self.denoiser.latent_action_dim, self.gidm.model_dim),
+            "denoiser.num_tokens": (self.denoiser.num_tokens, self.video_former.num_latents),
+        }
+        for name, (have, need) in pairs.items():
+            if have != need:
+                raise ValueError(f"{name} is {have}, but the part before it puts out {need}")
+        if not 0 <= min(self.condition_frames) <= max(self.condition_frames) < self.num_frames:
+            raise ValueError(
+                f"condition_frames {self.condition_frames} are not among {self.num_frames} frames"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.video_former.num_frames
+
+
+# full: official Step3_DeFI configuration; its features are 16 frames of 16 x 16 x 2560.
+PRESETS: dict[str, PolicyConfig] = {
+    name: PolicyConfig(
+        video_former=video_former.PRESETS[name],
+        gidm=gidm.PRESETS[name],
+        denoiser=action_denoiser.PRESETS[name],
+        condition_frames=condition_frames,
+    )
+    for name, condition_frames in {"full": (0, 5), "small": (0, 5), "tiny": (0, 3)}.items()
+}
+
+
+@flax.struct.dataclass
+class PolicyContext:
+    """Everything inferred from one observation.
+
+    Attributes:
+        denoiser: what the action denoiser needs.
+        video_tokens: [B, N, D] of the Video Former.
+        latent_action: tokens, z_e, indices and VQ losses.
+    """
+
+    denoiser: action_denoiser.DenoiserContext
+    video_tokens: jax.Array
+    latent_action: latent_action.LatentActionOutput
+
+
+@flax.struct.dataclass
+class PolicyLoss:
+    """Loss of the joint stage and its terms, all fp32 scalars.
+
+    Attributes:
+        total: act_loss + codebook_weight * codebook_loss + commitment_weight * commitment_loss.
+        act_loss: mean squared error of the network's output over real actions.
+        codebook_loss: see `VQOutput`.
+        commitment_loss: see `VQOutput`.
+    """
+
+    total: jax.Array
+    act_loss: jax.Array
+    codebook_loss: jax.Array
+    commitment_loss: jax.Array
+
+
+class Policy(nnx.Module):
+    """Adapter from predicted-video features to actions."""
+
+    def __init__(self, config: PolicyConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        feature_dim = config.gidm.feature_dim
+        self.goal_emb = layers.MLP(
+            config.video_former.condition_dim, feature_dim, feature_dim, dtype=dtype, rngs=rngs
+        )
+        self.time_pos_emb = nnx.Param(jax.random.normal(rngs.params(), (2, 1, feature_dim)))
+        self.latent_action = latent_action.LatentActionModel(config.gidm, dtype=dtype, rngs=rngs)
+        self.video_former = video_former.VideoFormer(config.video_former, dtype=dtype, rngs=rngs)
+        self.denoiser = action_denoiser.ActionDenoiser(config.denoiser, dtype=dtype, rngs=rngs)
+
+    @typed
+    def context(
+        self,
+        features: Float[Array, "B cams T h w C"],
+        text: Float[Array, "B L Dt"],
+        text_mask: Bool[Array, "B L"],
+        goal: Float[Array, "B *one Dg"],
+        *,
+        dropout_rng: PRNGKey | None = None,
+    ) -> PolicyContext:
+        """Encodes an observation once, for the loss or for all sampling steps.
+
+        Args:
+            features: of the forward model, camera 0 static.
+            text: features of the instruction for the latent-action encoder.
+            text_mask: False for padding.
+            goal: [B, Dg] or [B, 1, Dg] pooled features of the instruction.
+            dropout_rng: None for no dropout.
+        """
+        features = features.astype(self.dtype)
+        batch_size, _, num_frames, height, width, channels = features.shape
+        pair = features[:, 0, jnp.asarray(self.config.condition_frames)]
+        pair = self.goal_emb(pair.reshape(batch_size, 2, height * width, channels))
+        pair = pair + self.time_pos_emb.get_value().astype(self.dtype)
+        latent = self.latent_action(pair, text.astype(self.dtype), text_mask)
+        # Tokens of a frame: all of camera 0, then all of camera 1, ...
+        by_frame = jnp.moveaxis(features, 1, 2).reshape(batch_size, num_frames, -1, channels)
+        video_tokens = self.video_former(by_frame)
+        goal = goal.reshape(batch_size, 1, goal.shape[-1]).astype(self.dtype)
+        denoiser_context = self.denoiser.encode_context(
+            latent.tokens, video_tokens, goal, dropout_rng=dropout_rng
+        )
+        return PolicyContext(
+            denoiser=denoiser_context, video_tokens=video_tokens, latent_action=latent
+        )
+
+    @typed
+    def loss(
+        self,
+        context: PolicyContext,
+        actions: Float[Array, "B S A"],
+        action_mask: Bool[Array, "B S"],
+        sigma: Float[Array, "B"],
+        noise: Float[Array, "B S A"],
+        *,
+        dropout_rng: PRNGKey | None = None,
+    ) -> PolicyLoss:
+        """Returns the denoising loss of clean actions noised by sigma * noise, plus the VQ terms.
+
+        Args:
+            context: from `context`.
+            actions: clean, normalised.
+            action_mask: False for actions past the end of the episode, which do not count.
+            sigma: noise level of each sample.
+            noise: unit normal.
+            dropout_rng: None for no dropout; not the one given to `context`.
+        """
+        act_loss = self.denoiser.loss(
+            context.denoiser, actions, action_mask, sigma, noise, dropout_rng=dropout_rng
+        )
+        vq = context.latent_action.vq
+        return PolicyLoss(
+            total=act_loss
+            + self.config.codebook_weight * vq.codebook_loss
+            + self.config.commitment_weight * vq.commitment_loss,
+            act_loss=act_loss,
+            codebook_loss=vq.codebook_loss,
+            commitment_loss=vq.commitment_loss,
+        )
+
+    def sample(
+        self, context: PolicyContext, noise: Float[Array, "B S A"], num_steps: int | None = None
+    ) -> jax.Array:
+        """Returns actions [B, S, A] by DDIM from unit-normal `noise`.
+
+        Args:
+            context: from `context`; encoded before, outside of the sampling loop.
+            noise: unit normal; scaled by sigma_max here.
+            num_steps: DDIM steps; None for the config's.
+        """
+        config = self.config.denoiser
+        sigmas = schedules.exponential(
+            config.sampling_steps if num_steps is None else num_steps,
+            config.sigma_min,
+            config.sigma_max,
+        )
+        return self.denoiser.sample(context.denoiser, noise * config.sigma_max, sigmas)

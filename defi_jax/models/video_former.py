@@ -1,0 +1,198 @@
+"""Video Former: features of T predicted frames -> a few tokens per frame.
+
+Learned latents of each frame read that frame's features (perceiver attention), then mix over time.
+
+Paper: adapter of section 3.3. Reimplements `Video_Former_3D` of the official Step3_DeFI (the Video
+Former of Video Prediction Policy). The temporal attention has no norm before it, as there.
+
+Dim legend: B batch, T frames, N tokens per frame, M latents per frame, C channels, D width.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from defi_jax.array_typing import Array, Float, typed
+from defi_jax.models import transformer_layers as layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoFormerConfig:
+    """Sizes, in the reference's names.
+
+    Attributes:
+        condition_dim: C of the features.
+        dim: D.
+        depth: number of layers.
+        dim_head: width of a head of the perceiver attention (the temporal one has dim / heads).
+        heads: attention heads.
+        num_latents: tokens put out in all, a multiple of num_frames.
+        num_frames: T.
+        scan_unroll: layers per iteration of the layer loop.
+        remat: recompute layers in the backward pass.
+    """
+
+    condition_dim: int
+    dim: int
+    depth: int
+    dim_head: int
+    heads: int
+    num_latents: int
+    num_frames: int
+    scan_unroll: int = 1
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.num_latents % self.num_frames:
+            raise ValueError(
+                f"num_latents {self.num_latents} is no multiple of {self.num_frames} frames"
+            )
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is no multiple of {self.heads} heads")
+
+    @property
+    def latents_per_frame(self) -> int:
+        """M."""
+        return self.num_latents // self.num_frames
+
+
+PRESETS: dict[str, VideoFormerConfig] = {
+    # Official Step3_DeFI configuration.
+    "full": VideoFormerConfig(
+        condition_dim=2560,
+        dim=384,
+        depth=6,
+        dim_head=64,
+        heads=8,
+        num_latents=224,
+        num_frames=16,
+        remat=True,
+    ),
+    "small": VideoFormerConfig(
+        condition_dim=1024,
+        dim=256,
+        depth=4,
+        dim_head=32,
+        heads=8,
+        num_latents=64,
+        num_frames=8,
+    ),
+    "tiny": VideoFormerConfig(
+        condition_dim=192,
+        dim=128,
+        depth=2,
+        dim_head=32,
+        heads=4,
+        num_latents=24,
+        num_frames=6,
+    ),
+}
+
+
+class PerceiverAttention(nnx.Module):
+    """Latents attend to a frame's features and to themselves."""
+
+    def __init__(self, config: VideoFormerConfig, *, dtype: Any, rngs: nnx.Rngs):
+        dim, inner = config.dim, config.heads * config.dim_head
+        self.heads = config.heads
+        self.norm_media = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm_latents = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.to_q = layers.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_k = layers.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_v = layers.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_out = layers.torch_linear(inner, dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, media: Array, latents: Array) -> jax.Array:
+        """Maps media [B, T, N, D] and latents [B, T, M, D] to [B, T, M, D]."""
+        latents = self.norm_latents(latents)
+        tokens = jnp.concatenate([self.norm_media(media), latents], axis=2)
+        q, k, v = self.to_q(latents), self.to_k(tokens), self.to_v(tokens)
+        heads = (layers.split_heads(x, self.heads) for x in (q, k, v))
+        return self.to_out(layers.merge_heads(layers.attention(*heads)))
+
+
+class TemporalAttention(nnx.Module):
+    """Full attention over the frames at each latent; `qkv` packs query, key and value."""
+
+    def __init__(self, config: VideoFormerConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.qkv = layers.torch_linear(config.dim, 3 * config.dim, dtype=dtype, rngs=rngs)
+        self.proj = layers.torch_linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> jax.Array:
+        """Maps [B, T, M, D] to the same shape."""
+        heads = (layers.split_heads(y, self.heads) for y in jnp.split(self.qkv(x), 3, axis=-1))
+        q, k, v = (y.swapaxes(1, 2) for y in heads)  # [B, M, T, heads, Dh]
+        return self.proj(layers.merge_heads(layers.attention(q, k, v)).swapaxes(1, 2))
+
+
+class FeedForward(nnx.Module):
+    """Norm and a two-layer network without biases."""
+
+    def __init__(self, dim: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.norm = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.mlp = layers.MLP(dim, 4 * dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> jax.Array:
+        """Maps [..., D] to the same shape."""
+        return self.mlp(self.norm(x))
+
+
+class VideoFormerLayer(nnx.Module):
+    """Perceiver attention, temporal attention, feed-forward; residual each."""
+
+    def __init__(self, config: VideoFormerConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.perceiver_attn = PerceiverAttention(config, dtype=dtype, rngs=rngs)
+        self.temporal_attn = TemporalAttention(config, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(config.dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, media: Array, latents: Array) -> jax.Array:
+        """Maps media [B, T, N, D] and latents [B, T, M, D] to [B, T, M, D]."""
+        latents = latents + self.perceiver_attn(media, latents)
+        latents = latents + self.temporal_attn(latents)
+        return latents + self.ff(latents)
+
+
+class VideoFormer(nnx.Module):
+    """Compresses the features of a predicted video."""
+
+    def __init__(self, config: VideoFormerConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        latents_shape = (config.num_frames, config.latents_per_frame, config.dim)
+        self.latents = nnx.Param(jax.random.normal(rngs.params(), latents_shape))
+        self.time_pos_emb = nnx.Param(
+            jax.random.normal(rngs.params(), (config.num_frames, 1, config.dim))
+        )
+        self.goal_emb = layers.MLP(
+            config.condition_dim, 2 * config.dim, config.dim, dtype=dtype, rngs=rngs
+        )
+        self.layers = layers.stack_blocks(
+            lambda layer_rngs: VideoFormerLayer(config, dtype=dtype, rngs=layer_rngs),
+            config.depth,
+            rngs,
+        )
+        self.norm = layers.layer_norm(config.dim, dtype=dtype, rngs=rngs)
+
+    @typed
+    def __call__(self, features: Float[Array, "B T N C"]) -> Float[Array, "B M D"]:
+        """Returns tokens in frame-major order.
+
+        Args:
+            features: tokens of all cameras of each frame, T = num_frames.
+        """
+        media = self.goal_emb(features) + self.time_pos_emb.get_value().astype(self.dtype)
+        latents = self.latents.get_value().astype(self.dtype)
+        latents = jnp.broadcast_to(latents, (features.shape[0], *latents.shape))
+        latents, _ = layers.scan_blocks(
+            self.layers,
+            lambda layer, x, _: (layer(media, x), None),
+            latents,
+            unroll=self.config.scan_unroll,
+            remat=self.config.remat,
+        )
+        tokens = latents.reshape(features.shape[0], self.config.num_latents, self.config.dim)
+        return self.norm(tokens)
