@@ -1,24 +1,22 @@
-"""Meta-World v3 as one small environment: instructions, seeded starts, scripted experts, headless pictures.
+"""Meta-World v3 as one small environment: seeded starts, scripted experts, headless pictures.
 
-Both the collection of demonstrations and the closed-loop benchmark use this module, so that a policy meets
-the very pictures, starts and success rules it was trained on. Needs numpy, mujoco and metaworld only.
+Both the collection of demonstrations and the closed-loop benchmark use this module, so that a
+policy meets the very pictures, starts and success rules it was trained on. Needs numpy, mujoco and
+metaworld only.
 
-Two kinds of start exist. `usual` is the task's own, plus a hand offset of a few centimetres. `half_way` exists
-for the two pairs that share a scene (drawer, window): the joint stands about half open, and everything that
-can be seen is drawn from one distribution of the pair, so that only the instruction tells the tasks apart.
+Two kinds of start exist. `usual` is the task's own, plus a hand offset of a few centimetres.
+`half_way` exists for the two pairs that share a scene (drawer, window): the joint stands about half
+open, and everything that can be seen is drawn from one distribution of the pair, so that only the
+instruction tells the tasks apart.
 
-Control runs at 80 Hz. An action is float32 [4] in [-1, 1]: hand motion in x, y, z (1 cm for a full step;
-x to the robot's right, y away from it, z up) and gripper effort (+1 closes).
+Control runs at 80 Hz. An action is float32 [4] in [-1, 1]: hand motion in x, y, z (1 cm for a full
+step; x to the robot's right, y away from it, z up) and gripper effort (+1 closes).
 """
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import importlib
-import os
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from defi_rollout import errors
+from defi_rollout.benchmarks import headless_gl
 
 CONTROL_HZ = 80.0  # frame_skip 5 x time step 2.5 ms of assets/scene/basic_scene.xml
 ACTION_DIM = 4
@@ -36,21 +35,24 @@ EMBODIMENT = "metaworld_sawyer"
 # Training draws its starts from seeds below, evaluation from seeds at and above this number.
 FIRST_EVALUATION_SEED = 1_000_000
 
+choose_gl = headless_gl.choose  # callers need no other module
+
 STARTS = ("usual", "half_way")
 CAMERA_KEYS = {"static": "observation/image", "gripper": "observation/wrist_image"}
 
-# Success from a half-way start: this displacement of the joint (metres) in the instructed direction suffices.
+# Success from a half-way start: this displacement of the joint (metres) in the instructed direction
+# suffices.
 HALF_WAY_DISPLACEMENT = 0.06
 
-# Offset of the hand's start from the task's own, metres. Never towards the robot: several tasks start at the
-# edge of the hand's range.
+# Offset of the hand's start from the task's own, metres. Never towards the robot: several tasks
+# start at the edge of the hand's range.
 _HAND_OFFSET_LOW = (-0.04, 0.0, -0.03)
 _HAND_OFFSET_HIGH = (0.04, 0.04, 0.03)
 
-# The static camera looks from the robot's right front, slightly down. A free camera is upright by construction,
-# unlike the `corner*` cameras of the scene files.
-_STATIC_LOOK_AT = (0.0, 0.64, 0.17)
-_STATIC_DISTANCE = 0.85
+# The static camera stands at the robot's right and looks ahead, left and down. A free camera is
+# upright by construction, unlike the `corner*` cameras of the scene files.
+_STATIC_LOOK_AT = (0.0, 0.64, 0.19)
+_STATIC_DISTANCE = 0.88
 _STATIC_AZIMUTH = 137.0
 _STATIC_ELEVATION = -28.0
 _STATIC_FOVY = 45.0
@@ -58,21 +60,8 @@ _STATIC_FOVY = 45.0
 # metaworld 3.0.0 writes 11 numbers per weld; MuJoCo 3.17 and later keep 12.
 _FIRST_UNSUPPORTED_MUJOCO = (3, 17)
 
-# EGL first: on a machine without a GPU it measures as fast as OSMesa, with one it is faster.
-_GL_BACKENDS = ("egl", "osmesa")
-_GL_PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
-_GL_PROBE = """
-import mujoco
-model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=".1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 8, 8) as renderer:
-    renderer.update_scene(data)
-    renderer.render()
-"""
 
-
-# ---- Tasks ----------------------------------------------------------------------------------------------------
+# ---- tasks ----
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +70,7 @@ class Task:
 
     Attributes:
         instructions: paraphrases, the canonical one first.
-        horizon: control steps an evaluation episode may take; the experts need at most half of them.
+        horizon: control steps an evaluation episode may take; experts need at most half of them.
     """
 
     instructions: tuple[str, ...]
@@ -126,148 +115,105 @@ class Pair:
         )
 
 
-def _task(horizon: int, *instructions: str) -> Task:
-    return Task(instructions=instructions, horizon=horizon)
+def _task(horizon: int, instructions: str) -> Task:
+    """Builds a row from instructions separated by semicolons."""
+    return Task(instructions=tuple(instructions.split("; ")), horizon=horizon)
 
 
 TASKS: dict[str, Task] = {
     "drawer-open-v3": _task(
         250,
-        "open the drawer",
-        "pull the drawer open",
-        "slide the drawer out",
-        "pull the green drawer out towards you",
-        "get the drawer open",
+        "open the drawer; pull the drawer open; slide the drawer out; pull the green drawer "
+        "out towards you; get the drawer open",
     ),
     "drawer-close-v3": _task(
         250,
-        "close the drawer",
-        "push the drawer shut",
-        "slide the drawer in",
-        "push the green drawer back in",
-        "get the drawer closed",
+        "close the drawer; push the drawer shut; slide the drawer in; push the green drawer "
+        "back in; get the drawer closed",
     ),
     "button-press-topdown-v3": _task(
         250,
-        "press the button",
-        "push the red button down",
-        "press the button from above",
-        "hit the red button",
-        "push down on the button",
+        "press the button; push the red button down; press the button from above; hit the red"
+        " button; push down on the button",
     ),
     "window-open-v3": _task(
         250,
-        "open the window",
-        "slide the window open",
-        "push the window to the right",
-        "move the window handle right to open it",
-        "get the window open",
+        "open the window; slide the window open; push the window to the right; move the "
+        "window handle right to open it; get the window open",
     ),
     "window-close-v3": _task(
         250,
-        "close the window",
-        "slide the window shut",
-        "push the window to the left",
-        "move the window handle left to close it",
-        "get the window closed",
+        "close the window; slide the window shut; push the window to the left; move the "
+        "window handle left to close it; get the window closed",
     ),
     "button-press-v3": _task(
         250,
-        "press the button on the wall side",
-        "push the front button in",
-        "press the button forward",
-        "push the red button away from you",
+        "press the button on the wall side; push the front button in; press the button "
+        "forward; push the red button away from you",
     ),
     "coffee-button-v3": _task(
         250,
-        "press the button of the coffee machine",
-        "start the coffee machine",
-        "push the coffee button",
-        "turn the coffee machine on",
+        "press the button of the coffee machine; start the coffee machine; push the coffee "
+        "button; turn the coffee machine on",
     ),
     "door-open-v3": _task(
         300,
-        "open the door",
-        "pull the door open",
-        "swing the door open by its handle",
-        "get the door of the safe open",
+        "open the door; pull the door open; swing the door open by its handle; get the door "
+        "of the safe open",
     ),
     "door-close-v3": _task(
         300,
-        "close the door",
-        "push the door shut",
-        "swing the door closed",
-        "get the door of the safe closed",
+        "close the door; push the door shut; swing the door closed; get the door of the safe "
+        "closed",
     ),
     "faucet-open-v3": _task(
         300,
-        "open the faucet",
-        "turn the faucet on",
-        "rotate the tap open",
-        "turn the tap handle to let water run",
+        "open the faucet; turn the faucet on; rotate the tap open; turn the tap handle to let"
+        " water run",
     ),
     "faucet-close-v3": _task(
         300,
-        "close the faucet",
-        "turn the faucet off",
-        "rotate the tap shut",
-        "turn the tap handle to stop the water",
+        "close the faucet; turn the faucet off; rotate the tap shut; turn the tap handle to "
+        "stop the water",
     ),
     "handle-press-v3": _task(
         250,
-        "press the handle down",
-        "push the handle downwards",
-        "lower the handle",
-        "press down on the lever handle",
+        "press the handle down; push the handle downwards; lower the handle; press down on "
+        "the lever handle",
     ),
     "handle-pull-v3": _task(
         250,
-        "pull the handle up",
-        "raise the handle",
-        "lift the handle upwards",
-        "pull the lever handle upwards",
+        "pull the handle up; raise the handle; lift the handle upwards; pull the lever handle"
+        " upwards",
     ),
     "lever-pull-v3": _task(
         300,
-        "pull the lever up",
-        "raise the lever",
-        "lift the lever from below",
-        "turn the lever upwards",
+        "pull the lever up; raise the lever; lift the lever from below; turn the lever upwards",
     ),
     "pick-place-v3": _task(
         300,
-        "pick the red puck up and bring it to the goal",
-        "lift the puck to the goal",
-        "grasp the red puck and hold it at the target",
-        "carry the puck to the target",
+        "pick the red puck up and bring it to the goal; lift the puck to the goal; grasp the "
+        "red puck and hold it at the target; carry the puck to the target",
     ),
     "plate-slide-v3": _task(
         250,
-        "slide the plate into the goal",
-        "push the plate forward into the net",
-        "slide the plate away from you",
-        "push the puck plate into the cabinet",
+        "slide the plate into the goal; push the plate forward into the net; slide the plate "
+        "away from you; push the puck plate into the cabinet",
     ),
     "push-v3": _task(
         250,
-        "push the red puck to the goal",
-        "slide the puck over the table",
-        "move the puck forward on the table",
-        "push the puck to the target",
+        "push the red puck to the goal; slide the puck over the table; move the puck forward "
+        "on the table; push the puck to the target",
     ),
     "reach-v3": _task(
         200,
-        "reach the goal",
-        "move the hand to the target",
-        "bring the gripper to the goal position",
-        "reach the target with the gripper",
+        "reach the goal; move the hand to the target; bring the gripper to the goal position;"
+        " reach the target with the gripper",
     ),
     "sweep-into-v3": _task(
         250,
-        "sweep the puck into the hole",
-        "push the puck into the hole",
-        "sweep the red cube into the hole in the table",
-        "drop the puck into the hole by sweeping it",
+        "sweep the puck into the hole; push the puck into the hole; sweep the red cube into "
+        "the hole in the table; drop the puck into the hole by sweeping it",
     ),
 }
 
@@ -287,19 +233,19 @@ PAIRS = (
         body="drawer",
         joint="goal_slidey",
         done_open=-0.16,
-        done_closed=-0.055,
+        done_closed=-0.0314,
         low=(-0.1, 0.9, 0.0),
         high=(0.1, 0.9, 0.0),
-        joint_low=-0.11,
-        joint_high=-0.085,
+        joint_low=-0.095,
+        joint_high=-0.07,
     ),
     Pair(
         opens="window-open-v3",
         closes="window-close-v3",
         body="window",
         joint="window_slide",
-        done_open=0.15,
-        done_closed=0.05,
+        done_open=0.1901,
+        done_closed=0.0399,
         low=(-0.1, 0.75, 0.16),
         high=(0.1, 0.9, 0.2),
         joint_low=0.085,
@@ -333,58 +279,7 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-# ---- OpenGL ---------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def choose_gl() -> str:
-    """Picks the headless OpenGL of this process and of its children, and sets MUJOCO_GL to it.
-
-    A MUJOCO_GL that the user set is obeyed. Otherwise each backend draws one picture in a child process (a
-    missing library can end the process that tries it) and the first that works is taken.
-
-    Returns:
-        "egl" or "osmesa".
-
-    Raises:
-        errors.UsageError: no backend works, or MUJOCO_GL names one that needs a screen.
-    """
-    # Software rasterising of tiny pictures gains nothing from threads; parallel workers would fight over cores.
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if wanted and wanted not in _GL_BACKENDS:
-        raise errors.UsageError(
-            "this OpenGL does not draw without a screen", f"MUJOCO_GL={wanted}", "set MUJOCO_GL=egl or osmesa"
-        )
-    failures = []
-    for backend in [wanted] if wanted else _GL_BACKENDS:
-        reason = _probe_gl(backend)
-        if reason is None:
-            os.environ["MUJOCO_GL"] = backend
-            return backend
-        failures.append(f"{backend}: {reason}")
-    packages = " or ".join(_GL_PACKAGES[b] for b in ([wanted] if wanted else _GL_BACKENDS))
-    raise errors.UsageError(
-        "no headless OpenGL library works",
-        " | ".join(failures),
-        f"install the Debian package {packages} (apt-get install), or choose with MUJOCO_GL=egl|osmesa",
-    )
-
-
-def _probe_gl(backend: str) -> str | None:
-    """Draws one picture in a child process; returns None, or the last line of what went wrong."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
-    environment["MUJOCO_GL"] = backend
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _GL_PROBE], env=environment, capture_output=True, text=True, timeout=120
-        )
-    except subprocess.TimeoutExpired:
-        return "no picture within 120 s"
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")]
-    return lines[-1][:200] if lines else f"the child process ended with code {done.returncode}"
+# ---- environment ----
 
 
 def _import_mujoco() -> Any:
@@ -403,9 +298,6 @@ def _import_mujoco() -> Any:
             "pip install 'mujoco>=3.3,<3.17'",
         )
     return mujoco
-
-
-# ---- Environment ----------------------------------------------------------------------------------------------
 
 
 class MetaWorldEnv:
@@ -444,15 +336,12 @@ class MetaWorldEnv:
 
     # -- Episode
 
-    def reset(self, seed: int, start: str = "usual") -> dict[str, np.ndarray]:
+    def reset(self, seed: int, start: str = "usual") -> None:
         """Places the scene and settles the hand; `seed` and `start` fully determine the result.
 
         Args:
             seed: non-negative; see FIRST_EVALUATION_SEED.
-            start: "usual" or "half_way". Equal seeds give both tasks of a pair the same half-way start.
-
-        Returns:
-            What `observe` returns.
+            start: "usual" or "half_way". Equal seeds give both tasks of a pair one half-way start.
 
         Raises:
             errors.UsageError: unknown start, or half_way for a task without an opposite.
@@ -474,13 +363,13 @@ class MetaWorldEnv:
             joint.qpos[0] = rng.uniform(self._pair.joint_low, self._pair.joint_high)
             joint.qvel[0] = 0.0
             self._joint_start = float(joint.qpos[0])
-        # Upstream moves bodies after its last forward pass; without this pictures and expert see the old place.
+        # Upstream moves bodies after its last forward pass: pictures and expert would see the old
+        # place.
         self._mujoco.mj_forward(self._env.model, self._env.data)
         self._obs = self._env._get_obs()
         self._start = start
         scored = self._pair.tasks if start == "half_way" else (self.task,)
         self._scores = dict.fromkeys(scored, False)
-        return self.observe()
 
     def step(self, action: np.ndarray) -> bool:
         """Executes one action of 12.5 ms.
@@ -502,7 +391,7 @@ class MetaWorldEnv:
 
     @property
     def successes(self) -> dict[str, bool]:
-        """Success so far of every task this episode can score: both of the pair from a half-way start."""
+        """Success so far of each task the episode can score: from half-way, both of the pair."""
         return dict(self._scores)
 
     def expert_action(self) -> np.ndarray:
@@ -513,7 +402,7 @@ class MetaWorldEnv:
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def state(self) -> np.ndarray:
-        """The robot's own state, float32 [4]: hand x, y, z in metres and gripper opening in [0, 1]."""
+        """The robot's own state, float32 [4]: hand x, y, z in metres, gripper opening in [0, 1]."""
         return self._obs[:STATE_DIM].astype(np.float32)
 
     def start_digest(self) -> str:
@@ -522,7 +411,7 @@ class MetaWorldEnv:
         Called after `reset`, it tells whether an evaluation start was seen in training.
         """
         state = np.concatenate([self._env.data.qpos, self._env.data.xpos.ravel()])
-        rounded = np.round(state, 4).astype(np.float32) + np.float32(0.0)  # -0.0 and 0.0 are one place
+        rounded = np.round(state, 4).astype(np.float32) + np.float32(0.0)  # merges -0.0 into 0.0
         return hashlib.sha256(rounded.tobytes()).hexdigest()[:16]
 
     def _draw_scene(self, rng: np.random.Generator) -> None:
@@ -533,7 +422,7 @@ class MetaWorldEnv:
         self._env.reset()
 
     def _place_scene(self) -> None:
-        """Resets with the placement held in `_last_rand_vec`, from a state free of earlier episodes."""
+        """Resets with the placement in `_last_rand_vec`, from a state free of earlier episodes."""
         self._env._freeze_rand_vec = True
         self._restore_model()
         self._env.reset()
@@ -548,7 +437,7 @@ class MetaWorldEnv:
         return {CAMERA_KEYS[camera]: self._draw(camera) for camera in self._cameras}
 
     def renderer_name(self) -> dict[str, str]:
-        """Vendor and name of the OpenGL in use; results of different ones need not be pixel-equal."""
+        """Vendor and name of the OpenGL in use; pixels of different ones need not be equal."""
         if not self._cameras:
             return {"vendor": "none", "name": "none"}
         self._draw(self._cameras[0])
@@ -568,10 +457,10 @@ class MetaWorldEnv:
         return self._renderer.render()
 
     def _make_renderer(self) -> None:
-        """Opens the OpenGL context; shadows, reflections and multisampling cost ten times the picture."""
+        """Opens the OpenGL context, without the effects that cost ten times the picture."""
         mujoco, model = self._mujoco, self._env.model
         backend = importlib.import_module(f"mujoco.{choose_gl()}")
-        # mujoco binds its context class on import, which another module may have done before choose_gl.
+        # mujoco binds its context class on import, which may have been before the choice.
         mujoco.gl_context.GLContext = backend.GLContext
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
@@ -603,7 +492,7 @@ def _make_upstream(task: str) -> tuple[Any, Any]:
             "the simulator is not installed", "metaworld", "pip install 'defi-rollout[metaworld]'"
         ) from error
     env = env_dict.ENV_CLS_MAP[task]()
-    # Upstream's set_task unpickles a task record. Its effects are set here instead: no pickle in our code.
+    # Upstream's set_task unpickles a task record. Its effects are set here: no pickle in our code.
     env._set_task_called = True
     # The experts of some tasks read the goal, which the partially observable mode blanks.
     env._partially_observable = False
