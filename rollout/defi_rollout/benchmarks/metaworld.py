@@ -1,0 +1,193 @@
+"""The benchmark `metaworld`: Meta-World v3 tasks from unseen starts, told apart by language.
+
+Half of the episodes of the paired tasks (drawer, window) start half-way, where only the
+instruction says what to do. The language test plays these starts again with the opposite
+instruction and with none.
+"""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from defi_rollout import errors, spec
+from defi_rollout.benchmarks import base, metaworld_env
+
+VERSION = "1"
+SEEDS_PER_RUN = 10_000  # starts of run seed n: FIRST_EVALUATION_SEED + n * this + index
+FILMED_EPISODES = 3  # of each task and condition
+
+# Renderers on the CPU; pixels, and so success rates, may differ from those of a GPU.
+_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaWorld:
+    """See the module; implements `base.Benchmark`."""
+
+    name: str = "metaworld"
+    film_every: int = 4
+    film_fps: float = 20.0
+
+    def protocol(self) -> dict[str, Any]:
+        """Tasks, instructions, horizons, starts and success rules."""
+        return {
+            "name": self.name,
+            "version": VERSION,
+            "tasks": {n: dataclasses.asdict(t) for n, t in metaworld_env.TASKS.items()},
+            "pairs": [dataclasses.asdict(pair) for pair in metaworld_env.PAIRS],
+            "half_way_displacement": metaworld_env.HALF_WAY_DISPLACEMENT,
+            "first_seed": metaworld_env.FIRST_EVALUATION_SEED,
+            "seeds_per_run": SEEDS_PER_RUN,
+            "starts": "even episodes of paired tasks half_way, all others usual",
+            "instruction": "paraphrase number (index // 2) modulo their count",
+            "success": "the episode ends with the first step at which the task has succeeded",
+        }
+
+    def episodes(self, plan: base.Plan) -> list[base.Episode]:
+        """Standard episodes by task; then, if asked for, those of the language test."""
+        if not 1 <= plan.episodes <= SEEDS_PER_RUN:
+            raise errors.UsageError(
+                f"{plan.episodes} episodes", "--episodes", f"give 1 to {SEEDS_PER_RUN}"
+            )
+        tasks = plan.tasks or metaworld_env.DEMO_TASKS
+        if len(set(tasks)) < len(tasks):
+            raise errors.UsageError("a task is named twice", "--tasks", "name each once")
+        standard = [_episode(task, i, plan.seed) for task in tasks for i in range(plan.episodes)]
+        if not plan.language:
+            return standard
+        half_way = [episode for episode in standard if episode.start == "half_way"]
+        if not half_way:
+            raise errors.UsageError(
+                "no task with a half-way start", "--language", "name a drawer or window task"
+            )
+        return standard + [
+            _vary(episode, condition)
+            for condition in (base.OPPOSITE, base.EMPTY)
+            for episode in half_way
+        ]
+
+    def check(self, bundle_spec: spec.BundleSpec) -> None:
+        """Refuses other robots and unknown cameras; names a missing simulator or GL library."""
+        if bundle_spec.embodiment["name"] != metaworld_env.EMBODIMENT:
+            raise errors.UsageError(
+                f"the bundle drives {bundle_spec.embodiment['name']!r}",
+                f"--benchmark={self.name}",
+                f"give a bundle trained for {metaworld_env.EMBODIMENT!r}",
+            )
+        for camera in bundle_spec.cameras:
+            known = metaworld_env.CAMERA_KEYS.get(camera.name) == camera.key
+            if not known or (camera.height, camera.width) != _camera_size(bundle_spec):
+                raise errors.UsageError(
+                    f"camera {camera.name!r} ({camera.key}, {camera.height}x{camera.width})",
+                    f"--benchmark={self.name}",
+                    f"it offers {dict(metaworld_env.CAMERA_KEYS)}, square and of one size",
+                )
+        if bundle_spec.action_spec.dim != metaworld_env.ACTION_DIM:
+            raise errors.UsageError(
+                f"{bundle_spec.action_spec.dim} action dimensions",
+                f"--benchmark={self.name}",
+                f"it takes {metaworld_env.ACTION_DIM}",
+            )
+        self.simulator()
+        metaworld_env.choose_gl()
+
+    def check_renderer(self) -> str:
+        """Draws one picture in a child process, which a broken library may end."""
+        return metaworld_env.choose_gl()
+
+    def make_environment(self, task: str, bundle_spec: spec.BundleSpec) -> base.Environment:
+        """Loads `task` with the bundle's cameras."""
+        cameras = [camera.name for camera in bundle_spec.cameras]
+        size = _camera_size(bundle_spec)[0]
+        return _Environment(metaworld_env.MetaWorldEnv(task, image_size=size, cameras=cameras))
+
+    def simulator(self) -> dict[str, str]:
+        """Versions of Meta-World and MuJoCo; wheels carry no commit."""
+        try:
+            versions = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
+        except importlib.metadata.PackageNotFoundError as error:
+            raise errors.UsageError(
+                "the simulator is not installed",
+                error.name or "metaworld",
+                "pip install 'defi-rollout[metaworld]'",
+            ) from error
+        return {
+            "name": "metaworld",
+            "version": f"{versions['metaworld']} (mujoco {versions['mujoco']})",
+            "commit": f"PyPI metaworld=={versions['metaworld']}",
+        }
+
+
+class _Environment:
+    """`base.Environment` over `MetaWorldEnv`."""
+
+    def __init__(self, env: metaworld_env.MetaWorldEnv):
+        self._env = env
+
+    def reset(self, episode: base.Episode) -> str:
+        self._env.reset(episode.seed, episode.start)
+        return self._env.start_digest()
+
+    def observe(self) -> dict[str, np.ndarray]:
+        return self._env.observe()
+
+    def step(self, action: np.ndarray) -> Mapping[str, bool]:
+        self._env.step(action)
+        return self._env.successes
+
+    def renderer(self) -> dict[str, Any]:
+        name = self._env.renderer_name()
+        text = f"{name['vendor']} {name['name']}".lower()
+        return name | {"comparable": not any(word in text for word in _SOFTWARE_RENDERERS)}
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _camera_size(bundle_spec: spec.BundleSpec) -> tuple[int, int]:
+    """Height and width that every camera must have: Meta-World draws squares of one size."""
+    return (bundle_spec.cameras[0].height,) * 2
+
+
+def _episode(name: str, index: int, run_seed: int) -> base.Episode:
+    task = metaworld_env.get_task(name)
+    is_half_way = index % 2 == 0 and metaworld_env.opposite(name) is not None
+    return base.Episode(
+        id=f"{name}-{index:04d}",
+        task=name,
+        condition=base.STANDARD,
+        instruction=task.instructions[_paraphrase(index, name)],
+        seed=metaworld_env.FIRST_EVALUATION_SEED + run_seed * SEEDS_PER_RUN + index,
+        start="half_way" if is_half_way else "usual",
+        max_steps=task.horizon,
+        scored_task=name,
+        ends_on=(name,),
+        film=index < FILMED_EPISODES,
+    )
+
+
+def _vary(episode: base.Episode, condition: str) -> base.Episode:
+    """The same start with the opposite instruction, or with none."""
+    other = metaworld_env.opposite(episode.task)
+    assert other is not None  # only half-way starts are varied, and those belong to a pair
+    index = episode.seed % SEEDS_PER_RUN
+    changed = dataclasses.replace(
+        episode, id=f"{episode.id}-{condition}", condition=condition, film=index < FILMED_EPISODES
+    )
+    if condition == base.EMPTY:
+        return dataclasses.replace(changed, instruction="", ends_on=(episode.task, other))
+    instructions = metaworld_env.get_task(other).instructions
+    return dataclasses.replace(
+        changed,
+        instruction=instructions[_paraphrase(index, other)],
+        scored_task=other,
+        ends_on=(other,),
+    )
+
+
+def _paraphrase(index: int, task: str) -> int:
+    # Two neighbours share one, so that both kinds of start meet every paraphrase.
+    return index // 2 % len(metaworld_env.get_task(task).instructions)

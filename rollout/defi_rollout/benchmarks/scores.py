@@ -1,0 +1,108 @@
+"""From rows of episodes to the numbers of a summary."""
+
+import collections
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from defi_rollout.benchmarks import base
+
+Row = dict[str, Any]
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a success rate (Wilson 1927)."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, z2 = successes / trials, _Z95**2
+    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    spread = math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
+    half = _Z95 / (1 + z2 / trials) * spread
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Success rates over the standard rows, and the language table over those it needs."""
+    standard = [row for row in rows if row["condition"] == base.STANDARD]
+    low, high = wilson_interval(sum(row["success"] for row in standard), len(standard))
+    latencies = [row["infer_ms_p50"] for row in rows if row["infer_ms_p50"] is not None]
+    return {
+        "episodes": len(standard),
+        "success_rate": _rate(standard),
+        "ci95": [low, high],
+        "success_by_task": _rate_by(standard, lambda row: row["task"]),
+        "success_by_start": _rate_by(standard, lambda row: row["start"]),
+        "statuses": dict(collections.Counter(row["status"] for row in rows)),
+        "seen_starts": sum(row["start_unseen"] is False for row in rows),
+        "policy_latency_ms_p50": statistics.median(latencies) if latencies else None,
+        "language": summarise_language(rows),
+    }
+
+
+def summarise_language(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The language table: which of two opposite tasks came first, by instruction.
+
+    Half-way starts of a pair of tasks leave open what to do. Each was played with its task's
+    instruction ("right"), the opposite one and none; a row counts for the task that succeeded
+    first, so that waving to and fro does not count twice.
+
+    Returns:
+        None without language rows; else "conditions": {condition: {episodes, task_first,
+        opposite_first}}, the shares of episodes won by the start's task and by its opposite;
+        "table": the same by task; "instructed": the share won by the instructed task.
+    """
+    varied = [row for row in rows if row["condition"] != base.STANDARD]
+    if not varied:
+        return None
+    seeds = {(row["task"], row["seed"]) for row in varied}
+    played = [row for row in rows if (row["task"], row["seed"]) in seeds]
+    conditions = [base.STANDARD, base.OPPOSITE, base.EMPTY]
+    table = [
+        {"task": task, **_language_cell([r for r in played if r["task"] == task], condition)}
+        for task in sorted({row["task"] for row in played})
+        for condition in conditions
+    ]
+    instructed = [row for row in played if row["condition"] != base.EMPTY]
+    hits = [_first_task(row) == row["scored_task"] for row in instructed]
+    return {
+        "instructed": sum(hits) / len(hits),
+        "instructed_episodes": len(hits),
+        "conditions": {_named(c): _language_cell(played, c) for c in conditions},
+        "table": table,
+    }
+
+
+def _language_cell(rows: Iterable[Row], condition: str) -> dict[str, Any]:
+    chosen = [row for row in rows if row["condition"] == condition]
+    firsts = [(_first_task(row), row["task"]) for row in chosen]
+    count = max(len(chosen), 1)
+    return {
+        "instruction": _named(condition),
+        "episodes": len(chosen),
+        "task_first": sum(first == task for first, task in firsts) / count,
+        "opposite_first": sum(first not in (None, task) for first, task in firsts) / count,
+    }
+
+
+def _named(condition: str) -> str:
+    return "right" if condition == base.STANDARD else condition
+
+
+def _first_task(row: Row) -> str | None:
+    """The task that succeeded first, None when none did."""
+    reached = {task: step for task, step in row["first_success"].items() if step is not None}
+    return min(reached, key=reached.__getitem__) if reached else None
+
+
+def _rate(rows: Sequence[Row]) -> float:
+    return sum(row["success"] for row in rows) / max(len(rows), 1)
+
+
+def _rate_by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, float]:
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return {name: _rate(group) for name, group in groups.items()}

@@ -1,0 +1,162 @@
+"""Command line of the rollout side: evaluate, inspect, doctor.
+
+Every expected error is one line on stderr, `error: what: where; what to do`, and an exit code
+(errors.py); `--debug` shows the traceback. `--json` prints one object on stdout; logs go to stderr.
+"""
+
+import argparse
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from defi_rollout import bundle, errors
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong flags the way every other expected error is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UsageError(message, self.prog, f"see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the process exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        flags = _make_parser().parse_args(arguments)
+        return flags.run(flags)
+    except errors.RolloutError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="defi_rollout", description="Runs exported DeFI-JAX policies.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser("inspect", parents=[common], help="verify and describe a bundle")
+    inspect.add_argument("bundle", type=pathlib.Path)
+    inspect.set_defaults(run=_inspect)
+
+    doctor = commands.add_parser("doctor", parents=[common], help="check machine and bundle")
+    doctor.add_argument("bundle", type=pathlib.Path, nargs="?")
+    doctor.add_argument("--benchmark", default="", help="also check this benchmark's simulator")
+    doctor.set_defaults(run=_doctor)
+
+    evaluate = commands.add_parser("evaluate", parents=[common], help="play a benchmark")
+    evaluate.add_argument("bundle", help="directory of the bundle")
+    evaluate.add_argument("--benchmark", required=True, help="metaworld")
+    evaluate.add_argument("--tasks", default="", help="comma-separated; default: the benchmark's")
+    evaluate.add_argument("--episodes", type=int, default=20, help="per task (default 20)")
+    evaluate.add_argument("--seed", type=int, default=0, help="another seed gives other starts")
+    evaluate.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    evaluate.add_argument("--execute_horizon", type=int, default=0, help="default: the bundle's")
+    evaluate.add_argument(
+        "--language", action="store_true", help="also play half-way starts with other instructions"
+    )
+    evaluate.add_argument("--resume", action="store_true", help="continue what --output holds")
+    evaluate.add_argument("--output", type=pathlib.Path, required=True)
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _inspect(flags: argparse.Namespace) -> int:
+    source = bundle.read_bundle(flags.bundle)
+    document = source.spec.to_json()
+    starts = document.pop("training_starts")
+    document |= {"bundle_sha256": source.digest, "num_training_starts": len(starts)}
+    if flags.json:
+        _print_json(document)
+        return 0
+    spec = source.spec
+    print(f"bundle       {source.digest}")
+    print(f"embodiment   {spec.embodiment['name']} at {spec.control_hz:g} Hz")
+    for camera in spec.cameras:
+        print(f"camera       {camera.key}: {camera.name}, {camera.height}x{camera.width}")
+    print(f"model image  {spec.image.height}x{spec.image.width} ({spec.image.resize})")
+    for role, text in spec.text.items():
+        print(f"text         {role}: {text.name}, {text.length} tokens")
+    print(f"actions      {spec.action_horizon} x ({', '.join(spec.action_spec.names)})")
+    print(f"executed     {spec.execute_horizon} of {spec.action_horizon}")
+    for name, entry in spec.files.items():
+        print(f"file         {name}: {entry.bytes} bytes, sha256 {entry.sha256[:12]} verified")
+    for key, value in spec.provenance.items():
+        print(f"provenance   {key}: {value}")
+    return 0
+
+
+def _doctor(flags: argparse.Namespace) -> int:
+    from defi_rollout import doctor
+
+    checks = doctor.run_checks(flags.bundle, flags.benchmark)
+    failed = [check for check in checks if not check.ok]
+    if flags.json:
+        rows = [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]
+        _print_json({"ok": not failed, "checks": rows})
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+    return errors.EXIT_CHECK_FAILED if failed else 0
+
+
+def _evaluate(flags: argparse.Namespace) -> int:
+    from defi_rollout.benchmarks import base, registry, runner
+
+    if "://" in flags.bundle:
+        raise errors.UsageError(
+            "remote policies are not supported yet", flags.bundle, "give a bundle directory"
+        )
+    for name in ("episodes", "workers"):
+        if getattr(flags, name) < 1:
+            raise errors.UsageError(f"{getattr(flags, name)}", f"--{name}", "give at least 1")
+    for name in ("seed", "execute_horizon"):
+        if getattr(flags, name) < 0:
+            raise errors.UsageError(f"{getattr(flags, name)}", f"--{name}", "give 0 or more")
+    plan = base.Plan(
+        tasks=tuple(task for task in flags.tasks.split(",") if task),
+        episodes=flags.episodes,
+        seed=flags.seed,
+        language=flags.language,
+    )
+    results = runner.evaluate(
+        runner.Options(
+            bundle_path=pathlib.Path(flags.bundle),
+            benchmark=registry.get_benchmark(flags.benchmark),
+            plan=plan,
+            output=flags.output,
+            num_workers=flags.workers,
+            resume=flags.resume,
+            execute_horizon=flags.execute_horizon,
+        )
+    )
+    if flags.json:
+        _print_json(results["summary"])
+        return 0
+    summary = results["summary"]
+    low, high = summary["ci95"]
+    print(f"success {summary['success_rate']:.1%} of {summary['episodes']} episodes")
+    print(f"95 % interval {low:.1%} to {high:.1%}")
+    for task, rate in summary["success_by_task"].items():
+        print(f"  {task:28} {rate:.1%}")
+    if summary["language"]:
+        print(f"instructed task first: {summary['language']['instructed']:.1%} of half-way starts")
+    print(f"written: {flags.output / runner.RESULTS}")
+    return 0
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
