@@ -410,15 +410,24 @@ def contact_sheet(
         _SHEET_BACKGROUND,
         np.uint8,
     )
-    font = PIL.ImageFont.load_default(size=10)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         top = _SHEET_MARGIN + index // columns * cell_height
         left = _SHEET_MARGIN + index % columns * cell_width
         height, width = image.shape[:2]
         sheet[top : top + height, left : left + width] = image
-        strip = PIL.Image.new("RGB", (cell_width - _SHEET_MARGIN, _LABEL_HEIGHT))
-        strip.paste((_SHEET_BACKGROUND,) * 3, (0, 0, *strip.size))
-        PIL.ImageDraw.Draw(strip).text((0, 1), label, fill=(230, 230, 230), font=font)
         top += cell_height - _LABEL_HEIGHT - _SHEET_MARGIN
-        sheet[top : top + _LABEL_HEIGHT, left : left + strip.width] = np.asarray(strip)
+        strip = text_strip(label, cell_width - _SHEET_MARGIN)
+        sheet[top : top + _LABEL_HEIGHT, left : left + strip.shape[1]] = strip
     return sheet
+
+
+def text_strip(text: str, width: int) -> np.ndarray:
+    """Draws one line of text, cut at the right edge, in the colours of a contact sheet.
+
+    Returns:
+        uint8[_LABEL_HEIGHT, width, 3].
+    """
+    strip = PIL.Image.new("RGB", (width, _LABEL_HEIGHT), (_SHEET_BACKGROUND,) * 3)
+    font = PIL.ImageFont.load_default(size=10)
+    PIL.ImageDraw.Draw(strip).text((2, 1), text, fill=(230, 230, 230), font=font)
+    return np.asarray(strip)

@@ -1,0 +1,161 @@
+"""From a raw source to an episode store, resumable, with a manifest of what came and what did not.
+
+`manifest.json` in the store is written first with `"complete": false` and last with the counts, so
+that an interrupted conversion can be told from a finished one, and one store is never filled from
+two sources by mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tqdm
+
+from data_pipelines import episodes
+from data_pipelines.sources import base
+from defi_jax import errors
+
+MANIFEST = "manifest.json"
+
+
+def convert(
+    source: base.Source,
+    output: str | os.PathLike,
+    *,
+    origin: Mapping[str, Any],
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Writes all episodes of a source that the store does not hold yet.
+
+    Args:
+        source: where episodes come from.
+        output: directory of the store; created when absent.
+        origin: JSON-able description of the input and its options; a store that was begun with
+            another one is refused.
+        progress: draw a progress bar on stderr.
+
+    Returns:
+        The manifest: `source, origin, complete, episodes, frames, rejected, fingerprint`.
+
+    Raises:
+        UserError: the store was begun from something else.
+        DataError: the source is damaged as a whole, or gave no episode.
+    """
+    output = pathlib.Path(output)
+    start = {"source": source.name, "origin": dict(origin)}
+    _check_same_origin(output, start)
+    existed = output.exists()
+    try:
+        with episodes.EpisodeWriter(output, source=source.name) as writer:
+            _write_manifest(output, start | {"complete": False})
+            rejects = _copy(source, writer, progress)
+        store = _open_filled(output, source, rejects)
+    except BaseException:
+        _remove_empty(output, existed)
+        raise
+    manifest = start | {
+        "complete": True,
+        "episodes": len(store),
+        "frames": int(store.lengths.sum()),
+        "rejected": [{"item": reject.item, "reason": reject.reason} for reject in rejects],
+        "fingerprint": store.fingerprint(),
+    }
+    _write_manifest(output, manifest)
+    return manifest
+
+
+def summary(manifest: Mapping[str, Any], seconds: float, *, shown: int = 5) -> str:
+    """Says in a few lines what a conversion gave."""
+    rejected = manifest["rejected"]
+    lines = [
+        f"{manifest['source']}: {manifest['episodes']} episodes, {manifest['frames']} frames, "
+        f"{len(rejected)} rejected, {seconds:.1f} s"
+    ]
+    lines += [f"  rejected {reject['item']}: {reject['reason']}" for reject in rejected[:shown]]
+    if len(rejected) > shown:
+        lines.append(f"  and {len(rejected) - shown} more, see {MANIFEST}")
+    return "\n".join(lines)
+
+
+def read_manifest(store: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the manifest of a store, None where it has none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = pathlib.Path(store) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
+        return manifest
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"manifest cannot be read ({error})", str(path), "delete it and convert again"
+        ) from error
+
+
+def _copy(source: base.Source, writer: episodes.EpisodeWriter, progress: bool) -> list[base.Reject]:
+    done = writer.done_ids()
+    rejects = []
+    with tqdm.tqdm(
+        total=source.total, initial=len(done), desc=source.name, unit="ep", disable=not progress
+    ) as bar:
+        for result in source.read(skip=done):
+            if isinstance(result, base.Reject):
+                rejects.append(result)
+            else:
+                writer.write(result)
+            bar.update()
+    return rejects
+
+
+def _open_filled(
+    output: pathlib.Path, source: base.Source, rejects: list[base.Reject]
+) -> episodes.EpisodeStore:
+    try:
+        return episodes.EpisodeStore(output)
+    except errors.DataError:
+        raise
+    except errors.UserError as error:  # nothing was published
+        first = f"; the first: {rejects[0].item}: {rejects[0].reason}" if rejects else ""
+        raise errors.DataError(
+            f"source gave no episode ({len(rejects)} rejected{first})", source.name
+        ) from error
+
+
+def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
+    manifest = read_manifest(output)
+    if manifest is None:
+        return
+    differing = [key for key in start if manifest.get(key) != start[key]]
+    if differing:
+        raise errors.UserError(
+            f"output holds a conversion with another {' and '.join(differing)}",
+            f"{output / MANIFEST}",
+            "choose another --output, or delete this one",
+        )
+
+
+def _write_manifest(output: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    path = output / MANIFEST
+    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}")
+    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _remove_empty(output: pathlib.Path, existed: bool) -> None:
+    """Leaves no trace of a conversion that published nothing into a new directory."""
+    if existed or not output.exists():
+        return
+    if [path.name for path in output.iterdir()] in ([], [MANIFEST]):
+        (output / MANIFEST).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            output.rmdir()
