@@ -97,9 +97,14 @@ class EpisodeSource(Protocol):
     """Random access to episodes: `EpisodeStore`, or a source that makes them up."""
 
     episode_ids: Sequence[str]
-    lengths: np.ndarray
+    lengths: np.ndarray  # int64[len]
+    has_actions: np.ndarray  # bool[len]
 
     def __len__(self) -> int: ...
+
+    def has_camera(self, camera: str) -> np.ndarray:
+        """Returns bool[len], whether each episode has the camera."""
+        ...
 
     def meta(self, i: int) -> EpisodeMeta:
         """Returns what is known of episode `i` without reading it."""
@@ -333,6 +338,15 @@ class EpisodeStore:
     def lengths(self) -> np.ndarray:
         """int64[len(self)], frames of each episode."""
         return np.array([line["length"] for line in self._lines], np.int64)
+
+    @functools.cached_property
+    def has_actions(self) -> np.ndarray:
+        """bool[len(self)], whether each episode has actions."""
+        return np.array([line["has_actions"] for line in self._lines], bool)
+
+    def has_camera(self, camera: str) -> np.ndarray:
+        """Returns bool[len(self)], whether each episode has the camera."""
+        return np.array([camera in line["cameras"] for line in self._lines], bool)
 
     def meta(self, i: int) -> EpisodeMeta:
         """Returns what the index knows of episode `i`."""

@@ -106,7 +106,7 @@ def load(
             source=episodes.EpisodeStore(directories[name])
             if name in directories
             else make_synthetic(),
-            directory=directories[name] if name in directories else None,
+            directory=directories.get(name),
         )
         for name, weight in weights.items()
     ]

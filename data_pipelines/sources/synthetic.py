@@ -91,9 +91,14 @@ class SyntheticSource:
         self._length = length
         self.episode_ids = tuple(f"{NAME}-{i:06d}" for i in range(num_episodes))
         self.lengths = np.full(num_episodes, length, np.int64)
+        self.has_actions = np.ones(num_episodes, bool)
 
     def __len__(self) -> int:
         return len(self.episode_ids)
+
+    def has_camera(self, camera: str) -> np.ndarray:
+        """Returns bool[len(self)], whether each episode has the camera."""
+        return np.full(len(self), camera in CAMERAS)
 
     def meta(self, i: int) -> episodes.EpisodeMeta:
         """Returns what is known of episode `i` without drawing it."""

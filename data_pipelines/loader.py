@@ -1,0 +1,406 @@
+"""The data loader: mixture of episode sources -> batches of an objective.
+
+    episodes -> samples of the objective -> shuffled, mixed by weight -> read, replaced if damaged
+    -> batch of this process -> worker processes or read-ahead threads -> `Loader`
+
+Batch k is a pure function of the config, the seed and k. The state is therefore one number, and
+resuming is exact with any number of workers, processes or hosts that divides the global batch.
+
+Keys of the `data` section that are read here:
+
+    root              directory of episode stores; "" for synthetic data
+    mixture           "synthetic" or "store[:weight],store[:weight]"
+    image_size        pixels of a side
+    cameras           names; GFDM and GIDM draw one a sample among those an episode has (the first
+                      one in evaluation), joint takes all of them, in this order
+    num_frames        T of GFDM clips
+    frame_stride      control steps between a clip's frames; 0 spreads them over the episode
+    pair_offset       (min, max) control steps between the frames of a GIDM pair, inclusive
+    action_horizon    S of joint windows
+    action_dim        A
+    normalization     of actions: none | normal | bounds | bounds_q99
+    unnormalized_dims action dimensions that pass unchanged, such as the gripper's
+    holdout_percent   of the episodes, by a hash of their id
+    augment           crop and colour changes in training
+    workers           processes that read; 0 reads in threads of this one
+    max_bad_fraction  of the samples read that may be damaged before the run stops
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from data_pipelines import mixtures, samples, statistics
+from data_pipelines.sources import synthetic
+from data_pipelines.transforms import action, frame, text, trajectory
+from defi_jax import batch as batch_lib
+from defi_jax import errors
+
+SPLITS = ("train", "eval")
+READ_AHEAD = 4  # batches, and threads that read them, without worker processes
+WORKER_AHEAD = 2  # batches each worker process keeps ready
+BAD_WINDOW = 10_000  # samples over which max_bad_fraction counts at least
+STATE_VERSION = 1
+
+
+def make_loader(
+    data_config: Any,
+    objective_name: str,
+    batch_spec: batch_lib.Batch,
+    *,
+    tokenizers: Mapping[str, text.Tokenizer],
+    split: str,
+    seed: int,
+    global_batch: int,
+    process_index: int,
+    process_count: int,
+) -> Loader:
+    """Opens the mixture and returns its loader.
+
+    Args:
+        data_config: the config's `data` section, see the module's docstring.
+        objective_name: "gfdm", "gidm" or "joint".
+        batch_spec: abstract batch of the objective, of any batch size; the first batch is checked.
+        tokenizers: by role; "gfdm", "gidm" or for joint "gfdm", "gidm" and "goal".
+        split: "train", or "eval" for the held-out episodes without any augmentation.
+        seed: of order and draws.
+        global_batch: samples of a batch over all processes.
+        process_index: this process.
+        process_count: number of processes, divides `global_batch`.
+
+    Raises:
+        UserError: stores are absent, a number is impossible, or nothing is held out.
+        DataError: a store lacks what the objective needs, or is damaged.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}")
+    if global_batch % process_count:
+        raise errors.UserError(
+            f"global_batch {global_batch} is not a multiple of {process_count} processes",
+            "global_batch", f"give a multiple of {process_count}",
+        )  # fmt: skip
+    config = data_config
+    components = mixtures.load(
+        config.mixture,
+        config.root,
+        lambda: synthetic.SyntheticSource(
+            image_size=config.image_size, action_dim=config.action_dim
+        ),
+    )
+    normalizer = _normalizer(config, objective_name, components)
+    reader = _reader(config, objective_name, normalizer, train=split == "train")
+    batches = samples.Batches(
+        parts=_parts(components, reader, config, split),
+        reader=reader,
+        choose=text.ChooseParaphrase(draw=split == "train"),
+        tokenize=text.Tokenize(by_role=tokenizers),
+        seed=seed,
+        global_batch=global_batch,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    pipeline = {
+        "split": split,
+        "seed": seed,
+        "global_batch": global_batch,
+        "objective": objective_name,
+        "sources": [[c.name, c.weight, c.source.fingerprint()] for c in components],
+        "transforms": samples.describe(config),
+        "normalizer": normalizer.to_json(),
+        "tokenizers": batches.tokenize.describe(),
+    }
+    return Loader(batches, objective_name, batch_spec, pipeline, normalizer, config)
+
+
+class Loader:
+    """Endless iterator over the host-local numpy batches of an objective.
+
+    Attributes:
+        normalizer: of the actions; travels into checkpoints and bundles.
+        bad_samples: damaged samples that were replaced so far, by component.
+    """
+
+    def __init__(
+        self,
+        batches: samples.Batches,
+        objective_name: str,
+        batch_spec: batch_lib.Batch,
+        pipeline: Mapping[str, Any],
+        normalizer: statistics.Normalizer,
+        config: Any,
+    ):
+        self._batches = batches
+        self._objective_name = objective_name
+        self._spec = batch_lib.with_batch_size(batch_spec, batches.local_batch)
+        self._pipeline = {key: _digest(value) for key, value in pipeline.items()}
+        self._workers = config.workers
+        self._max_bad_fraction = config.max_bad_fraction
+        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._next_batch = 0
+        self._bad_records: collections.deque[str] = collections.deque(maxlen=20)
+        self.bad_samples: dict[str, int] = {}
+        self.normalizer = normalizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the batches; not of workers, processes or hosts."""
+        return _digest(self._pipeline)
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> batch_lib.Batch:
+        """Returns the next batch.
+
+        Raises:
+            DataError: too many samples are damaged.
+        """
+        if self._iterator is None:
+            self._iterator = self._start()
+        raw = next(self._iterator)
+        self._next_batch += 1
+        self._count(raw["bad"])
+        return self._batch(raw)
+
+    def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
+        """Yields the first batches of the order; neither reads nor changes the state."""
+        for number in range(num_batches):
+            yield self._batch(self._batches[number])
+
+    def state(self) -> dict[str, Any]:
+        """Returns the position, small and JSON-able."""
+        return {
+            "version": STATE_VERSION,
+            "next_batch": self._next_batch,
+            "bad_samples": dict(self.bad_samples),
+            "pipeline": self._pipeline,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken, in this or another process.
+
+        Raises:
+            UserError: the state is of another pipeline; names what differs.
+        """
+        if state["version"] != STATE_VERSION:
+            raise errors.UserError(f"data state of version {state['version']}", "checkpoint")
+        theirs = state["pipeline"]
+        keys = sorted(self._pipeline.keys() | theirs.keys())
+        changed = [k for k in keys if self._pipeline.get(k) != theirs.get(k)]
+        if changed:
+            raise errors.UserError(
+                f"the data pipeline is not the checkpoint's: {', '.join(changed)} changed",
+                "data section of the config",
+                "restore the old settings and data, or start a new workdir",
+            )
+        self.close()
+        self._batches = self._batches.starting_at(state["next_batch"])
+        self._next_batch = state["next_batch"]
+        self.bad_samples = dict(state["bad_samples"])
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Returns name, weight, episodes, frames and samples of each component, of this split."""
+        return [
+            {
+                "name": part.name,
+                "weight": part.weight,
+                "episodes": len(part.table.episodes),
+                "frames": int(part.source.lengths[part.table.episodes].sum()),
+                "samples": len(part.table),
+            }
+            for part in self._batches.parts
+        ]
+
+    def close(self) -> None:
+        """Stops threads and worker processes; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+        self._batches = self._batches.starting_at(self._next_batch)
+
+    def _start(self) -> Iterator[dict[str, Any]]:
+        """Starts reading ahead from the next batch."""
+        threads = READ_AHEAD if self._workers == 0 else 1
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        dataset = grain.MapDataset.source(self._batches).to_iter_dataset(options)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._workers, per_worker_buffer_size=WORKER_AHEAD
+                )
+            )
+        return iter(dataset)
+
+    def _count(self, bad: Sequence[samples.Bad]) -> None:
+        """Counts replaced samples and stops when there are too many."""
+        for entry in bad:
+            logging.warning("replaced sample %s of %s: %s", entry.record, entry.part, entry.reason)
+            self.bad_samples[entry.part] = self.bad_samples.get(entry.part, 0) + 1
+            self._bad_records.append(f"{entry.part}/{entry.record}")
+        read = self._next_batch * self._batches.local_batch
+        total = sum(self.bad_samples.values())
+        if bad and total > self._max_bad_fraction * max(read, BAD_WINDOW):
+            raise errors.DataError(
+                f"{total} of {read} samples are damaged, more than data.max_bad_fraction="
+                f"{self._max_bad_fraction} (last: {', '.join(self._bad_records)})",
+                ", ".join(sorted(self.bad_samples)),
+                "check with `python launch/data.py validate` and convert again",
+            )
+
+    def _batch(self, raw: Mapping[str, Any]) -> batch_lib.Batch:
+        """Returns the objective's batch; checked against the spec."""
+        arrays = raw["arrays"]
+        tokens = {
+            role: batch_lib.TextTokens(ids=ids, mask=mask)
+            for role, (ids, mask) in raw["text"].items()
+        }
+        if self._objective_name == "gfdm":
+            batch = batch_lib.GFDMBatch(text=tokens["gfdm"], **arrays)
+        elif self._objective_name == "gidm":
+            batch = batch_lib.GIDMBatch(text=tokens["gidm"], **arrays)
+        else:
+            batch = batch_lib.JointBatch(text=tokens, **arrays)
+        batch_lib.check(batch, self._spec)
+        return batch
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _reader(
+    config: Any, objective_name: str, normalizer: statistics.Normalizer, *, train: bool
+) -> samples.Reader:
+    """Returns how the objective reads a sample."""
+    prepare = frame.prepare(config.image_size, augment=config.augment and train)
+    one_camera = samples.Cameras(names=tuple(config.cameras), draw=train)
+    if objective_name == "gfdm":
+        clip = trajectory.Clip(num_frames=config.num_frames, stride=config.frame_stride)
+        return samples.GFDMReader(clip=clip, cameras=one_camera, prepare=prepare)
+    if objective_name == "gidm":
+        low, high = config.pair_offset
+        return samples.GIDMReader(
+            pair=trajectory.FramePair(min_offset=low, max_offset=high),
+            cameras=one_camera,
+            prepare=prepare,
+            normalizer=normalizer,
+            action_dim=config.action_dim,
+        )
+    if objective_name == "joint":
+        return samples.JointReader(
+            window=trajectory.Window(),
+            chunk=action.Chunk(horizon=config.action_horizon),
+            cameras=tuple(config.cameras),
+            prepare=prepare,
+            normalizer=normalizer,
+        )
+    raise ValueError(f"objective {objective_name!r}")
+
+
+def _normalizer(
+    config: Any, objective_name: str, components: Sequence[mixtures.Component]
+) -> statistics.Normalizer:
+    """Returns the actions' normaliser, from the statistics of all components that have actions.
+
+    Raises:
+        DataError: joint is given actions of another width than data.action_dim.
+    """
+    mask = tuple(dim not in config.unnormalized_dims for dim in range(config.action_dim))
+    used = []
+    for component in components:
+        width = _action_width(component)
+        if width == config.action_dim:
+            used.append(component)
+        elif width is not None and objective_name == "joint":
+            raise errors.DataError(
+                f"actions have {width} dimensions, data.action_dim is {config.action_dim}",
+                f"data set {component.name!r}", f"give --config.data.action_dim={width}",
+            )  # fmt: skip
+        elif width is not None and objective_name == "gidm":
+            logging.warning("%s: %d-D actions stay out of the probe", component.name, width)
+    kind = config.normalization
+    if kind == "none" or objective_name == "gfdm" or not used:
+        return statistics.Normalizer(kind="none", statistics=None, mask=mask)
+    parts = [component.statistics()["actions"] for component in used]
+    return statistics.Normalizer(kind=kind, statistics=statistics.merge(parts), mask=mask)
+
+
+def _action_width(component: mixtures.Component) -> int | None:
+    """Returns A of the component's first episode with actions, None without any."""
+    rows = np.flatnonzero(component.source.has_actions)
+    return component.source.actions(int(rows[0])).shape[1] if len(rows) else None
+
+
+def _parts(
+    components: Sequence[mixtures.Component], reader: samples.Reader, config: Any, split: str
+) -> tuple[samples.Part, ...]:
+    """Returns the components' samples of a split.
+
+    Raises:
+        DataError: a component lacks actions, cameras or frames.
+        UserError: no episode of any component is held out.
+    """
+    parts = []
+    for component in components:
+        source = component.source
+        usable = _usable(component, reader, config)
+        held_out = np.array(
+            [samples.is_held_out(name, config.holdout_percent) for name in source.episode_ids]
+        )
+        rows = np.flatnonzero(usable & (held_out == (split == "eval")))
+        table = samples.Table(rows, reader.num_samples(source.lengths[rows]))
+        if len(table):
+            parts.append(
+                samples.Part(
+                    name=component.name, weight=component.weight, source=source, table=table
+                )
+            )
+        elif split == "train":
+            raise errors.DataError(
+                "no episode is long enough or left for training", f"data set {component.name!r}",
+                "leave it out of data.mixture, or lower data.holdout_percent",
+            )  # fmt: skip
+    if not parts:
+        names = ", ".join(component.name for component in components)
+        raise errors.UserError(
+            f"no episode of {names} is held out for evaluation",
+            f"data.holdout_percent={config.holdout_percent}",
+            "raise it, collect more episodes, or set eval_batches=0",
+        )
+    return tuple(parts)
+
+
+def _usable(component: mixtures.Component, reader: samples.Reader, config: Any) -> np.ndarray:
+    """Returns bool[episodes], those that have the actions and cameras the objective takes."""
+    source, where = component.source, f"data set {component.name!r}"
+    usable = np.ones(len(source), bool)
+    if reader.needs_actions:
+        usable = source.has_actions
+        if not usable.any():
+            raise errors.DataError(
+                "no episode has actions, which joint training needs", where,
+                "leave it out of data.mixture; action-free video trains gfdm and gidm",
+            )  # fmt: skip
+    with_cameras = usable & reader.has_cameras(source)
+    if not with_cameras.any():
+        some = itertools.islice(range(len(source)), 100)
+        available = sorted({camera for i in some for camera in source.meta(i).cameras})
+        raise errors.DataError(
+            f"no episode has the cameras {', '.join(config.cameras)}", where,
+            f"available: {', '.join(available)}; give --config.data.cameras",
+        )  # fmt: skip
+    left_out = len(source) - int(with_cameras.sum())
+    if left_out:
+        logging.warning("%s: %d episodes lack actions or cameras", component.name, left_out)
+    return with_cameras
