@@ -7,10 +7,14 @@ from typing import Any
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .8rem;
-text-align: left; border-bottom: 1px solid #ddd }
-.films { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; width: 13rem } video, img { width: 100%; border-radius: 4px }
-.yes { color: #17752b } .no { color: #a3261b } figcaption { font-size: 13px }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid #ddd }
+.films { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; width: 13rem }
+figcaption { font-size: 13px }
+video, img { width: 100%; border-radius: 4px }
+.yes { color: #17752b }
+.no { color: #a3261b }
 """
 
 

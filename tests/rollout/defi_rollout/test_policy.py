@@ -1,0 +1,138 @@
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import defi_rollout
+from defi_rollout import bundle, errors, policy
+
+BLOCKED = ("flax", "tensorflow", "torch", "optax", "orbax", "defi_jax", "data_pipelines")
+GOLDEN_NOISE = [0.31738341, -1.26768994, 1.02136016]
+
+
+def test_infer_gives_one_chunk_within_the_limits(tiny, obs):
+    actions = tiny.infer(obs)["actions"]
+    assert actions.shape == (5, 4) and actions.dtype == np.float32
+    assert actions.max() <= 1.0 and actions[:, 3].max() <= 0.5
+
+
+def test_same_seed_same_actions_whatever_came_before(tiny, obs):
+    first = tiny.infer(obs | {policy.SEED: 3})["actions"]
+    tiny.infer(obs)
+    np.testing.assert_array_equal(tiny.infer(obs | {policy.SEED: 3})["actions"], first)
+    assert not np.array_equal(tiny.infer(obs | {policy.SEED: 4})["actions"], first)
+
+
+def test_reset_repeats_the_noise_sequence(tiny, obs):
+    tiny.reset(seed=5)
+    first = [tiny.infer(obs)["actions"] for _ in range(2)]
+    assert not np.array_equal(*first)
+    tiny.reset()
+    np.testing.assert_array_equal(tiny.infer(obs)["actions"], first[0])
+    again = tiny.infer(obs | {policy.RESET: True})["actions"]
+    np.testing.assert_array_equal(again, first[0])
+
+
+def test_batched_rows_equal_single_observations(tiny, obs):
+    image = obs["observation/image"]
+    batch = {"observation/image": np.stack([image, 255 - image]), "prompt": ["go left", "right"]}
+    together = tiny.infer(batch | {policy.SEED: [1, 2]})["actions"]
+    assert together.shape == (2, 5, 4)
+    for row in range(2):
+        alone = {"observation/image": batch["observation/image"][row]}
+        single = tiny.infer(alone | {"prompt": batch["prompt"][row], policy.SEED: row + 1})
+        np.testing.assert_allclose(single["actions"], together[row], atol=1e-6)
+
+
+def test_instruction_and_image_matter(tiny, obs):
+    base = tiny.infer(obs | {policy.SEED: 0})["actions"]
+    for change in ({"prompt": "go right"}, {"observation/image": 255 - obs["observation/image"]}):
+        assert not np.array_equal(tiny.infer(obs | change | {policy.SEED: 0})["actions"], base)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observation/image": None},
+        {"observation/image": np.zeros((16, 16, 3), np.float32)},
+        {"observation/image": np.zeros((16, 16), np.uint8)},
+        {"observation/wrist_image": np.zeros((16, 16, 3), np.uint8)},
+        {"prompt": None},
+        {"prompt": ["a", "b"]},
+        {policy.SEED: -1},
+        {policy.SEED: 0.5},
+    ],
+)
+def test_malformed_observation_is_a_usage_error(tiny, obs, change):
+    with pytest.raises(errors.UsageError):
+        tiny.infer(obs | change)
+
+
+def test_missing_camera_names_the_expected_keys(tiny, obs):
+    del obs["observation/image"]
+    with pytest.raises(errors.UsageError, match="observation/image"):
+        tiny.infer(obs)
+
+
+def test_actions_that_are_not_finite_are_refused(tiny_bundle, reseal, obs):
+    params = {"head/kernel": np.full((3, 4), np.nan, np.float32)}
+    safetensors.numpy.save_file(params, tiny_bundle / bundle.PARAMS)
+    reseal(tiny_bundle)
+    with pytest.raises(errors.CheckFailed, match="not finite"):
+        policy.Policy.load(tiny_bundle)
+
+
+def test_refused_program_names_the_command_that_rebuilds_it(tiny_bundle, reseal):
+    (tiny_bundle / bundle.STABLEHLO).write_bytes(b"from another age")
+    reseal(tiny_bundle)
+    command = f"launch/export.py --from_bundle={tiny_bundle} --output="
+    with pytest.raises(errors.BundleError, match=command):
+        policy.Policy.load(tiny_bundle)
+
+
+def test_params_of_another_model_are_named(tiny_bundle, reseal):
+    params = {"head/kernel": np.zeros((3, 5), np.float32)}
+    safetensors.numpy.save_file(params, tiny_bundle / bundle.PARAMS)
+    reseal(tiny_bundle)
+    with pytest.raises(errors.BundleError, match="head/kernel"):
+        policy.Policy.load(tiny_bundle)
+
+
+def test_noise_is_a_fixed_function_of_its_key():
+    noise = policy.draw_noise((0, 1), "actions", (3,))
+    # Golden: change only together with SCHEMA_VERSION, since recorded runs would differ.
+    np.testing.assert_allclose(noise, GOLDEN_NOISE, rtol=1e-6)
+
+
+def test_runs_where_the_training_stack_is_absent(tiny_bundle):
+    script = f"""
+        import sys
+
+        class Block:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {BLOCKED!r}:
+                    raise ImportError("blocked " + name)
+
+        sys.meta_path.insert(0, Block())
+        import numpy as np
+        import defi_rollout
+        from defi_rollout import main
+
+        policy = defi_rollout.Policy.load({str(tiny_bundle)!r})
+        image = np.zeros((16, 16, 3), np.uint8)
+        print(policy.infer({{"observation/image": image, "prompt": "go"}})["actions"].shape)
+        assert main.main(["inspect", {str(tiny_bundle)!r}]) == 0
+        assert not [m for m in sys.modules if m.split(".")[0] in {BLOCKED!r}]
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(5, 4)" in done.stdout
+
+
+def test_policy_is_public():
+    assert defi_rollout.Policy is policy.Policy

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from defi_rollout import bundle, errors, spec, tokenizers
+
+
+def _make(tiny_bundle, **changes):
+    fields = {
+        "name": "bytes", "length": 6, "lower_case": False, "strip_punctuation": False,
+        "file": "", "pad_id": 0,
+    }  # fmt: skip
+    text = spec.TextSpec(**(fields | changes))
+    return tokenizers.make_tokenizer(text, bundle.read_bundle(tiny_bundle))
+
+
+def test_bytes_are_shifted_by_one_and_padded_with_zero(tiny_bundle):
+    ids, mask = _make(tiny_bundle)("ab")
+    assert ids.tolist() == [98, 99, 0, 0, 0, 0]
+    assert mask.tolist() == [True, True, False, False, False, False]
+    assert ids.dtype == np.int32
+
+
+def test_long_text_loses_its_end_and_empty_text_is_padding(tiny_bundle):
+    tokenize = _make(tiny_bundle)
+    assert tokenize("abcdefgh")[0].tolist() == [98, 99, 100, 101, 102, 103]
+    assert not tokenize("")[1].any()
+
+
+def test_text_is_normalised_first(tiny_bundle):
+    both = _make(tiny_bundle, lower_case=True, strip_punctuation=True)
+    assert both(" A!  b ")[0].tolist() == _make(tiny_bundle)("a b")[0].tolist()
+    assert _make(tiny_bundle)("A!")[0][:2].tolist() == [66, 34]
+
+
+@pytest.mark.parametrize("text", ["Öffne die Schublade", "open\tthe  drawer.", "", "🤖" * 9])
+def test_bytes_equal_the_training_side(tiny_bundle, text):
+    training = pytest.importorskip("defi_jax.models.tokenizers")
+    for flag in (False, True):
+        theirs = training.BytesTokenizer(length=16, lower_case=flag, strip_punctuation=flag)
+        ids, mask = _make(tiny_bundle, length=16, lower_case=flag, strip_punctuation=flag)(text)
+        wanted_ids, wanted_mask = theirs([text])
+        np.testing.assert_array_equal(ids, wanted_ids[0])
+        np.testing.assert_array_equal(mask, wanted_mask[0])
+
+
+@pytest.mark.parametrize(("name", "package"), [("clip", "tokenizers"), ("t5", "sentencepiece")])
+def test_damaged_tokenizer_file_is_named(tiny_bundle, reseal, name, package):
+    pytest.importorskip(package)
+    (tiny_bundle / "words.model").write_bytes(b"nonsense")
+    reseal(tiny_bundle)
+    with pytest.raises(errors.BundleError, match=r"words\.model"):
+        _make(tiny_bundle, name=name, file="words.model")
