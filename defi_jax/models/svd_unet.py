@@ -485,6 +485,29 @@ def _levels(*widths: int) -> dict[str, Any]:
 
 
 PRESETS: dict[str, SVDUNetConfig] = {
+    # Six frames of 8x8x192 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
+    "tiny": SVDUNetConfig(
+        sample_size=8,
+        in_channels=384,
+        out_channels=192,
+        num_frames=6,
+        **_levels(48, 64, 96),
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=48,
+        layers_per_block=1,
+        cross_attention_dim=128,
+        num_attention_heads=(2, 2, 3),
+        norm_num_groups=8,
+    ),
+    # Eight frames of 128 px as 16x16 VAE latents.
+    "small": SVDUNetConfig(
+        sample_size=16,
+        num_frames=8,
+        **_levels(128, 192, 384, 384),
+        addition_time_embed_dim=128,
+        projection_class_embeddings_input_dim=384,
+        num_attention_heads=(2, 3, 6, 6),
+    ),
     # stabilityai/stable-video-diffusion-img2vid, unet/config.json: 1,524,623,082 parameters.
     "full": SVDUNetConfig(),
 }
