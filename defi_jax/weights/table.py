@@ -57,6 +57,10 @@ LAYOUTS: dict[str, Layout] = {
     "conv1x1_linear": Layout(
         lambda x: x[:, :, 0, 0].transpose(1, 0), lambda x: x.transpose(1, 0)[:, :, None, None]
     ),
+    # (1, ...) <-> (...)
+    "leading1": Layout(lambda x: x[0], lambda x: x[None]),
+    # (1, 1, ...) <-> (...)
+    "leading11": Layout(lambda x: x[0, 0], lambda x: x[None, None]),
     # (1,) <-> ()
     "scalar": Layout(lambda x: x.reshape(()), lambda x: x.reshape((1,))),
 }
@@ -86,6 +90,30 @@ class Entry:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"unknown layout {self.layout!r}; known: {sorted(LAYOUTS)}")
+
+
+def linear(
+    ours: str,
+    theirs: str,
+    *,
+    use_bias: bool = True,
+    joint: str = ".",
+    layer: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> list[Entry]:
+    """Returns the rows of a linear layer; `joint` stands between `theirs` and "weight"."""
+    rows = [Entry(f"{ours}/kernel", f"{theirs}{joint}weight", "linear", layer, part)]
+    if use_bias:
+        rows.append(Entry(f"{ours}/bias", f"{theirs}{joint}bias", "same", layer, part))
+    return rows
+
+
+def norm(ours: str, theirs: str, *, layer: int | None = None) -> list[Entry]:
+    """Returns the rows of a layer norm."""
+    return [
+        Entry(f"{ours}/scale", f"{theirs}.weight", "same", layer),
+        Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer),
+    ]
 
 
 def with_prefixes(entries: Sequence[Entry], *, ours: str = "", theirs: str = "") -> list[Entry]:
@@ -245,7 +273,7 @@ def _read_target(
         return None
     try:
         value = LAYOUTS[first.layout].to_ours(tensor)
-    except ValueError:
+    except (ValueError, IndexError):
         problems.append(f"misshapen {first.theirs}: {tensor.shape} for layout {first.layout}")
         return None
     # A layout that drops an axis of extent 1 must not drop data.
