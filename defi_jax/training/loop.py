@@ -1,0 +1,133 @@
+"""The one training loop of all stages; a stage is an objective and a config.
+
+Order, fixed: devices and mesh; data; shapes and shardings; start-up by precedence; one compilation
+of the step; then for every step: evaluate, save (state, iterator state, statistics, config), stop
+if asked, take a batch, step, report one step late. Evaluation and save come before the step, so
+that checkpoint n is the state after n steps and what was evaluated at n is written before it.
+
+Config keys read: steps, global_batch, seed, mesh, eval_every, eval_batches (0: no evaluation),
+save_every, log_every (0: never; the last step is always evaluated and saved), keep_checkpoints,
+max_consecutive_bad_steps, compilation_cache_dir, logging, and those of `optimizer`.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+
+from defi_jax.objectives import base
+from defi_jax.training import (
+    checkpointing,
+    device_batches,
+    duties,
+    sharding,
+    startup,
+    step,
+    supervisor,
+)
+from defi_jax.training.train_state import TrainState
+
+
+def train(
+    config: Any,
+    objective: base.Objective,
+    make_loader: Callable[..., Any],
+    workdir: str | os.PathLike,
+) -> TrainState:
+    """Trains to `config.steps`, from wherever `workdir` stands, and returns the final state.
+
+    Args:
+        config: a locked ConfigDict, see the module's docstring.
+        objective: the stage.
+        make_loader: (batch_spec, *, split, seed, global_batch, process_index, process_count) ->
+            loader of this process's numpy batches, as data_pipelines.loader.Loader.
+        workdir: the run's directory, local or in a bucket.
+
+    Raises:
+        Preempted: asked to stop, after saving.
+        NumericsError: too many consecutive steps were not finite.
+        DataError: the data ended, or no checkpoint verifies.
+        UserError: the config does not fit the devices, the data or the checkpoints.
+    """
+    workdir = epath.Path(workdir)
+    startup.enable_compilation_cache(config.compilation_cache_dir)
+    with supervisor.Supervisor(str(workdir / "logs")) as watch:
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
+        spec = objective.batch_spec(config.global_batch)
+        loader = startup.open_loader(config, spec, make_loader, "train")
+        held_out = startup.open_loader(config, spec, make_loader, "eval")
+        startup.write_config(config, workdir)
+        with (
+            jax.set_mesh(mesh),
+            checkpointing.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpoints,
+        ):
+            abstract, placement = step.abstract_state(config, objective, mesh)
+            startup.log_facts(objective, mesh, abstract, placement)
+            facts = startup.facts(config, objective, mesh, loader)
+            state, facts = startup.start(config, objective, checkpoints, abstract, loader, facts)
+            batches = device_batches.DeviceBatches(loader, spec, mesh)
+            train_step = None
+            if int(state.step) < config.steps:
+                batches.prefetch()  # input problems fail before the compilation
+                train_step = _compile(config, objective, mesh, abstract)
+            run = duties.Duties(
+                config=config,
+                objective=objective,
+                workdir=workdir,
+                watch=watch,
+                checkpoints=checkpoints,
+                facts=facts,
+                held_out=device_batches.HeldOut(held_out, config.eval_batches, spec, mesh),
+            )
+            try:
+                return _loop(config, watch, run, state, batches, train_step)
+            finally:
+                run.writer.close()
+                loader.close()
+
+
+def _loop(
+    config: Any,
+    watch: supervisor.Supervisor,
+    run: duties.Duties,
+    state: TrainState,
+    batches: device_batches.DeviceBatches,
+    train_step: jax.stages.Compiled | None,
+) -> TrainState:
+    """Runs the steps that are left; the state of a run that is complete comes back as it is."""
+    now = int(state.step)
+    while True:
+        watch.enter("step")
+        is_last, stopping = now >= config.steps, watch.should_stop(now)
+        if (is_last or duties.is_due(now, config.eval_every)) and not stopping:
+            run.evaluate(now, state)
+        if is_last or stopping or duties.is_due(now, config.save_every):
+            run.save(now, state, batches.state())
+        if is_last:
+            return state
+        if stopping:
+            raise run.preempted(now)
+
+        batch = batches.take()
+        with jax.transfer_guard("disallow"):
+            state, scalars = train_step(state, batch)
+        now += 1
+        # While the devices work: read the next batch, then the numbers of the step before.
+        with watch.phase("data"):
+            batches.prefetch()
+        starved = batches.read_seconds if scalars["loss"].is_ready() else 0.0
+        run.report_late(now, scalars, starved, batches.bad_samples)
+
+
+def _compile(
+    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, abstract: TrainState
+) -> jax.stages.Compiled:
+    start = time.monotonic()
+    compiled = step.compile_step(config, objective, mesh, abstract)
+    logging.info("compiled the step in %.1f s", time.monotonic() - start)
+    return compiled

@@ -1,0 +1,278 @@
+"""Numbers and pictures of a run: `metrics.jsonl` and console, TensorBoard and W&B on request.
+
+Scalars are lines `{"step": ..., "time": ..., "split": ..., name: value}`; `time` is in seconds
+since 1970. Pictures go to `media/<split>_<name>_<step>.png`, videos to the same as .gif and .mp4.
+"""
+
+import io
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import av
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from defi_jax import errors
+from defi_jax.training import supervisor
+
+FILE = "metrics.jsonl"
+MEDIA = "media"
+
+_VIDEO_FPS = 4
+_REMOTE_FLUSH_SECONDS = 30.0
+
+
+class MetricWriter:
+    """Writes what a run reports; a no-op on all processes but the first.
+
+    Args:
+        workdir: the run's directory, local or in a bucket.
+        config: resolved config; `logging.tensorboard`, `logging.wandb` are read.
+        start_step: the run goes on after this step; lines of later steps, left by a run that was
+            killed after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, workdir: epath.Path, config: Any, start_step: int):
+        self._active = supervisor.is_primary()
+        if not self._active:
+            return
+        self._workdir = epath.Path(workdir)
+        self._path = self._workdir / FILE
+        self._is_local = "://" not in str(workdir)
+        self._lines = _kept_lines(self._path, start_step)
+        self._path.write_text("".join(self._lines))
+        self._flushed = time.monotonic()
+        self._sinks: list[Any] = []
+        if config.logging.tensorboard:
+            self._sinks.append(_TensorBoard(str(self._workdir / "logs")))
+        if config.logging.wandb:
+            self._sinks.append(_Wandb(config, self._workdir.name))
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Appends one line; values that are not finite become null, as JSON has no NaN."""
+        if not self._active:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        row = {"step": step, "time": round(time.time(), 3), "split": split, **finite}
+        self._append(json.dumps(row) + "\n")
+        for sink in self._sinks:
+            sink.scalars(step, split, numbers)
+
+    def media(
+        self,
+        step: int,
+        split: str,
+        images: Mapping[str, np.ndarray],
+        videos: Mapping[str, np.ndarray],
+    ) -> None:
+        """Writes pictures.
+
+        Args:
+            step: steps taken.
+            split: "train" or "eval".
+            images: name to uint8[H, W, 3].
+            videos: name to uint8[T, H, W, 3].
+        """
+        if not self._active:
+            return
+        for name, image in images.items():
+            self._write_bytes(f"{split}_{name}_{step:08d}.png", encode_png(image))
+        for name, video in videos.items():
+            self._write_bytes(f"{split}_{name}_{step:08d}.gif", encode_gif(video, _VIDEO_FPS))
+            self._write_bytes(f"{split}_{name}_{step:08d}.mp4", encode_mp4(video, _VIDEO_FPS))
+        for sink in self._sinks:
+            sink.media(step, split, images, videos)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if not self._active:
+            return
+        self._flush()
+        for sink in self._sinks:
+            sink.close()
+
+    def _append(self, line: str) -> None:
+        if self._is_local:
+            with self._path.open("a") as file:
+                file.write(line)
+            return
+        # Objects in a bucket can't be appended to: write the whole file, now and then.
+        self._lines.append(line)
+        if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._is_local:
+            self._path.write_text("".join(self._lines))
+            self._flushed = time.monotonic()
+
+    def _write_bytes(self, name: str, data: bytes) -> None:
+        folder = self._workdir / MEDIA
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name.replace("/", "_")).write_bytes(data)
+
+
+class Progress:
+    """Means over the steps since the last report, with speed, time left and waiting for data."""
+
+    def __init__(self, first_step: int, total_steps: int):
+        self._total = total_steps
+        self._restart(first_step)
+
+    def add(self, values: Mapping[str, Any], data_wait: float) -> None:
+        """Takes a step's metrics and the seconds the devices may have waited for its batch."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(float(value))
+        self._data_wait += data_wait
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not training, such as an evaluation."""
+        self._start += seconds
+
+    def report(self, step: int) -> dict[str, float]:
+        """Returns the means, of the finite values where there are any, and logs one line."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        means = {name: _finite_mean(values) for name, values in self._values.items()}
+        speed = (step - self._first) / seconds
+        means["steps_per_second"] = speed
+        means["data_wait_share"] = min(1.0, self._data_wait / seconds)
+        left = (self._total - step) / speed if speed else math.inf
+        logging.info(
+            "step %d/%d %3.0f%%  loss %.4g  %.3g s/step  left %s  data wait %.0f%%",
+            step,
+            self._total,
+            100 * step / self._total,
+            means["loss"],
+            1 / speed if speed else math.inf,
+            format_seconds(left),
+            100 * means["data_wait_share"],
+        )
+        self._restart(step)
+        return means
+
+    def _restart(self, step: int) -> None:
+        self._first, self._start, self._data_wait = step, time.monotonic(), 0.0
+        self._values: dict[str, list[float]] = {}
+
+
+class _TensorBoard:
+    def __init__(self, directory: str):
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise errors.UserError(
+                "tensorboardX is not installed",
+                "logging.tensorboard",
+                "pip install tensorboardX, or --config.logging.tensorboard=False",
+            ) from error
+        self._writer = tensorboardX.SummaryWriter(directory)
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def media(self, step: int, split: str, images: Mapping, videos: Mapping) -> None:
+        for name, image in images.items():
+            self._writer.add_image(f"{split}/{name}", image, step, dataformats="HWC")
+        for name, video in videos.items():
+            # A strip of frames: the library's own video support needs moviepy.
+            strip = np.concatenate(list(video), axis=1)
+            self._writer.add_image(f"{split}/{name}", strip, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, config: Any, name: str):
+        try:
+            import wandb
+        except ImportError as error:
+            raise errors.UserError(
+                "wandb is not installed",
+                "logging.wandb",
+                "pip install wandb, or --config.logging.wandb=False",
+            ) from error
+        self._wandb = wandb
+        self._run = wandb.init(project="defi-jax", name=name, config=config.to_dict())
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    def media(self, step: int, split: str, images: Mapping, videos: Mapping) -> None:
+        shown = {f"{split}/{name}": self._wandb.Image(image) for name, image in images.items()}
+        for name, video in videos.items():
+            gif = io.BytesIO(encode_gif(video, _VIDEO_FPS))
+            shown[f"{split}/{name}"] = self._wandb.Video(gif, format="gif")
+        self._run.log(shown, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8[H, W, 3] to PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_gif(video: np.ndarray, fps: float) -> bytes:
+    """uint8[T, H, W, 3] to an endless GIF."""
+    frames, buffer = [Image.fromarray(frame) for frame in video], io.BytesIO()
+    frames[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / fps),
+        loop=0,
+    )
+    return buffer.getvalue()
+
+
+def encode_mp4(video: np.ndarray, fps: int) -> bytes:
+    """uint8[T, H, W, 3] to H.264; odd sizes lose a row or column, as 4:2:0 needs even ones."""
+    buffer = io.BytesIO()
+    height, width = (size // 2 * 2 for size in video.shape[1:3])
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in video:
+            cropped = np.ascontiguousarray(image[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(cropped, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03; "?" where unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _finite_mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _kept_lines(path: epath.Path, start_step: int) -> list[str]:
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= start_step:
+                kept.append(line + "\n")
+        except (KeyError, TypeError, ValueError):
+            logging.warning("%s: dropped a torn line", path)
+    return kept

@@ -1,0 +1,143 @@
+"""Optimizer, learning-rate schedules, moving average and accumulation, all from `config.optimizer`.
+
+Keys read: name ("adamw"), learning_rate, schedule ("constant" | "warmup_cosine" | "tri_stage"),
+warmup_steps, final_scale (of learning_rate, at the last step), b1, b2, eps, weight_decay,
+grad_clip_norm (0: none), accumulation_steps, ema_decay (0: no average). "constant" ignores
+final_scale, "tri_stage" ignores warmup_steps: its phases are shares of the run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from defi_jax import errors
+from defi_jax.array_typing import Params
+
+# Warm-up starts at this share of the peak and takes this share of the run; then the hold
+# (method.md 3.7: 1e-5 -> 1e-4, phases 0.02, 0.08, 0.9).
+_TRI_STAGE_START = 0.1
+_TRI_STAGE_WARMUP, _TRI_STAGE_HOLD = 0.02, 0.08
+
+
+def make_schedule(config: Any, steps: int) -> optax.Schedule:
+    """Learning rate by update number for the `optimizer` section `config` of a run of `steps`."""
+    makers = {"constant": _constant, "warmup_cosine": _warmup_cosine, "tri_stage": _tri_stage}
+    if config.schedule not in makers:
+        raise errors.UserError(
+            f"unknown schedule {config.schedule!r}",
+            "optimizer.schedule",
+            f"use one of {', '.join(sorted(makers))}",
+        )
+    return makers[config.schedule](config, steps)
+
+
+def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW with decay on every parameter (method.md 1.5, 2.6, 3.7)."""
+    if config.name != "adamw":
+        raise errors.UserError(
+            f"unknown optimizer {config.name!r}", "optimizer.name", "use 'adamw'"
+        )
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    if config.grad_clip_norm <= 0:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), adamw)
+
+
+def update_ema(ema: Params | None, params: Params, updates: jax.Array, decay: float) -> Params:
+    """Moving average with the warm-up min(decay, (1 + n) / (10 + n)) over the number of updates.
+
+    The warm-up keeps short runs from averaging over their random start.
+    """
+    count = updates.astype(jnp.float32)
+    rate = 1.0 - jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(
+        lambda mean, new: mean + rate.astype(mean.dtype) * (new - mean), ema, params
+    )
+
+
+def accumulate(
+    loss_and_grad: Callable[..., Any], extra: Any, batch: Any, rng: jax.Array, num: int
+) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    """Mean loss, metrics and gradient over `num` microbatches, scanned in one program.
+
+    Args:
+        loss_and_grad: (extra, batch, rng) -> ((loss, LossOutput), gradient).
+        extra: the objective's arrays, threaded through the microbatches in order.
+        batch: leaves [B, ...], B divisible by `num`. Microbatch i takes the examples i, i + num,
+            ..., so that a batch sharded over devices stays where it is.
+        rng: key of the step; microbatch i uses fold_in(rng, i).
+        num: number of microbatches; equal sizes, so the mean of means is the batch mean.
+
+    Returns:
+        loss, metrics, extra after the last microbatch, gradient.
+    """
+
+    def one(extra: Any, batch: Any, index: Any) -> tuple[Any, Any]:
+        (loss, output), grads = loss_and_grad(extra, batch, jax.random.fold_in(rng, index))
+        return output.extra, (loss, output.metrics, grads)
+
+    if num == 1:
+        extra, (loss, metrics, grads) = one(extra, batch, 0)
+        return loss, metrics, extra, grads
+
+    def body(carry: Any, index: jax.Array) -> tuple[Any, None]:
+        extra, total = carry
+        extra, result = one(extra, jax.tree.map(lambda leaf: leaf[:, index], split), index)
+        return (extra, jax.tree.map(jnp.add, total, result)), None
+
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, num, *leaf.shape[1:]), batch)
+    first = jax.eval_shape(one, extra, jax.tree.map(lambda leaf: leaf[:, 0], split), 0)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    (extra, total), _ = jax.lax.scan(body, (extra, zeros), jnp.arange(num))
+    loss, metrics, grads = jax.tree.map(lambda leaf: leaf / num, total)
+    return loss, metrics, extra, grads
+
+
+def _constant(config: Any, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup_steps` (may be 0), then constant."""
+    del steps
+    warmup, peak = config.warmup_steps, config.learning_rate
+    if warmup == 0:
+        return optax.constant_schedule(peak)
+    return lambda count: peak * jnp.minimum(1.0, (count + 1) / warmup)
+
+
+def _warmup_cosine(config: Any, steps: int) -> optax.Schedule:
+    """Linear warm-up over `warmup_steps`, then a cosine down to `final_scale` of the peak."""
+    warmup, peak = config.warmup_steps, config.learning_rate
+    final = peak * config.final_scale
+
+    def schedule(count: jax.Array) -> jax.Array:
+        rise = peak * (count + 1) / max(1, warmup)
+        return jnp.where(count < warmup, rise, _cosine(count - warmup, steps - warmup, peak, final))
+
+    return schedule
+
+
+def _tri_stage(config: Any, steps: int) -> optax.Schedule:
+    """Warm-up, hold, cosine decay: the intended schedule of the policy (method.md 3.7)."""
+    start, peak = _TRI_STAGE_START * config.learning_rate, config.learning_rate
+    final = peak * config.final_scale
+    warmup, hold = round(_TRI_STAGE_WARMUP * steps), round(_TRI_STAGE_HOLD * steps)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        rise = start + (peak - start) * count / max(1, warmup)
+        decay = _cosine(count - warmup - hold, steps - warmup - hold, peak, final)
+        return jnp.where(count < warmup, rise, jnp.where(count < warmup + hold, peak, decay))
+
+    return schedule
+
+
+def _cosine(count: jax.Array, steps: int, peak: float, final: float) -> jax.Array:
+    """Half a cosine from `peak` at 0 to `final` at `steps`, then `final`."""
+    fraction = jnp.clip(count / max(1, steps), 0.0, 1.0)
+    return final + 0.5 * (peak - final) * (1.0 + jnp.cos(jnp.pi * fraction))

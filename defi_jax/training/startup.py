@@ -1,0 +1,114 @@
+"""How a run starts: compilation cache, data, the state to go on from, and what is logged of it."""
+
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import base
+from defi_jax.training import checkpointing, sharding, step, supervisor, warm_start
+from defi_jax.training.train_state import TrainState
+
+CONFIG_FILE = "config.json"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+
+
+def enable_compilation_cache(directory: str) -> None:
+    """Keeps compiled programs on disk: in `directory`, or ("") below the user's cache directory.
+
+    A directory set through JAX_COMPILATION_CACHE_DIR wins over "".
+    """
+    if not directory and jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        directory = os.path.join(home, "defi_jax", "xla")
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def open_loader(config: Any, spec: Any, make_loader: Callable[..., Any], split: str) -> Any:
+    """Returns the loader of a split for this process; None for "eval" without eval_batches."""
+    if split == "eval" and not config.eval_batches:
+        return None
+    return make_loader(
+        spec,
+        split=split,
+        seed=config.seed,
+        global_batch=config.global_batch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def write_config(config: Any, workdir: epath.Path) -> None:
+    """Writes the resolved config to the workdir."""
+    if supervisor.is_primary():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def facts(
+    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, loader: Any
+) -> dict[str, Any]:
+    """Metadata of the run's checkpoints, at step 0."""
+    return {
+        "step": 0,
+        "last_eval_step": -1,
+        "objective": objective.name,
+        "description": objective.describe(),
+        "config": config.to_dict(),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "pipeline_fingerprint": loader.fingerprint,
+        "normalizer": loader.normalizer.to_json(),
+        "trained_on": loader.describe(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def start(
+    config: Any,
+    objective: base.Objective,
+    checkpoints: checkpointing.Checkpointer,
+    abstract: TrainState,
+    loader: Any,
+    facts: dict[str, Any],
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to go on from and its facts; puts the loader where the state left it.
+
+    Raises:
+        UserError: the checkpoints or the warm start are of another model or pipeline.
+        DataError: no checkpoint verifies.
+    """
+    # 1. Resume this run.
+    restored = checkpoints.restore(abstract)
+    if restored is not None:
+        loader.restore(restored.data_state)
+        kept = {name: restored.metadata[name] for name in ("step", "last_eval_step")}
+        return restored.state, {**facts, **kept}
+    # 2. Warm start from earlier stages, and 3. imported weights: both replace, array by array,
+    # 4. what is made from scratch.
+    state = step.initialize(config, objective, abstract)
+    return warm_start.apply(state, objective.warm_starts()), facts
+
+
+def log_facts(
+    objective: base.Objective,
+    mesh: jax.sharding.Mesh,
+    abstract: TrainState,
+    placement: sharding.Placement,
+) -> None:
+    """One line each: devices, parameters, placement."""
+    kind = jax.devices()[0].device_kind
+    logging.info("%d devices (%s), mesh %s", jax.device_count(), kind, dict(mesh.shape))
+    trained, frozen = params_lib.count(abstract.params), params_lib.count(abstract.frozen)
+    logging.info(
+        "%s: %.2f M parameters trained, %.2f M frozen", objective.name, trained / 1e6, frozen / 1e6
+    )
+    sharding.log_placement(placement)

@@ -1,0 +1,148 @@
+"""The train state's birth and its one step, as pure functions, and their compilation.
+
+Config keys read: steps, global_batch, `optimizer` (see optimizer.py).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from defi_jax.objectives import base
+from defi_jax.training import optimizer, sharding
+from defi_jax.training.train_state import TrainState, merge_params, split_params
+
+
+def init_state(rng: jax.Array, *, objective: base.Objective, config: Any) -> TrainState:
+    """State at step 0, from scratch; traced for its shapes, jitted for its values."""
+    init_rng, run_rng = jax.random.split(rng)
+    params, frozen = split_params(objective.init_params(init_rng), objective.is_trainable)
+    use_ema = config.optimizer.ema_decay > 0
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=frozen,
+        ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+        opt_state=optimizer.make_optimizer(config.optimizer, config.steps).init(params),
+        extra=objective.init_extra(),
+        rng=run_rng,
+        bad_steps=jnp.zeros((), jnp.int32),
+        skipped_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def train_step(
+    state: TrainState, batch: Any, *, objective: base.Objective, config: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update on one global batch.
+
+    A step whose loss or gradient norm is not finite changes nothing but the counters.
+
+    Returns:
+        The next state, and scalars to log.
+    """
+    numbers = config.optimizer
+    loss_rng, after_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    loss, values, extra, grads = compute_gradient(
+        state, batch, loss_rng, objective=objective, config=config
+    )
+    grad_norm = optax.global_norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    tx = optimizer.make_optimizer(numbers, config.steps)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The objective sees all parameters, but only trained ones may change.
+    params, extra = objective.after_step(
+        merge_params(params, state.frozen), extra, state.step + 1, after_rng
+    )
+    params, _ = split_params(params, objective.is_trainable)
+    num_updates = state.step - state.skipped_steps
+    ema = state.ema_params
+    if ema is not None:
+        ema = optimizer.update_ema(ema, params, num_updates, numbers.ema_decay)
+
+    new = (params, ema, opt_state, extra)
+    old = (state.params, state.ema_params, state.opt_state, state.extra)
+    params, ema, opt_state, extra = jax.tree.map(functools.partial(jnp.where, is_finite), new, old)
+    next_state = state.replace(
+        step=state.step + 1,
+        params=params,
+        ema_params=ema,
+        opt_state=opt_state,
+        extra=extra,
+        bad_steps=jnp.where(is_finite, 0, state.bad_steps + 1),
+        skipped_steps=state.skipped_steps + jnp.where(is_finite, 0, 1),
+    )
+    scalars = {
+        **values,
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "learning_rate": optimizer.make_schedule(numbers, config.steps)(num_updates),
+        "bad_steps": next_state.bad_steps,
+        "skipped_steps": next_state.skipped_steps,
+    }
+    return next_state, scalars
+
+
+def compute_gradient(
+    state: TrainState, batch: Any, rng: jax.Array, *, objective: base.Objective, config: Any
+) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    """Returns loss, metrics, the objective's new arrays and the gradient of the trained params."""
+
+    def loss_and_grad(extra: Any, batch: Any, rng: jax.Array) -> Any:
+        def loss_fn(params: Any) -> Any:
+            return objective.loss_fn(merge_params(params, state.frozen), extra, batch, rng)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    num = config.optimizer.accumulation_steps
+    return optimizer.accumulate(loss_and_grad, state.extra, batch, rng, num)
+
+
+def abstract_state(
+    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, sharding.Placement]:
+    """Shapes, dtypes and shardings of the state, without computing or allocating it."""
+    init = functools.partial(init_state, objective=objective, config=config)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    placement = sharding.place(shapes, mesh)
+    return jax.tree.map(_with_sharding, shapes, placement.shardings), placement
+
+
+def initialize(config: Any, objective: base.Objective, abstract: TrainState) -> TrainState:
+    """State at step 0, each array made where `abstract` wants it."""
+    init = functools.partial(init_state, objective=objective, config=config)
+    jitted = jax.jit(init, out_shardings=_shardings(abstract))
+    return jitted(jax.random.key(config.seed))
+
+
+def compile_step(
+    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, abstract: TrainState
+) -> jax.stages.Compiled:
+    """The train step, compiled ahead of its first call: it can't compile a second time.
+
+    The state's buffers are donated to the result.
+    """
+    on_batch = sharding.batch_sharding(mesh)
+    shardings = _shardings(abstract)
+    step = functools.partial(train_step, objective=objective, config=config)
+    jitted = jax.jit(
+        functools.update_wrapper(step, train_step),  # its name in profiles and logs
+        in_shardings=(shardings, on_batch),
+        out_shardings=(shardings, jax.sharding.NamedSharding(mesh, jax.P())),
+        donate_argnums=0,
+    )
+    batch = objective.batch_spec(config.global_batch)
+    batch = jax.tree.map(lambda leaf: _with_sharding(leaf, on_batch), batch)
+    return jitted.lower(abstract, batch).compile()
+
+
+def _with_sharding(leaf: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _shardings(abstract: TrainState) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
