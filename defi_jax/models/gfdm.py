@@ -86,7 +86,7 @@ class GFDM(nnx.Module):
 
     def denoise(self, noisy: Array, sigma: Array, condition: Array, text: Array) -> Array:
         """D(x; sigma): the predicted clean latents, [B, T, h, w, c]."""
-        c_skip, c_out, _, _ = edm.Preconditioner(sigma_data=1.0).scalings(_column(sigma))
+        c_skip, c_out, _, _ = edm.VIDEO.scalings(_column(sigma))
         return c_out * self.velocity(noisy, sigma, condition, text) + c_skip * noisy
 
     def sample(
@@ -164,7 +164,7 @@ class GFDM(nnx.Module):
         return svd_unet.up_features(output).astype(jnp.float32)
 
     def _input_scalings(self, sigma: Array) -> tuple[Array, Array]:
-        _, _, c_in, c_noise = edm.Preconditioner(sigma_data=1.0).scalings(sigma)
+        _, _, c_in, c_noise = edm.VIDEO.scalings(sigma)
         return _column(c_in), c_noise
 
     def _unet(self, scaled, c_noise, condition, text, *, fps_id, stop_after_up_block=None):

@@ -83,7 +83,7 @@ class GFDMObjective:
         )
         column = sigma[:, None, None, None, None]
         noisy = x + column * jax.random.normal(eps_rng, x.shape)  # (1)
-        c_skip, c_out, _, _ = edm.Preconditioner(sigma_data=1.0).scalings(column)
+        c_skip, c_out, _, _ = edm.VIDEO.scalings(column)
         target = (x - c_skip * noisy) / c_out
         velocity = params_lib.bind(self._make, params["gfdm"]).velocity(
             noisy, sigma, condition, text
