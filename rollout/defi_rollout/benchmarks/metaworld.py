@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from defi_rollout import errors, spec
-from defi_rollout.benchmarks import base, metaworld_env
+from defi_rollout.benchmarks import base, headless_gl, metaworld_env
 
 VERSION = "1"
 SEEDS_PER_RUN = 10_000  # starts of run seed n: FIRST_EVALUATION_SEED + n * this + index
@@ -92,11 +92,11 @@ class MetaWorld:
                 f"it takes {metaworld_env.ACTION_DIM}",
             )
         self.simulator()
-        metaworld_env.choose_gl()
+        headless_gl.choose()
 
     def check_renderer(self) -> str:
         """Draws one picture in a child process, which a broken library may end."""
-        return metaworld_env.choose_gl()
+        return headless_gl.choose()
 
     def make_environment(self, task: str, bundle_spec: spec.BundleSpec) -> base.Environment:
         """Loads `task` with the bundle's cameras."""

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-
 from defi_rollout import bundle, policy, spec
 
 S, A, SIZE, L = 5, 4, 8, 12

@@ -2,7 +2,6 @@ import json
 import os
 
 import pytest
-
 from defi_rollout import bundle, errors
 
 FILES = (bundle.PARAMS, bundle.STABLEHLO, bundle.EXAMPLE, bundle.MANIFEST)
@@ -56,7 +55,7 @@ def test_missing_file_is_named(tiny_bundle, name):
 
 def test_extra_file_is_refused(tiny_bundle):
     (tiny_bundle / "notes.txt").write_text("hello")
-    with pytest.raises(errors.BundleError, match="unknown file.*notes.txt"):
+    with pytest.raises(errors.BundleError, match=r"unknown file.*notes\.txt"):
         bundle.read_bundle(tiny_bundle)
 
 

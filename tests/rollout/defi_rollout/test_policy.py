@@ -2,11 +2,10 @@ import subprocess
 import sys
 import textwrap
 
+import defi_rollout
 import numpy as np
 import pytest
 import safetensors.numpy
-
-import defi_rollout
 from defi_rollout import bundle, errors, policy
 
 BLOCKED = ("flax", "tensorflow", "torch", "optax", "orbax", "defi_jax", "data_pipelines")

@@ -1,5 +1,4 @@
 import numpy as np
-
 from defi_rollout import preprocess, spec
 
 

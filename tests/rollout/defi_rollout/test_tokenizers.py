@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from defi_rollout import bundle, errors, spec, tokenizers
 
 

@@ -1,0 +1,277 @@
+"""Writes bundles: from a verified checkpoint, or anew from an older bundle.
+
+A bundle appears whole or not at all: it is built in a hidden directory beside its destination,
+proved against the checkpoint by loading it the way a client does, and moved into place.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import safetensors.numpy
+from defi_rollout import bundle as rollout_bundle
+from defi_rollout import errors as rollout_errors
+from defi_rollout import policy as rollout_policy
+from defi_rollout import spec as rollout_spec
+from defi_rollout import tokenizers as rollout_tokenizers
+from etils import epath
+
+from defi_jax import errors, objectives
+from defi_jax.array_typing import Params
+from defi_jax.export import description
+from defi_jax.export import program as program_lib
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import joint
+from defi_jax.training import checkpointing
+
+# Largest relative L2 distance of the bundle's actions from the checkpoint's: the same program,
+# compiled with a symbolic batch, may fuse its sums in another order.
+PARITY_TOLERANCE = 1e-4
+_BF16_PARITY_TOLERANCE = 2e-2
+
+_EXAMPLE_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        output: the bundle's directory.
+        digest: sha256 that identifies the bundle.
+        step: training step of the parameters.
+        rel_l2: distance of the bundle's actions from the known ones, relative L2.
+    """
+
+    output: str
+    digest: str
+    step: int
+    rel_l2: float
+
+
+def export_bundle(
+    workdir: str | epath.Path,
+    output: str | epath.Path,
+    *,
+    step: int | None = None,
+    overwrite: bool = False,
+    make_inverse: description.MakeInverse,
+) -> Report:
+    """Exports a joint checkpoint, its moving average where it has one.
+
+    Args:
+        workdir: the run's directory.
+        output: the bundle's directory, local or in a bucket; must not exist.
+        step: which checkpoint; None takes the latest that verifies.
+        overwrite: whether an older bundle at `output` is replaced.
+        make_inverse: turns the stored normaliser of the actions into its inverse.
+
+    Raises:
+        UserError: no such checkpoint, not a joint one, or `output` is taken.
+        DataError: the checkpoint is damaged.
+        CheckFailed: the bundle's actions differ from the checkpoint's; nothing is left.
+    """
+    _check_free(epath.Path(output), overwrite)
+    params, metadata = checkpointing.load_params(workdir, step)
+    if metadata["objective"] != "joint":
+        raise errors.UserError(
+            f"checkpoint of objective {metadata['objective']!r}",
+            str(workdir),
+            "give the --workdir of a joint run: only it has a policy",
+        )
+    objective = _rebuild_objective(metadata["config"])
+    spec = description.describe(objective, metadata, make_inverse)
+    with _building(output, overwrite) as directory, _translated():
+        flat = {k: np.ascontiguousarray(v) for k, v in params_lib.flatten(params).items()}
+        source = _write_parts(directory, objective, flat, spec, tokenizer_files={})
+        _write_example(directory, source, program_lib.policy_program(objective), params)
+        _seal(directory, spec)
+        rel_l2 = _check_parity(directory, objective)
+        digest = rollout_bundle.read_bundle(directory).digest
+    return Report(output=str(output), digest=digest, step=metadata["step"], rel_l2=rel_l2)
+
+
+def rebuild_bundle(
+    old: pathlib.Path, output: str | epath.Path, *, overwrite: bool = False
+) -> Report:
+    """Exports the program of a bundle anew for this jax; everything else is kept.
+
+    The old example, with the actions it had when it was exported, is the parity check.
+
+    Raises:
+        UserError: no bundle there, or `output` is taken.
+        DataError: the old bundle is damaged.
+        CheckFailed: the new program answers otherwise; nothing is left.
+    """
+    _check_free(epath.Path(output), overwrite)
+    with _translated():
+        source = rollout_bundle.read_bundle(old)
+        objective = _rebuild_objective(source.spec.model["config"])
+        flat = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
+        kept = {
+            name: source.read(name)
+            for name in source.spec.files
+            if name not in (rollout_bundle.PARAMS, rollout_bundle.STABLEHLO)
+        }
+        example = kept.pop(rollout_bundle.EXAMPLE)
+        provenance = dict(source.spec.provenance) | {
+            "exported_with": {"jax": jax.__version__},
+            "rebuilt_from": source.digest,
+        }
+        spec = dataclasses.replace(source.spec, provenance=provenance)
+        with _building(output, overwrite) as directory:
+            _write_parts(directory, objective, flat, spec, tokenizer_files=kept)
+            (directory / rollout_bundle.EXAMPLE).write_bytes(example)
+            _seal(directory, spec)
+            rel_l2 = _check_parity(directory, objective)
+            digest = rollout_bundle.read_bundle(directory).digest
+    step = source.spec.provenance["step"]
+    return Report(output=str(output), digest=digest, step=step, rel_l2=rel_l2)
+
+
+def _rebuild_objective(config: Mapping[str, Any]) -> joint.JointObjective:
+    objective = objectives.make(ml_collections.ConfigDict(config))
+    assert isinstance(objective, joint.JointObjective)
+    return objective
+
+
+def _write_parts(
+    directory: pathlib.Path,
+    objective: joint.JointObjective,
+    flat: Mapping[str, np.ndarray],
+    spec: rollout_spec.BundleSpec,
+    *,
+    tokenizer_files: Mapping[str, bytes],
+) -> rollout_bundle.Bundle:
+    """Writes parameters, program and tokenizers; returns them as a bundle without an example."""
+    safetensors.numpy.save_file(dict(flat), directory / rollout_bundle.PARAMS)
+    artefact = program_lib.export_program(
+        program_lib.policy_program(objective), flat, program_lib.input_spec(objective)
+    )
+    (directory / rollout_bundle.STABLEHLO).write_bytes(artefact)
+    for name, content in tokenizer_files.items():
+        (directory / name).write_bytes(content)
+    with_files = dataclasses.replace(spec, files=_hash_files(directory))
+    return rollout_bundle.Bundle(directory=directory, spec=with_files, digest="")
+
+
+def _write_example(
+    directory: pathlib.Path,
+    source: rollout_bundle.Bundle,
+    program: program_lib.Program,
+    params: Params,
+) -> None:
+    """Writes an observation, its noise and the checkpoint's own actions for them."""
+    spec, rng = source.spec, np.random.default_rng(_EXAMPLE_SEED)
+    example = {
+        camera.key: _make_image(rng, camera.height, camera.width)[None] for camera in spec.cameras
+    }
+    images = np.stack([example[camera.key] for camera in spec.cameras], axis=1)
+    inputs = {"images": images}
+    for role, text in spec.text.items():
+        ids, mask = rollout_tokenizers.make_tokenizer(text, source)(spec.example_prompt)
+        inputs |= {f"text/{role}": ids[None], f"text_mask/{role}": mask[None]}
+    for name, shape in spec.noise.items():
+        noise = rollout_policy.draw_noise((_EXAMPLE_SEED,), name, shape)[None]
+        inputs[f"noise/{name}"] = example[f"noise/{name}"] = noise
+    normalised = np.asarray(jax.jit(program)(params, inputs)["actions"])
+    example["expected/actions"] = spec.unnormalise(normalised)
+    safetensors.numpy.save_file(example, directory / rollout_bundle.EXAMPLE)
+
+
+def _make_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A picture with coarse and fine structure, uint8 [H, W, 3]."""
+    coarse = rng.integers(0, 224, (4, 4, 3))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    fine = rng.integers(0, 32, (height, width, 3))
+    return (coarse[rows][:, columns] + fine).astype(np.uint8)
+
+
+def _seal(directory: pathlib.Path, spec: rollout_spec.BundleSpec) -> None:
+    """Writes bundle.json, last."""
+    complete = dataclasses.replace(spec, files=_hash_files(directory))
+    content = rollout_bundle.render_manifest(complete.to_json())
+    (directory / rollout_bundle.MANIFEST).write_bytes(content)
+
+
+def _hash_files(directory: pathlib.Path) -> dict[str, rollout_spec.FileEntry]:
+    return {p.name: rollout_bundle.hash_file(p) for p in sorted(directory.iterdir())}
+
+
+def _check_parity(directory: pathlib.Path, objective: joint.JointObjective) -> float:
+    """Loads the bundle as a client does and compares its example's actions."""
+    is_bf16 = objective.config.compute_dtype == "bfloat16"
+    tolerance = _BF16_PARITY_TOLERANCE if is_bf16 else PARITY_TOLERANCE
+    rel_l2 = rollout_policy.Policy.load(directory, warm_up=False).run_example()
+    if not rel_l2 <= tolerance:
+        raise errors.CheckFailed(
+            f"the bundle's actions differ from the checkpoint's by {rel_l2:.1e} (relative L2)",
+            f"tolerance {tolerance:.0e}",
+            "nothing was written; report this with the config of the run",
+        )
+    return rel_l2
+
+
+def _check_free(output: epath.Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise errors.UserError(
+            "output exists", str(output), "choose another --output, or add --overwrite"
+        )
+    if not (output / rollout_bundle.MANIFEST).exists():
+        raise errors.UserError(
+            "output exists and is not a bundle", str(output), "choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def _building(output: str | epath.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """Gives a local directory that becomes `output` when the body succeeds, else vanishes."""
+    target = epath.Path(output)
+    is_local = "://" not in str(output)
+    if is_local:
+        pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
+    parent = str(pathlib.Path(target).parent) if is_local else None
+    directory = pathlib.Path(tempfile.mkdtemp(prefix=".bundle-", dir=parent))
+    try:
+        yield directory
+        if overwrite and target.exists():
+            target.rmtree()
+        _publish(directory, target, is_local)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _publish(directory: pathlib.Path, target: epath.Path, is_local: bool) -> None:
+    """Moves a finished bundle; into a bucket file by file, the manifest last."""
+    if is_local:
+        directory.chmod(0o755)  # mkdtemp's are private
+        directory.rename(pathlib.Path(target))
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    names = sorted(path.name for path in directory.iterdir())
+    names.remove(rollout_bundle.MANIFEST)
+    for name in [*names, rollout_bundle.MANIFEST]:
+        epath.Path(directory / name).copy(target / name)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """The client's errors, as those of this package: same text, same exit code."""
+    kinds = {
+        rollout_errors.BundleError: errors.DataError,
+        rollout_errors.UsageError: errors.UserError,
+        rollout_errors.CheckFailed: errors.CheckFailed,
+    }
+    try:
+        yield
+    except rollout_errors.RolloutError as error:
+        raise kinds[type(error)](error.what, error.where, error.fix) from error

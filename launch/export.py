@@ -1,0 +1,58 @@
+"""Exports a policy as a bundle that needs neither our code nor flax to run.
+
+    python launch/export.py --workdir=runs/joint --output=runs/joint/bundle
+    python launch/export.py --from_bundle=OLD --output=NEW
+
+The first form takes the latest verified checkpoint of a joint run (or --step); the second makes
+an older bundle's program anew, for a jax that refuses the old one. Both end with a parity check.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from defi_jax import cli, errors
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Joint run to export.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the latest that verifies.")
+_FROM_BUNDLE = flags.DEFINE_string("from_bundle", None, "Bundle to make anew.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory of the new bundle.", required=True)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a bundle that is there.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+
+def main(argv: list[str]) -> None:
+    """Checks the flags and calls the writer."""
+    del argv
+    if bool(_WORKDIR.value) == bool(_FROM_BUNDLE.value):
+        raise errors.UserError(
+            "one source is needed", "--workdir, --from_bundle", "give exactly one of the two"
+        )
+    if _FROM_BUNDLE.value and _STEP.value is not None:
+        raise errors.UserError("a bundle has one step", "--step", "leave it out")
+
+    from data_pipelines import statistics
+    from defi_jax.export import writer
+
+    if _FROM_BUNDLE.value:
+        report = writer.rebuild_bundle(
+            pathlib.Path(_FROM_BUNDLE.value), _OUTPUT.value, overwrite=_OVERWRITE.value
+        )
+    else:
+        report = writer.export_bundle(
+            _WORKDIR.value,
+            _OUTPUT.value,
+            step=_STEP.value,
+            overwrite=_OVERWRITE.value,
+            make_inverse=lambda stored: statistics.Normalizer.from_json(stored).invert,
+        )
+    if _JSON.value:
+        print(json.dumps(vars(report), indent=1))
+        return
+    print(f"step {report.step} -> {report.output} ({report.digest[:12]})")
+    print(f"parity with the source: relative L2 {report.rel_l2:.1e}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
