@@ -32,6 +32,7 @@ import collections
 import hashlib
 import itertools
 import json
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -166,6 +167,7 @@ class Loader:
         """
         if self._iterator is None:
             self._iterator = self._start()
+            self._finalizer = weakref.finalize(self, self._iterator.close)
         raw = next(self._iterator)
         self._next_batch += 1
         self._count(raw["bad"])
@@ -223,7 +225,7 @@ class Loader:
     def close(self) -> None:
         """Stops threads and worker processes; the next batch starts them again."""
         if self._iterator is not None:
-            self._iterator.close()
+            self._finalizer()
         self._iterator = None
         self._batches = self._batches.starting_at(self._next_batch)
 
@@ -261,8 +263,10 @@ class Loader:
     def _batch(self, raw: Mapping[str, Any]) -> batch_lib.Batch:
         """Returns the objective's batch; checked against the spec."""
         arrays = raw["arrays"]
+        if self._workers:  # what they return lives in shared memory that is lost at exit
+            arrays = {name: np.array(array) for name, array in arrays.items()}
         tokens = {
-            role: batch_lib.TextTokens(ids=ids, mask=mask)
+            role: batch_lib.TextTokens(ids=np.array(ids), mask=np.array(mask))
             for role, (ids, mask) in raw["text"].items()
         }
         if self._objective_name == "gfdm":

@@ -159,17 +159,16 @@ def _make_scene(number: int, action_dim: int, length: int) -> _Scene:
     direction = str(rng.choice(list(DIRECTIONS)))
     words = {"colour": names[0], "shape": shapes[0], "phrase": PHRASES[direction]}
     starts = rng.uniform(0.2, 0.8, (NUM_SHAPES, 2)).astype(np.float32)
-    goal = starts[0].copy()
     axis = 0 if DIRECTIONS[direction][0] else 1
-    goal[axis] = REACH if sum(DIRECTIONS[direction]) < 0 else 1 - REACH
-
+    goal = REACH if sum(DIRECTIONS[direction]) < 0 else 1 - REACH
+    pushes, path = [], [float(starts[0, axis])]
+    for _ in range(length):
+        pushes.append(min(max(GAIN * (goal - path[-1]), -1.0), 1.0))
+        path.append(path[-1] + SPEED * pushes[-1])
     actions = np.zeros((length, action_dim), np.float32)
+    actions[:, axis::2] = np.array(pushes)[:, None]
     positions = np.tile(starts, (length, 1, 1))
-    for t in range(length):
-        push = np.clip(GAIN * (goal - positions[t, 0]), -1, 1)
-        actions[t, 0::2], actions[t, 1::2] = push
-        if t + 1 < length:
-            positions[t + 1, 0] = positions[t, 0] + SPEED * velocity(actions[t])
+    positions[:, 0, axis] = path[:-1]
     return _Scene(
         colours=np.array([COLOURS[name] for name in names], np.float32),
         shapes=shapes,

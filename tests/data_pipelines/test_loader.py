@@ -1,0 +1,295 @@
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from data_pipelines import episodes, loader, media
+from defi_jax import batch as batch_lib
+from defi_jax import errors
+from defi_jax.models import tokenizers
+
+_LENGTH = 24
+_ROLES = {"gfdm": ("gfdm",), "gidm": ("gidm",), "joint": ("gfdm", "gidm", "goal")}
+
+
+def _config(**changes):
+    values = {
+        "root": "",
+        "mixture": "synthetic",
+        "image_size": 16,
+        "cameras": ("static",),
+        "num_frames": 3,
+        "frame_stride": 4,
+        "pair_offset": (2, 5),
+        "action_horizon": 4,
+        "action_dim": 2,
+        "normalization": "bounds_q99",
+        "unnormalized_dims": (),
+        "holdout_percent": 10,
+        "augment": True,
+        "workers": 0,
+        "max_bad_fraction": 0.001,
+    }
+    return ml_collections.ConfigDict(values | changes)
+
+
+def _spec(name, config):
+    text = batch_lib.tokens_spec(1, _LENGTH)
+    size = (config.image_size, config.image_size, 3)
+
+    def leaf(dtype, *shape):
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    if name == "gfdm":
+        return batch_lib.GFDMBatch(video=leaf(np.uint8, config.num_frames, *size), text=text)
+    if name == "gidm":
+        return batch_lib.GIDMBatch(
+            frames=leaf(np.uint8, 2, *size),
+            text=text,
+            action=leaf(np.float32, config.action_dim),
+            action_mask=leaf(np.bool_),
+        )
+    return batch_lib.JointBatch(
+        images=leaf(np.uint8, len(config.cameras), *size),
+        text=dict.fromkeys(_ROLES["joint"], text),
+        actions=leaf(np.float32, config.action_horizon, config.action_dim),
+        action_mask=leaf(np.bool_, config.action_horizon),
+    )
+
+
+def _loader(name="gidm", *, split="train", seed=0, global_batch=8, process=0, count=1, **changes):
+    config = _config(**changes)
+    tokenizer = tokenizers.BytesTokenizer(length=_LENGTH, lower_case=True, strip_punctuation=False)
+    return loader.make_loader(
+        config,
+        name,
+        _spec(name, config),
+        tokenizers=dict.fromkeys(_ROLES[name], tokenizer),
+        split=split,
+        seed=seed,
+        global_batch=global_batch,
+        process_index=process,
+        process_count=count,
+    )
+
+
+def _store(directory, name, count=12, *, width=2, cameras=("static",), has_actions=True, length=9):
+    """Writes a store whose pixels tell the frame's number."""
+    encoded = [media.encode_png(np.full((16, 16, 3), 10 * t, np.uint8)) for t in range(length)]
+    with episodes.EpisodeWriter(directory / name, source=name) as writer:
+        for number in range(count):
+            rows = np.arange(length, dtype=np.float32)[:, None] + number
+            writer.write(
+                episodes.Episode(
+                    episode_id=f"{name}-{number}",
+                    source=name,
+                    embodiment="robot",
+                    instructions=(f"{name} {number}",),
+                    frames=dict.fromkeys(cameras, encoded),
+                    actions=np.tile(rows, (1, width)) if has_actions else None,
+                    states=None,
+                    fps=10.0,
+                )
+            )
+    return directory / name
+
+
+def _equal(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize("name", ["gfdm", "gidm", "joint"])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_synthetic_batches_fit_the_spec(name, split):
+    batch = next(_loader(name, split=split))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
+    assert all(len(leaf) == 8 for leaf in jax.tree.leaves(batch))
+
+
+@pytest.mark.parametrize("name", ["gfdm", "gidm", "joint"])
+def test_resume_in_the_middle_is_identical(name):
+    straight = _loader(name)
+    for _ in range(3):
+        next(straight)
+    state = json.loads(json.dumps(straight.state()))
+    expected = [next(straight) for _ in range(3)]
+    resumed = _loader(name)
+    next(resumed)
+    resumed.restore(state)
+    for batch in expected:
+        _equal(next(resumed), batch)
+    assert resumed.state() == straight.state()
+
+
+def test_four_processes_continue_as_two():
+    processes = [_loader(process=p, count=4) for p in range(4)]
+    for process in processes:
+        next(process)
+    state = processes[1].state()
+    expected = [jax.tree.map(lambda *x: np.concatenate(x), *[next(p) for p in processes])]
+    halves = [_loader(process=p, count=2) for p in range(2)]
+    for half in halves:
+        half.restore(state)
+    got = jax.tree.map(lambda *x: np.concatenate(x), *[next(half) for half in halves])
+    _equal(got, expected[0])
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(tmp_path):
+    _store(tmp_path, "a")
+    with_store = {"root": str(tmp_path), "mixture": "a,synthetic"}
+    plain = _loader(**with_store)
+    expected = [next(plain) for _ in range(6)]
+    working = _loader(**with_store, workers=2)
+    for batch in expected[:3]:
+        _equal(next(working), batch)
+    state = working.state()
+    working.close()
+    resumed = _loader(**with_store, workers=2)
+    resumed.restore(state)
+    for batch in expected[3:]:
+        _equal(next(resumed), batch)
+    resumed.close()
+    assert plain.fingerprint == working.fingerprint
+
+
+def test_closing_keeps_the_position():
+    straight, closed = _loader(), _loader()
+    for _ in range(2):
+        _equal(next(closed), next(straight))
+        closed.close()
+
+
+def test_state_of_another_pipeline_is_refused():
+    state = _loader().state()
+    for change, key in (
+        ({"seed": 1}, "seed"),
+        ({"global_batch": 4}, "global_batch"),
+        ({"pair_offset": (1, 5)}, "transforms"),
+        ({"mixture": "synthetic:2"}, "sources"),
+        ({"normalization": "none"}, "normalizer"),
+    ):
+        with pytest.raises(errors.UserError, match=f"{key} changed"):
+            _loader(**change).restore(state)
+    _loader(workers=2).restore(state)
+
+
+def test_first_is_finite_and_leaves_the_position_alone():
+    evaluation = _loader(split="eval")
+    one = list(evaluation.first(2))
+    _equal(next(evaluation), one[0])
+    two = list(evaluation.first(2))
+    assert len(one) == len(two) == 2
+    _equal(one[1], two[1])
+
+
+def test_splits_share_no_episode(tmp_path):
+    _store(tmp_path, "a", count=40)
+    found = {}
+    for split in loader.SPLITS:
+        one = _loader(split=split, root=str(tmp_path), mixture="a", holdout_percent=30)
+        ids = set()
+        for batch in one.first(40):
+            ids |= {row.tobytes() for row in batch.text.ids}
+        found[split] = ids
+        assert one.describe()[0]["episodes"] == len(ids)
+    assert not found["train"] & found["eval"]
+    assert len(found["train"] | found["eval"]) == 40
+
+
+def test_joint_actions_are_those_after_the_image(tmp_path):
+    _store(tmp_path, "a", count=5)
+    one = _loader("joint", root=str(tmp_path), mixture="a", holdout_percent=0, augment=False,
+                  normalization="none")  # fmt: skip
+    for batch in one.first(5):
+        for row in range(8):
+            t = int(batch.images[row, 0, 0, 0, 0]) // 10
+            length = int(batch.text["goal"].mask[row].sum())
+            number = int(bytes(batch.text["goal"].ids[row, :length].astype(np.uint8) - 1)[-1:])
+            left = min(4, 9 - t)
+            assert batch.action_mask[row].tolist() == [k < left for k in range(4)]
+            expected = [t + k + number if k < left else 0 for k in range(4)]
+            assert batch.actions[row, :, 0].tolist() == expected
+
+
+def test_normalisation_is_of_all_named_stores_and_leaves_the_gripper(tmp_path):
+    _store(tmp_path, "a", count=3)
+    _store(tmp_path, "b", count=9)
+    one = _loader("joint", root=str(tmp_path), mixture="a,b", normalization="bounds",
+                  unnormalized_dims=(1,), holdout_percent=0)  # fmt: skip
+    assert one.normalizer.statistics.max.tolist() == [16, 16]
+    assert one.normalizer.mask == (True, False)
+    actions = np.concatenate([batch.actions for batch in one.first(4)])
+    assert np.abs(actions[..., 0]).max() <= 1
+    assert actions[..., 1].max() > 1
+
+
+def test_gidm_masks_what_has_no_actions(tmp_path):
+    _store(tmp_path, "video", has_actions=False)
+    _store(tmp_path, "other", width=7)
+    _store(tmp_path, "robot")
+    for name, known in (("video", False), ("other", False), ("robot", True)):
+        batch = next(_loader(root=str(tmp_path), mixture=name))
+        assert (batch.action_mask == known).all()
+        assert (batch.action == 0).all() == (not known)
+
+
+def test_joint_refuses_what_it_cannot_train_on(tmp_path):
+    _store(tmp_path, "video", has_actions=False)
+    _store(tmp_path, "wide", width=7)
+    _store(tmp_path, "robot")
+    root = str(tmp_path)
+    with pytest.raises(errors.DataError, match=r"no episode has actions.*'video'.*leave it out"):
+        _loader("joint", root=root, mixture="robot,video")
+    with pytest.raises(errors.DataError, match=r"7 dimensions.*'wide'.*action_dim=7"):
+        _loader("joint", root=root, mixture="wide")
+    with pytest.raises(errors.DataError, match=r"cameras static, gripper.*available: static"):
+        _loader("joint", root=root, mixture="robot", cameras=("static", "gripper"))
+
+
+def test_nothing_held_out_is_an_error(tmp_path):
+    _store(tmp_path, "a", count=2)
+    with pytest.raises(errors.UserError, match=r"a is held out.*data\.holdout_percent=0"):
+        _loader(split="eval", root=str(tmp_path), mixture="a", holdout_percent=0)
+
+
+def test_uneven_global_batch_is_an_error():
+    with pytest.raises(errors.UserError, match="multiple of 3"):
+        _loader(count=3)
+
+
+def _damage(directory, episode_id):
+    """Overwrites the frames of an episode's only camera by bytes that are no image."""
+    store = episodes.EpisodeStore(directory)
+    rows = [store.episode(i) for i in range(len(store))]
+    for path in directory.iterdir():
+        path.unlink()
+    with episodes.EpisodeWriter(directory, source="a") as writer:
+        for row in rows:
+            bad = {"static": [b"not an image"] * row.length}
+            frames = bad if row.episode_id == episode_id else row.frames
+            values = {name: getattr(row, name) for name in row.__dataclass_fields__}
+            writer.write(episodes.Episode(**(values | {"frames": frames})))
+
+
+def test_damaged_episode_is_replaced_counted_and_resumed(tmp_path):
+    _damage(_store(tmp_path, "a"), "a-3")
+    settings = {"root": str(tmp_path), "mixture": "a", "holdout_percent": 0}
+    one = _loader(**settings, max_bad_fraction=0.01)
+    for _ in range(12):  # 96 samples, one epoch
+        next(one)
+    assert one.bad_samples["a"] >= 8
+    resumed = _loader(**settings, max_bad_fraction=0.01)
+    resumed.restore(one.state())
+    assert resumed.bad_samples == one.bad_samples
+    _equal(next(resumed), next(one))
+
+
+def test_too_many_damaged_samples_stop_with_their_records(tmp_path):
+    _damage(_store(tmp_path, "a"), "a-3")
+    one = _loader(root=str(tmp_path), mixture="a", holdout_percent=0, max_bad_fraction=0.0)
+    with pytest.raises(errors.DataError, match=r"max_bad_fraction=0\.0 \(last: a/a-3#"):
+        for _ in range(12):
+            next(one)

@@ -1,0 +1,149 @@
+import collections
+
+import numpy as np
+import pytest
+
+from data_pipelines import samples
+from data_pipelines.sources import synthetic
+from data_pipelines.transforms import frame, text, trajectory
+from defi_jax import errors
+
+
+def _part(name, counts, weight=1.0):
+    table = samples.Table(np.arange(len(counts)), np.array(counts))
+    source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=len(counts))
+    return samples.Part(name=name, weight=weight, source=source, table=table)
+
+
+def test_table_by_hand():
+    table = samples.Table(np.array([4, 5, 7]), np.array([3, 0, 2]))
+    assert len(table) == 5
+    assert [table(k) for k in range(5)] == [(4, 0), (4, 1), (4, 2), (7, 0), (7, 1)]
+    assert table.episodes.tolist() == [4, 7]
+    assert len(samples.Table(np.array([1]), np.array([0]))) == 0
+
+
+def test_every_sample_exactly_once_an_epoch_and_parts_by_weight():
+    parts = [_part("a", [5, 4], weight=3.0), _part("b", [6], weight=1.0)]
+    order = samples.order(parts, seed=1)
+    drawn = [order[k] for k in range(72)]
+    shares = collections.Counter(number for number, _ in drawn)
+    assert shares == {0: 54, 1: 18}
+    for number, size in ((0, 9), (1, 6)):
+        stream = [sample for part, sample in drawn if part == number]
+        epochs = [stream[k : k + size] for k in range(0, len(stream), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_order_depends_on_the_seed():
+    parts = [_part("a", [50])]
+    one, two, other = (samples.order(parts, seed) for seed in (1, 1, 2))
+    drawn = [[order[k] for k in range(50)] for order in (one, two, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_held_out_split_is_by_id_alone():
+    ids = [f"episode {k}" for k in range(2000)]
+    share = np.mean([samples.is_held_out(name, 10) for name in ids])
+    assert 0.07 < share < 0.13
+    assert not any(samples.is_held_out(name, 0) for name in ids)
+    nested = [name for name in ids if samples.is_held_out(name, 5)]
+    assert all(samples.is_held_out(name, 10) for name in nested)
+
+
+class _Lengths:
+    length = 1
+
+    def __call__(self, texts):
+        ids = np.array([[len(entry)] for entry in texts], np.int32)
+        return ids, ids > 0
+
+    def describe(self):
+        return {}
+
+
+class _Failing:
+    """Reads samples of one pixel that tell their episode; the given episodes are damaged."""
+
+    needs_actions = False
+
+    def __init__(self, bad):
+        self._bad = bad
+
+    def __call__(self, source, i, sample, rng):
+        if i in self._bad:
+            raise errors.DataError("damaged", f"episode {i}")
+        return {"episode": np.array(i), "draw": rng.random()}
+
+
+def _batches(bad=(), **changes):
+    values = {
+        "parts": (_part("a", [1] * 8), _part("b", [1] * 4)),
+        "reader": _Failing(set(bad)),
+        "choose": text.ChooseParaphrase(draw=True),
+        "tokenize": text.Tokenize(by_role={"gfdm": _Lengths()}),
+        "seed": 3,
+        "global_batch": 4,
+        "process_index": 0,
+        "process_count": 1,
+    }
+    return samples.Batches(**(values | changes))
+
+
+def test_global_batches_do_not_depend_on_the_number_of_processes():
+    whole = _batches()
+    for count in (2, 4):
+        processes = [_batches(process_index=p, process_count=count) for p in range(count)]
+        for k in range(6):
+            shares = [process[k]["arrays"] for process in processes]
+            for name in ("episode", "draw"):
+                joined = np.concatenate([share[name] for share in shares])
+                np.testing.assert_array_equal(joined, whole[k]["arrays"][name])
+
+
+def test_starting_at_shifts_the_index():
+    batches = _batches()
+    np.testing.assert_array_equal(
+        batches.starting_at(5)[2]["arrays"]["draw"], batches[7]["arrays"]["draw"]
+    )
+
+
+def test_bad_samples_are_replaced_within_their_part_and_named():
+    good, damaged = _batches(), _batches(bad=[2])
+    seen = []
+    for k in range(12):
+        expected, got = good[k]["arrays"], damaged[k]
+        seen += got["bad"]
+        for position in range(4):
+            if expected["episode"][position] == 2:
+                assert got["arrays"]["episode"][position] != 2
+            else:
+                assert got["arrays"]["draw"][position] == expected["draw"][position]
+        again = _batches(bad=[2])[k]["arrays"]
+        np.testing.assert_array_equal(again["draw"], got["arrays"]["draw"])
+    assert {entry.part for entry in seen} == {"a", "b"}
+    assert {entry.record for entry in seen} == {"synthetic-000002#0"}
+
+
+def test_a_part_without_good_samples_stops_with_its_records():
+    batches = _batches(bad=range(8))
+    with pytest.raises(errors.DataError, match=r"16 samples in a row.*synthetic-.*data set '[ab]'"):
+        batches[0]
+
+
+def test_gfdm_draws_cameras_in_training_only():
+    source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=2)
+    both = ("static", "gripper")
+    drawn = {True: set(), False: set()}
+    for draw in (True, False):
+        reader = samples.GFDMReader(
+            clip=trajectory.Clip(num_frames=2, stride=0),
+            cameras=samples.Cameras(names=both, draw=draw),
+            prepare=frame.prepare(8, augment=False),
+        )
+        for seed in range(20):
+            video = reader(source, 0, 0, np.random.default_rng(seed))["video"]
+            drawn[draw].add(video.tobytes())
+    assert len(drawn[True]) == 2
+    assert drawn[False] == {source.frames(0, "static", [0, 31]).tobytes()}

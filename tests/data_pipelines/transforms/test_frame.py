@@ -1,0 +1,92 @@
+import colorsys
+
+import numpy as np
+import pytest
+
+from data_pipelines import media
+from data_pipelines.transforms import frame
+
+
+def _frames(count=2, height=40, width=60, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def test_resize_equals_the_serving_rule():
+    frames = _frames()
+    resized = frame.Resize(size=16)(frames)
+    np.testing.assert_array_equal(resized[1], media.resize(frames[1], (16, 16)))
+
+
+def test_box_cuts_before_resizing():
+    frames = np.zeros((1, 40, 40, 3), np.uint8)
+    frames[:, 20:, 20:] = 200
+    resized = frame.Resize(size=8)(frames, (0.5, 0.5, 1.0, 1.0))
+    # The filter's support reaches past the box, hence the first row and column blend.
+    np.testing.assert_array_equal(resized[:, 1:, 1:], np.full((1, 7, 7, 3), 200, np.uint8))
+
+
+def test_crop_keeps_the_area_and_draws_both_offsets():
+    rng = np.random.default_rng(0)
+    boxes = np.array([frame.RandomCrop(area=0.81)(rng) for _ in range(500)])
+    np.testing.assert_allclose(boxes[:, 2] - boxes[:, 0], 0.9)
+    np.testing.assert_allclose(boxes[:, 3] - boxes[:, 1], 0.9)
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    assert abs(np.corrcoef(boxes[:, 0], boxes[:, 1])[0, 1]) < 0.2
+
+
+def test_augmentation_is_the_same_for_all_frames_and_differs_by_draw():
+    prepare = frame.prepare(24, augment=True)
+    frames = np.repeat(_frames(1), 3, axis=0)
+    one = prepare(frames, np.random.default_rng(1))
+    np.testing.assert_array_equal(one[0], one[2])
+    assert (one != prepare(frames, np.random.default_rng(2))).any()
+    np.testing.assert_array_equal(one, prepare(frames, np.random.default_rng(1)))
+
+
+def test_without_augmentation_only_the_size_changes():
+    frames = _frames(2, 24, 24)
+    same = frame.prepare(24, augment=False)(frames, np.random.default_rng(0))
+    np.testing.assert_array_equal(same, frames)
+
+
+class _Fixed:
+    """Returns given numbers instead of drawing them."""
+
+    def __init__(self, *values):
+        self._values = list(values)
+
+    def uniform(self, low, high):
+        value = self._values.pop(0)
+        assert low <= value <= high
+        return value
+
+
+_NEUTRAL = (0.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue
+
+
+@pytest.mark.parametrize(
+    ("draws", "expected"),
+    [
+        (_NEUTRAL, [[100, 50, 150], [200, 150, 50]]),
+        ((0.1, 1.0, 1.0, 0.0), [[126, 76, 176], [226, 176, 76]]),
+        # mean (150, 100, 100), half as far from it
+        ((0.0, 0.5, 1.0, 0.0), [[125, 75, 125], [175, 125, 75]]),
+        # luma 76.35 and 153.55
+        ((0.0, 1.0, 0.5, 0.0), [[88, 63, 113], [177, 152, 102]]),
+    ],
+)
+def test_colour_table(draws, expected):
+    colour = frame.RandomColour(brightness=1, contrast=1, saturation=1, hue=0.5)
+    frames = np.array([[[[100, 50, 150], [200, 150, 50]]]], np.uint8)
+    changed = colour(frames, _Fixed(*draws))[0, 0]
+    np.testing.assert_allclose(changed, expected, atol=1)
+
+
+def test_hue_turns_the_colour_and_keeps_grey():
+    colour = frame.RandomColour(brightness=1, contrast=1, saturation=1, hue=0.5)
+    frames = np.array([[[[200, 60, 60], [90, 90, 90]]]], np.uint8)
+    changed = colour(frames, _Fixed(0.0, 1.0, 1.0, 0.25))[0, 0]
+    np.testing.assert_allclose(changed[1], 90, atol=1)
+    turned = colorsys.rgb_to_hsv(*(changed[0] / 255))[0]
+    assert 0.15 < min(turned, 1 - turned) < 0.45

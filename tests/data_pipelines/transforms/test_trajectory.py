@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from data_pipelines.transforms import trajectory
+
+
+@pytest.mark.parametrize(
+    ("stride", "length", "table"),
+    [
+        (2, 7, [[0, 2, 4], [2, 4, 6], [4, 6, 6], [6, 6, 6]]),
+        (2, 4, [[0, 2, 3], [2, 3, 3]]),
+        (1, 2, [[0, 1, 1], [1, 1, 1]]),
+        (5, 11, [[0, 5, 10], [5, 10, 10], [10, 10, 10]]),
+        (0, 7, [[0, 3, 6]]),
+        (0, 2, [[0, 0, 1]]),
+        (0, 1, [[0, 0, 0]]),
+    ],
+)
+def test_clip_tables(stride, length, table):
+    clip = trajectory.Clip(num_frames=3, stride=stride)
+    assert clip.num_samples(np.array([length])).tolist() == [len(table)]
+    assert [clip(length, sample).tolist() for sample in range(len(table))] == table
+
+
+def test_whole_episode_clip_truncates_like_the_official_rule():
+    clip = trajectory.Clip(num_frames=16, stride=0)
+    expected = [0, 2, 4, 6, 8, 11, 13, 15, 17, 19, 22, 24, 26, 28, 30, 33]
+    assert clip(34, 0).tolist() == expected
+
+
+def test_frame_pair_table():
+    pair = trajectory.FramePair(min_offset=3, max_offset=3)
+    rng = np.random.default_rng(0)
+    assert pair.num_samples(np.array([5, 1])).tolist() == [4, 0]
+    assert [pair(5, t, rng).tolist() for t in range(4)] == [[0, 3], [1, 4], [2, 4], [3, 4]]
+
+
+def test_frame_pair_draws_every_offset_inclusively():
+    pair = trajectory.FramePair(min_offset=2, max_offset=4)
+    rng = np.random.default_rng(0)
+    offsets = {int(np.diff(pair(100, 7, rng))[0]) for _ in range(100)}
+    assert offsets == {2, 3, 4}
+
+
+def test_impossible_numbers_are_refused():
+    with pytest.raises(ValueError, match="clip"):
+        trajectory.Clip(num_frames=0, stride=1)
+    with pytest.raises(ValueError, match="pair"):
+        trajectory.FramePair(min_offset=0, max_offset=3)
+    with pytest.raises(ValueError, match="pair"):
+        trajectory.FramePair(min_offset=4, max_offset=3)
