@@ -104,8 +104,10 @@ def _episode_row(store: episodes.EpisodeSource, i: int, frames: int, side: int) 
             cells.append((media.resize_shorter_side(image, side), f"{camera} {time}"))
     actions = store.actions(i)
     if actions is not None:
-        plot = plot_actions(actions, np.ones(len(actions), bool), cells[0][0].shape[:2])
-        cells.append((plot, f"actions {list(actions.shape)}"))
+        # Raw motions are tiny beside the gripper's 0 and 1, so each dimension has its own scale.
+        scaled = actions / np.maximum(np.abs(actions).max(axis=0), 1e-6)
+        plot = plot_actions(scaled, np.ones(len(actions), bool), cells[0][0].shape[:2])
+        cells.append((plot, f"actions {list(actions.shape)}, scaled"))
     rate = f"{meta.length} frames at {meta.fps:g} Hz"
     return Row(f"{meta.instructions[0]}   [{meta.episode_id}, {meta.embodiment}, {rate}]", cells)
 

@@ -1,0 +1,282 @@
+"""What `launch/data.py` does: each function returns a JSON-able result and a text for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import (
+    convert,
+    episodes,
+    loader,
+    media,
+    mixtures,
+    preview,
+    statistics,
+    validate,
+)
+from data_pipelines.sources import base, human_video, rlds, video_clips, video_layout
+from data_pipelines.standardize import registry
+from defi_jax import cli, errors
+
+Result = tuple[dict[str, Any], str]
+
+SOURCES = ("rlds", "human_video", "video_layout", "metaworld")
+_SHOWN_FINDINGS = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Flags of `convert`.
+
+    Attributes:
+        source: one of `SOURCES`.
+        input: directory of the raw dataset.
+        output: of the store.
+        name: of the dataset; "" for its own.
+        splits: to read; empty for all.
+        embodiment: of videos; RLDS datasets know theirs.
+        captions: caption file of a video folder; "" searches.
+        shorter_side, every, max_frames, fps: of videos, see `video_clips.ClipOptions`.
+        tasks, episodes, image_size, seed, workers, strip_actions: of simulated demonstrations,
+            see `sources.metaworld.collect`.
+    """
+
+    source: str
+    input: str
+    output: str
+    name: str
+    splits: Sequence[str]
+    embodiment: str
+    captions: str
+    shorter_side: int
+    every: int
+    max_frames: int | None
+    fps: float | None
+    tasks: Sequence[str]
+    episodes: int
+    image_size: int
+    seed: int
+    workers: int
+    strip_actions: bool
+
+    def origin(self) -> dict[str, Any]:
+        """What decides the content of a store converted from files; paths by name, to move them."""
+        values = {
+            "kind": self.source,
+            "input": pathlib.Path(self.input).resolve().name,
+            "captions": pathlib.Path(self.captions).name,
+        }
+        same = ("name", "splits", "embodiment", "shorter_side", "every", "max_frames", "fps")
+        return values | {name: getattr(self, name) for name in same}
+
+
+def open_source(options: ConvertOptions) -> base.Source:
+    """Opens a raw dataset on disk.
+
+    Raises:
+        UserError: unknown kind, or no input.
+    """
+    _require(options.input, "--input")
+    splits = options.splits or None
+    if options.source == "rlds":
+        return rlds.RldsSource(options.input, splits=splits, dataset=options.name or None)
+    clips = video_clips.ClipOptions(
+        shorter_side=options.shorter_side,
+        every=options.every,
+        max_frames=options.max_frames,
+        fps=options.fps,
+    )
+    if options.source == "video_layout":
+        return video_layout.VideoLayoutSource(
+            options.input,
+            name=options.name or pathlib.Path(options.input).resolve().name,
+            embodiment=options.embodiment,
+            options=clips,
+            splits=splits,
+        )
+    return human_video.open_source(
+        options.input,
+        name=options.name or None,
+        embodiment=options.embodiment,
+        captions=options.captions or None,
+        options=clips,
+        splits=splits,
+    )
+
+
+def run_convert(options: ConvertOptions) -> Result:
+    """Makes an episode store, from a dataset on disk or from the simulator.
+
+    Raises:
+        UserError: unknown source, or a path is missing.
+    """
+    if options.source not in SOURCES:
+        hint = cli.nearest(options.source, SOURCES)
+        raise errors.UserError(f"unknown source '{options.source}'", "--source", hint)
+    _require(options.output, "--output")
+    if options.source == "metaworld":
+        return _collect(options)
+    start = time.monotonic()
+    manifest = convert.convert(open_source(options), options.output, origin=options.origin())
+    return manifest, convert.summary(manifest, time.monotonic() - start)
+
+
+def _collect(options: ConvertOptions) -> Result:
+    from data_pipelines.sources import metaworld  # needs the simulator, the other sources do not
+
+    if not options.tasks:
+        raise errors.UserError("no task to collect", "--tasks", "give --tasks=drawer-open-v3,...")
+    collected = metaworld.collect(
+        options.tasks,
+        options.output,
+        options.episodes,
+        image_size=options.image_size,
+        seed=options.seed,
+        workers=options.workers,
+        strip_actions=options.strip_actions,
+    )
+    store = episodes.EpisodeStore(options.output)
+    lines = [
+        f"{row.task} ({row.start}): {row.episodes} of {row.attempts} attempts kept, "
+        f"{row.steps:.0f} steps, {row.seconds:.0f} s"
+        for row in collected
+    ]
+    lines.append(f"{options.output}: {len(store)} episodes")
+    result = {"episodes": len(store), "frames": int(store.lengths.sum())}
+    return result | {"added": [dataclasses.asdict(row) for row in collected]}, "\n".join(lines)
+
+
+def run_stats(store: str) -> Result:
+    """Computes (or reads) the statistics of actions and states."""
+    _require(store, "--store")
+    found = statistics.cached(episodes.EpisodeStore(store), pathlib.Path(store))
+    lines = []
+    for column, values in found.items():
+        lines.append(f"{column}: {values.count} steps")
+        table = {key: getattr(values, key) for key in ("mean", "std", "min", "q01", "q99", "max")}
+        lines.append("  dim " + " ".join(f"{key:>10}" for key in table))
+        for dim in range(len(values.mean)):
+            numbers = " ".join(f"{array[dim]:10.4g}" for array in table.values())
+            lines.append(f"  {dim:3d} {numbers}")
+    result = {column: values.to_json() for column, values in found.items()}
+    return result, "\n".join(lines) or "no actions and no states"
+
+
+def run_validate(store: str) -> Result:
+    """Checks a store; the result's `errors` says how many findings are errors."""
+    _require(store, "--store")
+    findings, counts = validate.validate(store)
+    lines = [f"{f.severity} [{f.check}] {f.what}: {f.where}" for f in findings[:_SHOWN_FINDINGS]]
+    if len(findings) > _SHOWN_FINDINGS:
+        lines.append(f"and {len(findings) - _SHOWN_FINDINGS} more, see --json")
+    lines.append(", ".join(f"{value} {key}" for key, value in counts.items()))
+    result = {**counts, "findings": [dataclasses.asdict(finding) for finding in findings]}
+    return result, "\n".join(lines)
+
+
+def run_preview(sheet: np.ndarray, output: str) -> Result:
+    """Writes a contact sheet as PNG, at once."""
+    _require(output, "--output")
+    path = pathlib.Path(output)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(media.encode_png(sheet))
+        partial.replace(path)
+    except OSError as error:
+        raise errors.UserError(
+            f"sheet cannot be written ({error.strerror})", output, "choose another --output"
+        ) from error
+    height, width = sheet.shape[:2]
+    return {"output": output, "width": width, "height": height}, f"wrote {output}"
+
+
+def store_sheet(store: str, count: int) -> np.ndarray:
+    """Draws episodes of a store."""
+    _require(store, "--store or --config")
+    return preview.store_sheet(episodes.EpisodeStore(store), count=count)
+
+
+def batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
+    """Draws the first training batch of a config, by the loader that training uses.
+
+    Args:
+        config: the experiment.
+        objective: made from it (`defi_jax.objectives.make`).
+        count: examples at most.
+    """
+    batches = loader.make_loader(
+        config.data,
+        config.objective,
+        objective.batch_spec(config.global_batch),
+        tokenizers=objective.tokenizers(),
+        split="train",
+        seed=config.seed,
+        global_batch=config.global_batch,
+        process_index=0,
+        process_count=1,
+    )
+    return preview.batch_sheet(next(batches.first(1)), count=count)
+
+
+def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> str:
+    """Returns the command that the command line names.
+
+    Raises:
+        UserError: none, several or an unknown one.
+    """
+    words = list(argv[1:])
+    if len(words) != 1 or words[0] not in table:
+        hint = cli.nearest(words[0] if words else "", table)
+        raise errors.UserError(f"expected one command, found {words}", "launch/data.py", hint)
+    return words[0]
+
+
+def run_list(root: str) -> Result:
+    """Lists the episode stores below a directory, and what can be converted and mixed."""
+    stores = [_describe_store(path) for path in _stores(pathlib.Path(root))] if root else []
+    result = {
+        "stores": stores,
+        "sources": list(SOURCES),
+        "rlds_datasets": sorted(registry.STANDARDS),
+        "mixtures": sorted(mixtures.NAMED),
+    }
+    lines = [
+        f"{s['name']}: {s['episodes']} episodes, {s['frames']} frames, "
+        f"{'with' if s['actions'] else 'without'} actions, cameras {', '.join(s['cameras'])}"
+        for s in stores
+    ]
+    lines += [f"{key}: {', '.join(result[key]) or 'none'}" for key in list(result)[1:]]
+    return result, "\n".join(lines)
+
+
+def _stores(root: pathlib.Path) -> list[pathlib.Path]:
+    if not root.is_dir():
+        raise errors.UserError("no such directory", str(root), "check --root")
+    return [path for path in sorted(root.iterdir()) if any(path.glob("episodes-*.index.jsonl"))]
+
+
+def _describe_store(path: pathlib.Path) -> Mapping[str, Any]:
+    store = episodes.EpisodeStore(path)
+    meta = [store.meta(i) for i in range(len(store))]
+    return {
+        "name": path.name,
+        "episodes": len(store),
+        "frames": int(store.lengths.sum()),
+        "actions": any(m.has_actions for m in meta),
+        "cameras": sorted({camera for m in meta for camera in m.cameras}),
+        "embodiments": sorted({m.embodiment for m in meta}),
+        "fps": sorted({m.fps for m in meta}),
+    }
+
+
+def _require(value: str, flag: str) -> None:
+    if not value:
+        raise errors.UserError("no path given", flag, f"give {flag}=PATH")

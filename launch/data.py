@@ -1,0 +1,85 @@
+"""Converts, checks and shows data: python launch/data.py COMMAND --flag=value ...
+
+convert   --source={rlds,human_video,video_layout,metaworld} --input=DIR --output=DIR
+stats     --store=DIR             means, quantiles and ranges of actions and states
+validate  --store=DIR             damage, gaps, doubtful values and where; exit 1 on errors
+preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
+list      [--root=DIR]            stores, known datasets and mixtures
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from data_pipelines import commands
+from defi_jax import cli, errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "preview: experiment whose batch to draw."
+)
+flags.DEFINE_string("source", "", "convert: kind of the raw data.")
+flags.DEFINE_string("input", "", "convert: directory of the raw data.")
+flags.DEFINE_string("output", "", "convert: store to write; preview: picture to write.")
+flags.DEFINE_string("store", "", "stats, validate, preview: directory of an episode store.")
+flags.DEFINE_string("root", "", "list: directory of episode stores.")
+flags.DEFINE_string("name", "", "convert: name of the dataset instead of its own.")
+flags.DEFINE_list("splits", [], "convert: splits to read; all by default.")
+flags.DEFINE_string("embodiment", "human", "convert: who acts in videos.")
+flags.DEFINE_string("captions", "", "convert: caption file of a video folder.")
+flags.DEFINE_integer("shorter_side", 256, "convert: shrink video frames to this, pixels.", 16)
+flags.DEFINE_integer("every", 1, "convert: keep every n-th video frame.", 1)
+flags.DEFINE_integer("max_frames", None, "convert: video frames kept a clip.", 1)
+flags.DEFINE_float("fps", None, "convert: true frame rate of the videos, Hz.", 0.01)
+flags.DEFINE_list("tasks", [], "metaworld: tasks.")
+flags.DEFINE_integer("episodes", 50, "metaworld: episodes a task.", 1)
+flags.DEFINE_integer("image_size", 64, "metaworld: side of a picture, pixels.", 8)
+flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
+flags.DEFINE_integer("workers", 2, "metaworld: parallel processes.", 1)
+flags.DEFINE_bool("strip_actions", False, "metaworld: write action-free video.")
+flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
+flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
+
+
+def _convert() -> commands.Result:
+    names = (field.name for field in dataclasses.fields(commands.ConvertOptions))
+    return commands.run_convert(
+        commands.ConvertOptions(**{name: flags.FLAGS[name].value for name in names})
+    )
+
+
+def _preview() -> commands.Result:
+    if _CONFIG.value is None:
+        sheet = commands.store_sheet(flags.FLAGS.store, flags.FLAGS.count)
+    else:
+        from defi_jax import objectives
+
+        sheet = commands.batch_sheet(
+            _CONFIG.value, objectives.make(_CONFIG.value), flags.FLAGS.count
+        )
+    return commands.run_preview(sheet, flags.FLAGS.output)
+
+
+_COMMANDS = {
+    "convert": _convert,
+    "stats": lambda: commands.run_stats(flags.FLAGS.store),
+    "validate": lambda: commands.run_validate(flags.FLAGS.store),
+    "preview": _preview,
+    "list": lambda: commands.run_list(flags.FLAGS.root),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command that the first argument names."""
+    name = commands.choose(argv, _COMMANDS)
+    result, text = _COMMANDS[name]()
+    print(json.dumps(result, ensure_ascii=False) if flags.FLAGS.json else text)
+    if name == "validate" and result["errors"]:
+        raise errors.CheckFailed(
+            f"{result['errors']} errors", flags.FLAGS.store, "see the list above"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
