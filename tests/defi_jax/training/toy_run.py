@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import tempfile
 import time
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from defi_jax.objectives import base
 from defi_jax.training import loop
 
+# The same few programs are compiled by many tests.
+PROGRAMS = str(pathlib.Path(tempfile.gettempdir()) / "defi_jax_test_programs")
 WIDTH, HIDDEN = 64, 1024  # the kernel is large enough to be split over devices
 
 
@@ -29,7 +32,7 @@ def config(**changes):
             "log_every": 1,
             "keep_checkpoints": 3,
             "max_consecutive_bad_steps": 3,
-            "compilation_cache_dir": "",
+            "compilation_cache_dir": PROGRAMS,
             "logging": {"tensorboard": False, "wandb": False},
             "optimizer": {
                 "name": "adamw",

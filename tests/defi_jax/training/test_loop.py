@@ -1,0 +1,263 @@
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import toy_run
+
+from defi_jax import errors
+from defi_jax.training import checkpointing, loop, step
+
+REPO = pathlib.Path(__file__).parents[3]
+SCRIPT = pathlib.Path(__file__).parent / "toy_run.py"
+
+
+class Killed(Exception):
+    """Stands for the sudden end of a process."""
+
+
+def train(workdir, *, objective=None, loader=None, **changes):
+    objective = objective or toy_run.ToyObjective()
+    make_loader = toy_run.make_loader(**(loader or {}))
+    return loop.train(toy_run.config(**changes), objective, make_loader, workdir)
+
+
+def killed_at(batch):
+    def on_batch(position):
+        if position > batch:
+            raise Killed
+
+    return {"on_batch": on_batch}
+
+
+def assert_equal(left, right):
+    left, right = toy_run.leaves(left), toy_run.leaves(right)
+    assert left.keys() == right.keys()
+    for path, leaf in left.items():
+        np.testing.assert_array_equal(leaf, right[path], err_msg=path)
+
+
+def rows(workdir, split):
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+@contextlib.contextmanager
+def compilations(caplog):
+    """Collects the names of the programs that are compiled."""
+    names = []
+    handler = logging.Handler()
+    handler.emit = lambda record: names.append(record.getMessage())
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield names
+    logger.removeHandler(handler)
+
+
+def spawn(workdir, options):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
+    command = [sys.executable, str(SCRIPT), str(workdir), json.dumps(options)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_line(process, text):
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the process ended without {text!r}")
+
+
+def test_resume_after_a_crash_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
+    straight = train(tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", loader=killed_at(3))
+    assert checkpointing.committed_steps(tmp_path / "killed") == [2]
+    resumed = train(tmp_path / "killed")
+    assert_equal(straight, resumed)
+    assert int(resumed.step) == 4
+    data = [
+        json.loads((tmp_path / name / "checkpoints/4/data/metadata").read_text())
+        for name in ("straight", "killed")
+    ]
+    assert data[0] == data[1] == {"state": {"next": 4}}
+
+
+def test_resume_drops_the_lines_of_lost_steps_and_keeps_the_rest(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, loader=killed_at(4), steps=6)
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "torn')
+    train(tmp_path, steps=6)
+    assert [row["step"] for row in rows(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_losses_of_a_resumed_run_are_those_of_the_straight_one(tmp_path):
+    train(tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", loader=killed_at(3))
+    train(tmp_path / "killed")
+    straight, killed = (rows(tmp_path / name, "train") for name in ("straight", "killed"))
+    assert [row["loss"] for row in straight] == [row["loss"] for row in killed]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_step_is_compiled_exactly_once(tmp_path, caplog, accumulation):
+    changes = {
+        "optimizer.accumulation_steps": accumulation,
+        "eval_every": 1,
+        "eval_batches": 1,
+        "save_every": 1,
+        "steps": 5,
+    }
+    with compilations(caplog) as names, pytest.raises(Killed):
+        train(tmp_path, loader=killed_at(3), **changes)
+    assert sum("train_step" in name for name in names) == 1
+    with compilations(caplog) as names:
+        train(tmp_path, **changes)
+    assert sum("train_step" in name for name in names) == 1
+
+
+def test_a_complete_run_comes_back_without_compiling(tmp_path, caplog):
+    first = train(tmp_path)
+    with compilations(caplog) as names:
+        again = train(tmp_path)
+    assert not [name for name in names if "train_step" in name]
+    assert_equal(first, again)
+
+
+def test_a_step_with_nan_changes_nothing_but_the_counters(tmp_path):
+    before = train(tmp_path / "before", steps=3, **{"optimizer.schedule": "constant"})
+    after = train(
+        tmp_path / "after", steps=4, loader={"nan_at": [3]}, **{"optimizer.schedule": "constant"}
+    )
+    assert int(after.skipped_steps) == 1 and int(after.bad_steps) == 1
+    assert_equal(
+        before.replace(step=after.step, skipped_steps=after.skipped_steps, bad_steps=1 + before.step),
+        after.replace(bad_steps=1 + before.step),
+    )
+
+
+def test_training_goes_on_after_a_bad_step(tmp_path):
+    state = train(tmp_path, loader={"nan_at": [1]}, steps=4)
+    assert int(state.skipped_steps) == 1 and int(state.bad_steps) == 0
+    assert all(np.isfinite(leaf).all() for leaf in toy_run.leaves(state).values())
+    losses = [row["loss"] for row in rows(tmp_path, "train")]
+    assert losses[1] is None and None not in losses[2:]
+
+
+def test_consecutive_bad_steps_stop_the_run_and_leave_the_checkpoint(tmp_path):
+    with pytest.raises(errors.NumericsError, match=r"3 consecutive .*steps 4 to 6") as caught:
+        train(tmp_path, loader={"nan_at": range(3, 99)}, steps=20)
+    assert caught.value.exit_code == 76
+    saved = checkpointing.latest_verified_step(tmp_path)
+    assert saved in (2, 4)
+    params, _ = checkpointing.load_params(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_frozen_parameters_stay_and_every_trained_one_moves(tmp_path):
+    config, objective = toy_run.config(), toy_run.ToyObjective()
+    first = step.init_state(jax.random.key(config.seed), objective=objective, config=config)
+    last = train(tmp_path)
+    assert_equal(first.frozen, last.frozen)
+    for path, leaf in toy_run.leaves(first.params).items():
+        assert not np.array_equal(leaf, toy_run.leaves(last.params)[path]), path
+    assert int(last.extra["usage"][0]) == 4 * 16
+
+
+def test_the_objective_may_change_parameters_after_a_step(tmp_path):
+    codes = train(tmp_path, steps=3).params["codebook"]
+    assert np.std(codes) > 0.5  # all ones, but for the restart at step 3
+
+
+def test_evaluation_is_written_and_not_repeated_on_resume(tmp_path):
+    objective = toy_run.ToyObjective()
+    changes = {"eval_every": 2, "eval_batches": 3, "save_every": 2}
+    with pytest.raises(Killed):
+        train(tmp_path, objective=objective, loader=killed_at(2), **changes)
+    # The save at step 2 came after the evaluation at step 2, and knows of it.
+    train(tmp_path, objective=objective, **changes)
+    assert [row["step"] for row in rows(tmp_path, "eval")] == [2, 4]
+    assert objective.evaluations == [3, 3]
+    media = sorted(path.name for path in (tmp_path / "media").iterdir())
+    assert media[:2] == ["eval_moving_00000002.gif", "eval_moving_00000002.mp4"]
+    assert "eval_still_00000004.png" in media
+
+
+def test_data_that_ends_is_named(tmp_path):
+    with pytest.raises(errors.DataError, match="came to an end"):
+        train(tmp_path, loader={"num_batches": 2})
+
+
+def test_batch_that_does_not_divide_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(errors.UserError, match="use a multiple of 3"):
+        train(tmp_path / "run", **{"optimizer.accumulation_steps": 3})
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_of_another_model_is_refused_by_leaf(tmp_path):
+    train(tmp_path, steps=2)
+    with pytest.raises(errors.UserError, match=r"params/net/fc1/kernel is float32\[64, 1024\]"):
+        train(tmp_path, objective=toy_run.ToyObjective(hidden=32), steps=4)
+
+
+def test_metadata_holds_what_export_needs(tmp_path):
+    train(tmp_path, steps=2)
+    facts = checkpointing.load_metadata(tmp_path)
+    assert facts["step"] == 2 and facts["objective"] == "toy"
+    assert facts["config"]["optimizer"]["b1"] == 0.9
+    assert facts["normalizer"] == {"kind": "none"} and facts["pipeline_fingerprint"] == "toy"
+    assert facts["description"] == {"objective": "toy", "width": 64}
+    assert json.loads((tmp_path / "config.json").read_text()) == facts["config"]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_exits_75_and_resumes_bit_exactly(tmp_path):
+    options = {"steps": 40, "save_every": 1000, "loader": {"seconds": 0.1}}
+    process = spawn(tmp_path / "stopped", options)
+    wait_for_line(process, "step 5/40")
+    process.send_signal(signal.SIGTERM)
+    stderr = process.stderr.read()
+    assert process.wait() == 75, stderr
+    assert "error: stopped on request" in stderr
+    (saved,) = checkpointing.committed_steps(tmp_path / "stopped")
+    assert 5 <= saved < 40
+    straight = train(tmp_path / "straight", steps=40, save_every=0)
+    resumed = train(tmp_path / "stopped", steps=40, save_every=0)
+    assert_equal(straight, resumed)
+
+
+@pytest.mark.slow
+def test_sigkill_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    process = spawn(tmp_path, {"steps": 40, "save_every": 1, "loader": {"seconds": 0.1}})
+    wait_for_line(process, "step 9/40")
+    time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert checkpointing.latest_verified_step(tmp_path) >= 7
+    state = train(tmp_path, steps=40, save_every=0)
+    assert_equal(state, train(tmp_path / "straight", steps=40, save_every=0))
+
+
+@pytest.mark.slow
+def test_exit_right_after_the_last_save_leaves_it_committed(tmp_path):
+    process = spawn(tmp_path, {"steps": 3, "save_every": 0})
+    assert process.wait() == 0, process.communicate()
+    assert checkpointing.latest_verified_step(tmp_path) == 3
+    assert (tmp_path / "checkpoints/3.sha256.json").exists()
+
+
+@pytest.mark.slow
+def test_numerics_guard_exit_code(tmp_path):
+    process = spawn(tmp_path, {"steps": 9, "loader": {"nan_at": list(range(9))}})
+    _, stderr = process.communicate()
+    assert process.returncode == 76
+    assert stderr.strip().splitlines()[-1].startswith("error: 3 consecutive steps")
