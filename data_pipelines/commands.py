@@ -181,9 +181,25 @@ def run_validate(store: str) -> Result:
     return result, "\n".join(lines)
 
 
-def run_preview(sheet: np.ndarray, output: str) -> Result:
-    """Writes a contact sheet as PNG, at once."""
+def run_preview(store: str, config: Any, objective: Any, output: str, count: int) -> Result:
+    """Writes a contact sheet as PNG: of a store, or of what a config's model receives.
+
+    Args:
+        store: directory; used without a config.
+        config: the experiment, or None.
+        objective: made from it (`defi_jax.objectives.make`), or None.
+        output: file to write.
+        count: examples at most.
+
+    Raises:
+        UserError: neither store nor config, no output, or it cannot be written.
+    """
     _require(output, "--output")
+    if config is None:
+        _require(store, "--store or --config")
+        sheet = preview.store_sheet(episodes.EpisodeStore(store), count=count)
+    else:
+        sheet = _batch_sheet(config, objective, count)
     path = pathlib.Path(output)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -198,20 +214,8 @@ def run_preview(sheet: np.ndarray, output: str) -> Result:
     return {"output": output, "width": width, "height": height}, f"wrote {output}"
 
 
-def store_sheet(store: str, count: int) -> np.ndarray:
-    """Draws episodes of a store."""
-    _require(store, "--store or --config")
-    return preview.store_sheet(episodes.EpisodeStore(store), count=count)
-
-
-def batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
-    """Draws the first training batch of a config, by the loader that training uses.
-
-    Args:
-        config: the experiment.
-        objective: made from it (`defi_jax.objectives.make`).
-        count: examples at most.
-    """
+def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
+    """Draws the first training batch, by the loader that training uses."""
     batches = loader.make_loader(
         config.data,
         config.objective,

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from data_pipelines import commands
 from defi_jax import cli, errors
 
+_F = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "preview: experiment whose batch to draw."
 )
@@ -44,29 +45,22 @@ flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 def _convert() -> commands.Result:
     names = (field.name for field in dataclasses.fields(commands.ConvertOptions))
-    return commands.run_convert(
-        commands.ConvertOptions(**{name: flags.FLAGS[name].value for name in names})
-    )
+    return commands.run_convert(commands.ConvertOptions(**{name: _F[name].value for name in names}))
 
 
 def _preview() -> commands.Result:
-    if _CONFIG.value is None:
-        sheet = commands.store_sheet(flags.FLAGS.store, flags.FLAGS.count)
-    else:
-        from defi_jax import objectives
+    from defi_jax import objectives
 
-        sheet = commands.batch_sheet(
-            _CONFIG.value, objectives.make(_CONFIG.value), flags.FLAGS.count
-        )
-    return commands.run_preview(sheet, flags.FLAGS.output)
+    objective = _CONFIG.value and objectives.make(_CONFIG.value)
+    return commands.run_preview(_F.store, _CONFIG.value, objective, _F.output, _F.count)
 
 
 _COMMANDS = {
     "convert": _convert,
-    "stats": lambda: commands.run_stats(flags.FLAGS.store),
-    "validate": lambda: commands.run_validate(flags.FLAGS.store),
+    "stats": lambda: commands.run_stats(_F.store),
+    "validate": lambda: commands.run_validate(_F.store),
     "preview": _preview,
-    "list": lambda: commands.run_list(flags.FLAGS.root),
+    "list": lambda: commands.run_list(_F.root),
 }
 
 
@@ -74,11 +68,9 @@ def main(argv: list[str]) -> None:
     """Runs the command that the first argument names."""
     name = commands.choose(argv, _COMMANDS)
     result, text = _COMMANDS[name]()
-    print(json.dumps(result, ensure_ascii=False) if flags.FLAGS.json else text)
+    print(json.dumps(result, ensure_ascii=False) if _F.json else text)
     if name == "validate" and result["errors"]:
-        raise errors.CheckFailed(
-            f"{result['errors']} errors", flags.FLAGS.store, "see the list above"
-        )
+        raise errors.CheckFailed(f"{result['errors']} errors", _F.store, "see the list above")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines import media
+from data_pipelines.sources import base, rlds
+from defi_jax import errors
+
+
+@pytest.fixture
+def episode(rlds_tools):
+    return rlds_tools["episode"]
+
+
+def test_episodes_of_all_shards_in_order(write_rlds, episode):
+    raw = [episode(0), episode(1, steps=9), episode(2)]
+    source = rlds.RldsSource(write_rlds([raw[:2], raw[2:]]))
+    found = list(source.read())
+    assert source.total == 3 and source.name == "bridge_dataset"
+    assert [e.length for e in found] == [4, 7, 4]
+    assert len({e.episode_id for e in found}) == 3
+    assert found[0].instructions == ("öffne die Schublade",)
+    assert found[0].fps == 5.0 and found[0].embodiment == "widowx250"
+    assert found[2].metadata["episode_metadata/file_path"] == "raw/2"
+    assert found[2].metadata["episode_metadata/episode_id"] == -3
+
+
+def test_frames_actions_and_states_belong_to_the_same_step(write_rlds, episode):
+    raw = episode(0)
+    found = next(rlds.RldsSource(write_rlds([[raw]])).read())
+    assert found.frames["static"] == raw["steps/observation/image_0"][1:5]  # bytes kept as they are
+    state = raw["steps/observation/state"]
+    np.testing.assert_array_equal(found.states[:, :6], state[1:5, :6])
+    np.testing.assert_array_equal(found.actions[:, :6], state[2:6, :6] - state[1:5, :6])
+
+
+def test_the_folder_above_the_version_is_accepted(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    assert rlds.load_info(directory.parent).version == "1.0.0"
+
+
+def test_skipped_episodes_are_not_unpacked(write_rlds, episode):
+    spoilt = episode(0) | {"steps/action": np.zeros(3, np.float32)}
+    source = rlds.RldsSource(write_rlds([[spoilt, episode(1)]]))
+    ids = ["bridge_dataset/train/00000/00000"]
+    assert [e.episode_id for e in source.read(skip=ids)] == ["bridge_dataset/train/00000/00001"]
+
+
+def test_wrong_record_count_is_refused(write_rlds, episode, rlds_tools):
+    directory = write_rlds([[episode(0), episode(1)]])
+    rlds_tools["records"](write_rlds.shard(0, 1), [rlds_tools["example"](episode(0))])
+    with pytest.raises(errors.DataError, match=r"holds 1 records, dataset_info\.json says 2"):
+        list(rlds.RldsSource(directory).read())
+
+
+def test_empty_shard_is_refused(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    write_rlds.shard(0, 1).write_bytes(b"")
+    with pytest.raises(errors.DataError, match="holds 0 records"):
+        list(rlds.RldsSource(directory).read())
+
+
+def test_all_missing_shards_are_named_at_once(write_rlds, episode):
+    directory = write_rlds([[episode(0)], [episode(1)], [episode(2)]])
+    write_rlds.shard(0, 3).unlink()
+    write_rlds.shard(2, 3).unlink()
+    with pytest.raises(errors.DataError, match=r"2 of 3 shards.*00000-of.*00002-of"):
+        rlds.RldsSource(directory)
+
+
+def test_damaged_record_names_file_and_record(write_rlds, episode):
+    directory = write_rlds([[episode(0), episode(1)]])
+    path = write_rlds.shard(0, 1)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+    results = rlds.RldsSource(directory).read()
+    next(results)
+    with pytest.raises(errors.DataError, match=r"00000-of-00001 record 1"):
+        next(results)
+
+
+def test_schema_check_names_the_surprising_field(write_rlds, episode):
+    directory = write_rlds([[episode(0)]], state_dim=8)
+    with pytest.raises(errors.DataError, match=r"'observation/state' is float32\[8\], expected"):
+        rlds.RldsSource(directory)
+
+
+def test_missing_field_is_named(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    path = directory / "features.json"
+    path.write_text(path.read_text().replace("image_0", "image_7"))
+    with pytest.raises(errors.DataError, match="'observation/image_0' is missing"):
+        rlds.RldsSource(directory)
+
+
+def test_record_that_contradicts_the_description_is_refused(write_rlds, episode):
+    spoilt = episode(0) | {"steps/action": np.zeros((5, 7), np.float32)}
+    with pytest.raises(errors.DataError, match=r"number of steps.*'action': 5"):
+        list(rlds.RldsSource(write_rlds([[spoilt]])).read())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"steps/language_instruction": [b"\xff\xfe"] * 6}, "utf-8"),
+        ({"steps/observation/state": np.full((6, 7), np.nan, np.float32)}, "not finite"),
+        ({"steps/observation/image_0": [b"GIF89a"] * 6}, "camera static, step 1"),
+    ],
+)
+def test_unusable_episode_is_rejected_with_its_place(write_rlds, episode, change, reason):
+    source = rlds.RldsSource(write_rlds([[episode(0) | change, episode(1)]]))
+    rejected, good = source.read()
+    assert isinstance(rejected, base.Reject) and reason in rejected.reason
+    assert rejected.item.endswith("record 0") and good.length == 4
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_too_short_episode_is_rejected(write_rlds, episode, steps):
+    (rejected,) = rlds.RldsSource(write_rlds([[episode(0, steps=steps)]])).read()
+    assert "fewer than three steps" in rejected.reason
+
+
+def test_episode_without_text_keeps_an_empty_instruction(write_rlds, episode):
+    found = next(rlds.RldsSource(write_rlds([[episode(0, text=" ")]])).read())
+    assert found.instructions == ("",)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": 3, "splits": [{}]}'])
+def test_damaged_descriptions_are_data_errors(write_rlds, episode, name, text):
+    directory = write_rlds([[episode(0)]])
+    (directory / name).write_text(text)
+    with pytest.raises(errors.DataError):
+        rlds.load_info(directory)
+
+
+def test_unknown_split_lists_the_known_ones(write_rlds, episode):
+    with pytest.raises(errors.UserError, match=r"no split test.*train"):
+        rlds.load_info(write_rlds([[episode(0)]]), splits=["test"])
+
+
+def test_directory_without_dataset_is_a_usage_error(tmp_path):
+    with pytest.raises(errors.UserError, match="no such RLDS directory"):
+        rlds.load_info(tmp_path / "nothing")
+    with pytest.raises(errors.UserError, match=r"no dataset_info\.json"):
+        rlds.load_info(tmp_path)
+
+
+def test_unknown_dataset_is_a_usage_error(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    path = directory / "dataset_info.json"
+    info = json.loads(path.read_text()) | {"name": "bridge_datasett"}
+    path.write_text(json.dumps(info))
+    write_rlds.shard(0, 1).rename(directory / "bridge_datasett-train.tfrecord-00000-of-00001")
+    with pytest.raises(errors.UserError, match="did you mean bridge_dataset"):
+        rlds.RldsSource(directory)
+
+
+def test_file_format_other_than_tfrecord_is_refused(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    path = directory / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "riegeli"}))
+    with pytest.raises(errors.UserError, match="riegeli"):
+        rlds.load_info(directory)
+
+
+def test_stored_images_decode(write_rlds, episode):
+    found = next(rlds.RldsSource(write_rlds([[episode(0)]])).read())
+    assert media.decode_image(found.frames["static"][0]).shape == (16, 24, 3)
