@@ -135,7 +135,7 @@ class GFDMObjective:
         text = self.text.encode(
             params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask
         ).tokens
-        return x, x[:, 0] / self.latents.scaling_factor, text
+        return x, x[:, 0] / self.latents.scale, text
 
     def _predict(self, params: Params, batch: batch_lib.GFDMBatch, rng: PRNGKey) -> jax.Array:
         """Predicted video, uint8[B, T, H, W, 3]."""

@@ -237,7 +237,7 @@ class JointObjective:
         per_camera = jnp.broadcast_to(text[:, None], (batch, cameras, *text.shape[1:]))
         features = params_lib.bind(self._make_gfdm, params["gfdm"]).features(
             noise.reshape(batch * cameras, *noise.shape[2:]),
-            latents / self.latents.scaling_factor,
+            latents / self.latents.scale,
             per_camera.reshape(batch * cameras, *text.shape[1:]),
         )
         return features.reshape(batch, cameras, *features.shape[1:])

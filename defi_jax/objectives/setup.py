@@ -29,17 +29,22 @@ _ENCODERS = {
 
 def latent_encoder(config: Any) -> encoders.LatentEncoder:
     """Returns the frames-to-latents encoder named by `encoders.latents`."""
-    return encoders.make_latent_encoder(_fields(config, config.encoders.latents))
+    section = config.encoders
+    return encoders.latent_encoder(section.latents, factor=section.latents_factor)
 
 
 def feature_encoder(config: Any) -> encoders.FeatureEncoder:
     """Returns the frame-feature encoder named by `encoders.features`."""
-    return encoders.make_feature_encoder(_fields(config, config.encoders.features))
+    section = config.encoders
+    return encoders.feature_encoder(section.features, patch=section.features_patch)
 
 
 def text_encoder(config: Any, role: str) -> encoders.TextEncoder:
     """Returns the text encoder of a role: "gfdm", "gidm" or "goal"."""
-    return encoders.make_text_encoder(_fields(config, config.encoders[f"{role}_text"]))
+    section = config.encoders
+    return encoders.text_encoder(
+        section[f"{role}_text"], length=section.text_length, dim=section.text_dim
+    )
 
 
 def gfdm_config(section: Any, latents: Any, text: Any) -> gfdm.GFDMConfig:
@@ -47,7 +52,7 @@ def gfdm_config(section: Any, latents: Any, text: Any) -> gfdm.GFDMConfig:
     fields = section.to_dict()
     unet = fields.pop("unet")
     unet["in_channels"], unet["out_channels"] = 2 * latents.channels, latents.channels
-    unet["cross_attention_dim"] = text.token_dim * fields["text_copies"]
+    unet["cross_attention_dim"] = text.dim * fields["text_copies"]
     unet = {k: tuple(v) if isinstance(v, list) else v for k, v in unet.items()}
     return gfdm.GFDMConfig(unet=svd_unet.SVDUNetConfig(**unet), **fields)
 
@@ -64,7 +69,7 @@ def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.P
     )
     inverse = gidm.GIDMConfig(
         **fields.pop("gidm")
-        | {"feature_dim": feature_encoder(config).dim, "text_dim": texts["gidm"].token_dim}
+        | {"feature_dim": feature_encoder(config).dim, "text_dim": texts["gidm"].dim}
     )
     denoiser = action_denoiser.ActionDenoiserConfig(
         **fields.pop("denoiser")
@@ -85,7 +90,7 @@ def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.P
 def gidm_config(section: Any, features: Any, text: Any) -> gidm.GIDMConfig:
     """Returns the inverse model's config, its input widths taken from the encoders."""
     fields = section.to_dict()
-    fields["feature_dim"], fields["text_dim"] = features.dim, text.token_dim
+    fields["feature_dim"], fields["text_dim"] = features.dim, text.dim
     return gidm.GIDMConfig(**fields)
 
 
@@ -154,19 +159,3 @@ def check(config: Any) -> None:
             "give them, or try --config.data.mixture=synthetic, which needs no files "
             f"(quick: --config=configs/{config.objective}.py:tiny)",
         )
-
-
-def _fields(config: Any, name: str) -> dict[str, Any]:
-    """Returns an encoder's name and the config numbers it takes; pretrained ones take none."""
-    section = config.encoders
-    numbers: dict[str, dict[str, Any]] = {
-        "space_to_depth": {"factor": section.latents_factor},
-        "patches": {"patch_size": section.features_patch},
-        "bytes": {
-            "length": section.text_length,
-            "dim": section.text_dim,
-            "lower_case": True,
-            "strip_punctuation": True,
-        },
-    }
-    return {"name": name, **numbers[name]} if name in numbers else {"name": name}
