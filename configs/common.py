@@ -64,6 +64,7 @@ def data() -> ml_collections.ConfigDict:
             "action_dim": 4,
             "normalization": "none",  # none | normal | bounds | bounds_q99
             "unnormalized_dims": (),  # action dimensions that pass unchanged (a gripper's)
+            "unnormalized_dims": (),  # action dimensions left as they are, such as the gripper's
             "holdout_percent": 10,  # of the episodes, by a hash of their id
             "augment": False,
             "workers": 0,

@@ -124,8 +124,7 @@ class GFDM(nnx.Module):
                 jnp.concatenate([condition, condition]),
                 jnp.concatenate([jnp.zeros_like(text), text]),
             )
-            guidance = jnp.linspace(1.0, max_guidance, x.shape[1])[:, None, None, None]
-            return pair[:batch] + guidance * (pair[batch:] - pair[:batch])
+            return samplers.frame_guidance(pair[:batch], pair[batch:], max_guidance)
 
         start = noise * jnp.sqrt(config.sigma_max**2 + 1)
         return samplers.euler_edm(denoise, start, sigmas)

@@ -7,7 +7,7 @@ With clean latents x, unit noise eps and ln sigma ~ N(m, s^2) (official `train_s
     (3) loss = mean( (sigma^2 + 1) / sigma^2 * (D - x)^2 )
 
 As the weight of (3) is 1 / c_out^2, the loss is the mean squared error between the raw network
-output and (x - c_skip * noisy) / c_out, which is how it is computed: no division by small sigma.
+output and the velocity (x - c_skip * noisy) / c_out, which is how it is computed.
 Text is replaced by zeros with probability `text_dropout`, the image condition never.
 """
 
@@ -90,8 +90,7 @@ class GFDMObjective:
         )
         error = jnp.mean(jnp.square(velocity - target), axis=(1, 2, 3, 4))  # (3)
         loss = jnp.mean(error)
-        x0_error = jnp.mean(error * jnp.square(c_out[:, 0, 0, 0, 0]))
-        return loss, base.LossOutput(metrics={"loss": loss, "x0_mse": x0_error}, extra=extra)
+        return loss, base.LossOutput(metrics={"loss": loss}, extra=extra)
 
     def after_step(self, params, extra, step, rng):
         """Nothing happens outside the gradient."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from defi_jax import errors
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import checkpointing, sharding, step, supervisor, warm_start
@@ -31,6 +32,24 @@ def enable_compilation_cache(directory: str) -> None:
     if directory:
         jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
+    """Returns the directory of a run, emptied when `overwrite` asks for it.
+
+    Raises:
+        UserError: no directory was named, or it holds files that no run has written.
+    """
+    if not workdir:
+        raise errors.UserError("no workdir", "--workdir", "name a directory for the run's files")
+    path = epath.Path(workdir)
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).exists():
+        raise errors.UserError(
+            f"the workdir holds files, but no run's {CONFIG_FILE}", str(path), "name another one"
+        )
+    if overwrite and path.is_dir():
+        path.rmtree()
+    return path
 
 
 def open_loader(config: Any, spec: Any, make_loader: Callable[..., Any], split: str) -> Any:

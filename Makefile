@@ -1,0 +1,31 @@
+# Everything a newcomer types. Each target sets itself up: a virtual environment in .venv, pinned
+# packages and, for the simulator, software OpenGL from the system's packages.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := runs/demo
+BIN := $(VENV)/bin
+# Folders of videos or of RLDS to mix in as action-free data: DEMO_VIDEO=DIR[,DIR]
+DEMO_VIDEO ?=
+
+.PHONY: demo test test-fast lint setup clean
+
+demo: setup
+	$(BIN)/python launch/demo.py --output=$(RUN) --video=$(DEMO_VIDEO)
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+setup: $(VENV)/setup.json
+
+$(VENV)/setup.json: requirements.txt requirements-dev.txt pyproject.toml rollout/pyproject.toml launch/setup.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) bash launch/setup.sh
+
+clean:
+	rm -rf $(VENV) runs

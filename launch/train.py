@@ -1,0 +1,39 @@
+"""Trains one stage: GFDM, GIDM or joint.
+
+    python launch/train.py --config=configs/gfdm.py:tiny --workdir=runs/gfdm \
+        --config.data.mixture=synthetic
+
+Resumes what the workdir holds; `--overwrite` starts it anew. Presets: tiny, small, full (default).
+"""
+
+import functools
+
+from absl import flags
+from ml_collections import config_flags
+
+from defi_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as configs/gfdm.py:tiny.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps its files; local or gs://.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what the workdir holds and start anew.")
+flags.mark_flags_as_required(["config"])
+
+
+def main(argv: list[str]) -> None:
+    """Checks the config, then hands it to the loop."""
+    del argv
+    from data_pipelines import loader
+    from defi_jax import objectives
+    from defi_jax.training import loop, startup
+
+    config = _CONFIG.value
+    objective = objectives.make(config)
+    workdir = startup.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
+    make_loader = functools.partial(
+        loader.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
+    )
+    loop.train(config, objective, make_loader, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)
