@@ -1,7 +1,7 @@
 """EDM scalings of a denoiser, and the densities its noise levels are drawn from in training.
 
-Direction: sigma is the standard deviation of the noise; it falls from sigma_max (noise) to 0 (data).
-For clean x0, unit noise eps and data of standard deviation s (Karras et al. 2022, table 1):
+Direction: sigma is the standard deviation of the noise; it falls from sigma_max (noise) to 0
+(data). For clean x0, unit noise eps and data of standard deviation s (Karras et al. 2022, table 1):
 
     (1) noisy = x0 + sigma * eps
     (2) D(noisy; sigma) = c_out * F(c_in * noisy, c_noise) + c_skip * noisy
@@ -29,8 +29,8 @@ class Preconditioner:
 
     Attributes:
         sigma_data: standard deviation s of the data.
-        is_velocity: the network predicts v = (eps - sigma * x0) / sqrt(sigma^2 + 1), as SVD does; this
-            is (4) with the other sign, for s = 1.
+        is_velocity: the network predicts v = (eps - sigma * x0) / sqrt(sigma^2 + 1), as SVD does;
+            this is (4) with the other sign, for s = 1.
     """
 
     sigma_data: float
@@ -80,7 +80,7 @@ def sample_sigma_loglogistic(
     *,
     scale: float = 0.5,
 ) -> jax.Array:
-    """Draws float32 sigmas with ln sigma logistic around ln sigma_data, cut to [sigma_min, sigma_max].
+    """Draws float32 sigmas, ln sigma logistic around ln sigma_data, in [sigma_min, sigma_max].
 
     Inverse of the truncated distribution function: u uniform between its values at the two ends,
     sigma = exp(scale * logit(u) + ln sigma_data). DeFI's action model has scale 0.5.

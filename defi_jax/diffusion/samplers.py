@@ -5,10 +5,10 @@ Both integrate the probability flow with x0 = D(x; s) held over the step from s 
     (1) Euler (EDM, video): x <- x + (r - s) * (x - x0) / s
     (2) DDIM (= DPM-Solver-1, actions): x <- (r / s) * x + (1 - r / s) * x0
 
-In exact arithmetic (1) and (2) are one step; they are kept apart because each follows the rounding of
-its reference (diffusers' `EulerDiscreteScheduler`; the official `sample_ddim`). The state is float32.
-The last level may be 0, where both return D. Guidance belongs to the denoiser that is passed in:
-`frame_guidance` mixes two of its outputs. Spec: method 1.6, 3.5.
+In exact arithmetic (1) and (2) are one step; they are kept apart because each follows the rounding
+of its reference (diffusers' `EulerDiscreteScheduler`; the official `sample_ddim`). The state is
+float32. The last level may be 0, where both return D. Guidance belongs to the denoiser that is
+passed in: `frame_guidance` mixes two of its outputs. Spec: method 1.6, 3.5.
 """
 
 from collections.abc import Callable

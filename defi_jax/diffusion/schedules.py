@@ -2,7 +2,8 @@
 
 With i = 0..N-1 (spec: method 1.6, 3.5):
 
-    (1) Karras: sigma_i = (sigma_max^(1/rho) + i / (N-1) * (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+    (1) Karras: sigma_i = (a + i / (N-1) * (b - a))^rho
+        with a = sigma_max^(1/rho), b = sigma_min^(1/rho)
     (2) exponential: ln sigma_i evenly spaced
     (3) sigma_N = 0
 
@@ -28,7 +29,7 @@ def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarra
 def _check(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     if num_steps < 1 or not 0 < sigma_min <= sigma_max:
         raise ValueError(
-            f"{num_steps} steps from {sigma_max} to {sigma_min}: need at least one, and max >= min > 0"
+            f"{num_steps} steps from {sigma_max} to {sigma_min}: need steps > 0, max >= min > 0"
         )
 
 

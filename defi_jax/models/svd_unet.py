@@ -1,23 +1,22 @@
-"""Stable Video Diffusion's denoiser: a noisy latent video, a noise level and a text -> its v-prediction.
+"""Stable Video Diffusion's denoiser: noisy latent video, noise level and text -> v-prediction.
 
-The backbone of the forward dynamics model (GFDM). Each UNet layer is a spatial residual block followed
-by a temporal one, then (where the level has attention) a spatial transformer block followed by a
-temporal one; learned scalars mix the two. Only what `encoder_hidden_states` holds differs from SVD:
-text tokens instead of an image token. The joint stage reads features of the first up blocks and stops
-there (`stop_after_up_block`).
+The backbone of the forward dynamics model (GFDM). Each UNet layer is a spatial residual block
+followed by a temporal one, then (where the level has attention) a spatial transformer block
+followed by a temporal one; learned scalars mix the two. Only what `encoder_hidden_states` holds
+differs from SVD: text tokens instead of an image token. The joint stage reads features of the first
+up blocks and stops there (`stop_after_up_block`).
 
 Paper: section on GFDM; spec: method 1.1. Official files: diffusers 0.28
 `unet_spatio_temporal_condition.py`, `unet_3d_blocks.py`, `transformer_temporal.py`.
-Exact savings over the reference: keys and values of the text are computed once per batch element, and
-the projection of the time embedding once per batch element, where it repeats both for every frame.
+Exact savings over the reference: keys and values of the text are computed once per batch element,
+and the projection of the time embedding once per batch element, where it repeats both for every
+frame.
 
 Legend: B batch, T frames, H W C height, width, channels, N = H * W positions, L text tokens, E time
 embedding width.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,10 +42,10 @@ class SVDUNetConfig:
         num_frames: frames the preset is meant for; any number works.
         down_block_types: per level, with or without attention ("CrossAttn...").
         up_block_types: per level from coarse to fine.
-        addition_time_embed_dim: sinusoid width of each of the added ids (fps, motion bucket, noise).
-        projection_class_embeddings_input_dim: number of added ids times `addition_time_embed_dim`.
-        layers_per_block: residual layers per down block; up blocks have one more. Like the next three,
-            one number for all levels or one per level.
+        addition_time_embed_dim: sinusoid width of each added id (fps, motion bucket, noise).
+        projection_class_embeddings_input_dim: added ids times `addition_time_embed_dim`.
+        layers_per_block: residual layers per down block; up blocks have one more. Like the next
+            three fields, one number for all levels or one per level.
         norm_num_groups: ours; the reference has 32 everywhere.
         remat: ours; "blocks" recomputes each layer in the backward pass instead of storing it.
     """
@@ -67,28 +66,12 @@ class SVDUNetConfig:
     norm_num_groups: int = 32
     remat: str = "none"
 
-    @classmethod
-    def from_reference(cls, config: Mapping[str, Any]) -> "SVDUNetConfig":
-        """Reads a diffusers `config.json`; names that start with "_" are its bookkeeping.
-
-        Raises:
-            UserError: a field that this class does not know.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in config.items() if not name.startswith("_")}
-        unknown = sorted(given.keys() - known)
-        if unknown:
-            raise errors.UserError(
-                f"unknown fields {unknown}", "svd_unet config", f"use {sorted(known)}"
-            )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-
     def __post_init__(self) -> None:
         """Checks the fields against each other.
 
         Raises:
-            UserError: a list of another length than the levels, an unknown block type, or widths that
-                heads or norm groups do not divide.
+            UserError: a list of another length than the levels, an unknown block type, or widths
+                that heads or norm groups do not divide.
         """
         for problem, is_wrong in (
             ("block types, one per level, needed", not self._has_one_type_per_level()),
@@ -169,27 +152,8 @@ def up_features(outputs: UNetOutput, blocks: tuple[int, ...] = (0, 1)) -> jax.Ar
     )
 
 
-def sinusoid(values: Array, dim: int) -> jax.Array:
-    """Sinusoidal features, cosines first: [...] -> float32 [..., dim]."""
-    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
-    angles = jnp.asarray(values, jnp.float32)[..., None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class TimestepEmbedding(nnx.Module):
-    """Two-layer SiLU network on sinusoidal features."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, dtype, rngs):
-        self.linear_1 = layers.Linear(in_dim, hidden_dim, dtype=dtype, rngs=rngs)
-        self.linear_2 = layers.Linear(hidden_dim, out_dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [..., in_dim] to [..., out_dim]."""
-        return self.linear_2(nnx.silu(self.linear_1(x)))
-
-
 class FeedForward(nnx.Module):
-    """GEGLU: value * GELU(gate), four times as wide inside (`net.0.proj` and `net.2` officially)."""
+    """GEGLU, value * GELU(gate), four times as wide inside (official `net.0.proj`, `net.2`)."""
 
     def __init__(self, dim: int, *, dtype, rngs):
         self.proj = layers.Linear(dim, 8 * dim, dtype=dtype, rngs=rngs)
@@ -205,8 +169,8 @@ class TransformerBlock(nnx.Module):
     """Self-attention, attention to the text, feed-forward; the temporal one starts with another.
 
     Rows of x attend to themselves in groups: the frames' pixels (spatial) or a pixel's frames
-    (temporal). All groups of a batch element read the same text, so its keys and values are computed
-    once per batch element and all its rows query them together.
+    (temporal). All groups of a batch element read the same text, so its keys and values are
+    computed once per batch element and all its rows query them together.
     """
 
     def __init__(self, dim: int, num_heads: int, text_dim: int, *, is_temporal: bool, dtype, rngs):
@@ -262,7 +226,7 @@ class TransformerSpatioTemporal(nnx.Module):
                 for _ in range(num_layers)
             ]
         )
-        self.time_pos_embed = TimestepEmbedding(dim, 4 * dim, dim, **options)
+        self.time_pos_embed = layers.TimestepEmbedding(dim, 4 * dim, dim, **options)
         self.time_mixer = layers.AlphaBlender(0.5)
         self.proj_out = layers.Linear(dim, dim, kernel_init=layers.ZEROS, **options)
 
@@ -271,7 +235,7 @@ class TransformerSpatioTemporal(nnx.Module):
         B, T, H, W, C = x.shape
         hidden = self.norm(x.reshape(B * T, H * W, C)).reshape(B, T, H * W, C)
         hidden = self.proj_in(hidden)
-        positions = self.time_pos_embed(sinusoid(jnp.arange(T), C))[:, None]  # [T, 1, C]
+        positions = self.time_pos_embed(layers.sinusoid(jnp.arange(T), C))[:, None]  # [T, 1, C]
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for spatial_block, temporal_block in blocks:
             hidden = spatial_block(hidden, text)
@@ -286,15 +250,16 @@ class UNetLayer(NamedTuple):
 
     resnet: layers.SpatioTemporalResBlock
     attention: TransformerSpatioTemporal | None
+    remat: str
 
-    def apply(self, x: jax.Array, emb: jax.Array, text: jax.Array, remat: str) -> jax.Array:
-        """Maps x [B, T, H, W, C] with emb [B, E] and text [B, L, Dc]."""
+    def __call__(self, x: jax.Array, emb: jax.Array, text: jax.Array) -> jax.Array:
+        """Maps x [B, T, H, W, C] with emb [B, E] and text [B, L, Dc] to [B, T, H, W, C']."""
 
         def forward(x, emb, text):
             x = self.resnet(x, emb)
             return x if self.attention is None else self.attention(x, text)
 
-        return (jax.checkpoint(forward) if remat == "blocks" else forward)(x, emb, text)
+        return (jax.checkpoint(forward) if self.remat == "blocks" else forward)(x, emb, text)
 
 
 class UNetBlock(nnx.Module):
@@ -343,7 +308,33 @@ class UNetBlock(nnx.Module):
     def steps(self) -> list[UNetLayer]:
         """The block's layers in order; the mid block has one transformer fewer than layers."""
         missing = len(self.resnets) - len(self.attentions)
-        return list(map(UNetLayer, self.resnets, [*self.attentions, *[None] * missing]))
+        pairs = zip(self.resnets, [*self.attentions, *[None] * missing], strict=True)
+        return [UNetLayer(resnet, attention, self.remat) for resnet, attention in pairs]
+
+
+def _layer_widths(
+    config: SVDUNetConfig,
+) -> tuple[list[tuple[int, ...]], tuple[int, ...], list[tuple[int, ...]]]:
+    """Returns the input widths of every residual layer: per down block, mid, per up block.
+
+    Down layers leave one skip each, as do `conv_in` and the downsamplers; up layers take them back,
+    last first, beside their own input.
+    """
+    widths, num_layers = config.block_out_channels, config.per_level("layers_per_block")
+    down, skips, width = [], [widths[0]], widths[0]
+    for level, count in enumerate(num_layers):
+        down.append((width, *[widths[level]] * (count - 1)))
+        width = widths[level]
+        is_resized = level < config.num_levels - 1
+        skips += [width] * (count + is_resized)
+    up = []
+    for level in reversed(range(config.num_levels)):
+        inputs = []
+        for _ in range(num_layers[level] + 1):
+            inputs.append(width + skips.pop())
+            width = widths[level]
+        up.append(tuple(inputs))
+    return down, (widths[-1], widths[-1]), up
 
 
 class SVDUNet(nnx.Module):
@@ -351,57 +342,47 @@ class SVDUNet(nnx.Module):
 
     def __init__(self, config: SVDUNetConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        widths, num_layers = config.block_out_channels, config.per_level("layers_per_block")
+        width, emb_dim = config.block_out_channels[0], config.emb_dim
         options = {"dtype": dtype, "rngs": rngs}
-        self.conv_in = layers.Conv2d(config.in_channels, widths[0], **options)
-        emb_dim = config.emb_dim
-        self.time_embedding = TimestepEmbedding(widths[0], emb_dim, emb_dim, **options)
-        self.add_embedding = TimestepEmbedding(
+        self.conv_in = layers.Conv2d(config.in_channels, width, **options)
+        self.time_embedding = layers.TimestepEmbedding(width, emb_dim, emb_dim, **options)
+        self.add_embedding = layers.TimestepEmbedding(
             config.projection_class_embeddings_input_dim, emb_dim, emb_dim, **options
         )
-        self.down_blocks = nnx.List([])
-        skips = [widths[0]]
-        for level, kind in enumerate(config.down_block_types):
-            is_last, has_attention = level == config.num_levels - 1, kind == _DOWN_TYPES[0]
-            in_dims = (widths[max(level - 1, 0)], *[widths[level]] * (num_layers[level] - 1))
-            self.down_blocks.append(
+        down, mid, up = _layer_widths(config)
+        coarsest = config.num_levels - 1
+        self.down_blocks = nnx.List(
+            [
                 UNetBlock(
                     config,
                     level,
-                    in_dims,
-                    num_attentions=len(in_dims) if has_attention else 0,
-                    eps=1e-6 if has_attention else 1e-5,
-                    resize=None if is_last else layers.Downsample,
+                    down[level],
+                    num_attentions=len(down[level]) if kind == _DOWN_TYPES[0] else 0,
+                    eps=1e-6 if kind == _DOWN_TYPES[0] else 1e-5,
+                    resize=layers.Downsample if level < coarsest else None,
                     **options,
                 )
-            )
-            skips += [widths[level]] * (len(in_dims) + (not is_last))
-        mid_dims = (widths[-1], widths[-1])
-        self.mid_block = UNetBlock(
-            config, config.num_levels - 1, mid_dims, num_attentions=1, eps=1e-5, **options
+                for level, kind in enumerate(config.down_block_types)
+            ]
         )
-        self.up_blocks = nnx.List([])
-        width = widths[-1]
-        for block, kind in enumerate(config.up_block_types):
-            level = config.num_levels - 1 - block
-            in_dims = []
-            for _ in range(num_layers[level] + 1):
-                in_dims.append(width + skips.pop())
-                width = widths[level]
-            self.up_blocks.append(
+        self.mid_block = UNetBlock(config, coarsest, mid, num_attentions=1, eps=1e-5, **options)
+        self.up_blocks = nnx.List(
+            [
                 UNetBlock(
                     config,
-                    level,
-                    tuple(in_dims),
-                    num_attentions=len(in_dims) if kind == _UP_TYPES[0] else 0,
+                    coarsest - block,
+                    up[block],
+                    num_attentions=len(up[block]) if kind == _UP_TYPES[0] else 0,
                     eps=1e-6,
-                    resize=None if level == 0 else layers.Upsample,
+                    resize=layers.Upsample if block < coarsest else None,
                     **options,
                 )
-            )
-        self.conv_norm_out = layers.GroupNorm(widths[0], config.norm_num_groups, 1e-5, dtype=dtype)
+                for block, kind in enumerate(config.up_block_types)
+            ]
+        )
+        self.conv_norm_out = layers.GroupNorm(width, config.norm_num_groups, 1e-5, dtype=dtype)
         self.conv_out = layers.Conv2d(
-            widths[0], config.out_channels, kernel_init=layers.ZEROS, **options
+            width, config.out_channels, kernel_init=layers.ZEROS, **options
         )
 
     @typed
@@ -426,26 +407,23 @@ class SVDUNet(nnx.Module):
         Raises:
             UserError: sample height or width that the levels cannot halve.
         """
-        config = self.config
         self._check_size(sample.shape[2:4])
-        emb = self._embed_time(timestep, added_time_ids)
-        text = text.astype(self.dtype)
+        # What every layer reads beside its input: time embedding and text.
+        shared = (self._embed_time(timestep, added_time_ids), text.astype(self.dtype))
         x = layers.over_frames(self.conv_in, sample)
-        skips = [x]
+        skips, taps = [x], []
         for block in self.down_blocks:
             for layer in block.steps():
-                x = layer.apply(x, emb, text, config.remat)
+                x = layer(x, *shared)
                 skips.append(x)
             for downsample in block.downsamplers:
                 x = downsample(x)
                 skips.append(x)
         for layer in self.mid_block.steps():
-            x = layer.apply(x, emb, text, config.remat)
-        taps = []
+            x = layer(x, *shared)
         for index, block in enumerate(self.up_blocks):
             for layer in block.steps():
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = layer.apply(x, emb, text, config.remat)
+                x = layer(jnp.concatenate([x, skips.pop()], axis=-1), *shared)
             for upsample in block.upsamplers:
                 x = upsample(x)
             taps.append(x)
@@ -456,8 +434,8 @@ class SVDUNet(nnx.Module):
 
     def _embed_time(self, timestep: Array, added_time_ids: Array) -> jax.Array:
         """Returns the sum of the noise level's and the added ids' embeddings [B, E]."""
-        emb = self.time_embedding(sinusoid(timestep, self.config.block_out_channels[0]))
-        ids = sinusoid(added_time_ids, self.config.addition_time_embed_dim)
+        emb = self.time_embedding(layers.sinusoid(timestep, self.config.block_out_channels[0]))
+        ids = layers.sinusoid(added_time_ids, self.config.addition_time_embed_dim)
         return emb + self.add_embedding(ids.reshape(ids.shape[0], -1))
 
     def _mid_layers(self) -> list[UNetLayer]:
@@ -468,7 +446,7 @@ class SVDUNet(nnx.Module):
         multiple = 2 ** (self.config.num_levels - 1)
         if any(extent % multiple for extent in size):
             raise errors.UserError(
-                f"sample of {size[0]}x{size[1]} cannot be halved {self.config.num_levels - 1} times",
+                f"sample of {size[0]}x{size[1]} pixels for {self.config.num_levels} levels",
                 "svd_unet",
                 f"use a multiple of {multiple}",
             )

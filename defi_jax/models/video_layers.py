@@ -5,6 +5,8 @@ in float32. Legend: B batch, T frames, H W C height, width, channels, N tokens, 
 The blocks follow diffusers' `resnet.py` and `attention.py` (spec: method 1.1, 1.2).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,8 +14,8 @@ from jax import lax
 
 from defi_jax.array_typing import Array
 
-# Fan-in scaling for layers that feed a nonlinearity; zeros for layers that end a residual branch, so
-# that a network trained from scratch starts as the identity (Dhariwal & Nichol 2021, section 3).
+# Fan-in scaling for layers that feed a nonlinearity; zeros for layers that end a residual branch,
+# so that a network trained from scratch starts as the identity (Dhariwal & Nichol 2021, section 3).
 FAN_IN = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ZEROS = nnx.initializers.zeros_init()
 
@@ -87,7 +89,7 @@ def _conv_as_matmul(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -
 
 
 class TemporalConv(nnx.Module):
-    """Convolution of 3 taps over frames, zero padded: the reference's Conv3d of kernel (3, 1, 1)."""
+    """Zero-padded convolution of 3 taps over frames: a Conv3d of kernel (3, 1, 1) officially."""
 
     def __init__(self, in_dim: int, out_dim: int, *, kernel_init=FAN_IN, dtype, rngs):
         self.dtype = dtype
@@ -105,7 +107,7 @@ class TemporalConv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation of [B, ..., C] with statistics over every axis but the first, per group."""
+    """Group normalisation of [B, ..., C], statistics over all axes but the first, per group."""
 
     def __init__(self, channels: int, num_groups: int, eps: float, *, dtype):
         self.num_groups, self.eps, self.dtype = num_groups, eps, dtype
@@ -144,6 +146,25 @@ class LayerNorm(nnx.Module):
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         y = centred * lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
         return y.astype(self.dtype)
+
+
+def sinusoid(values: Array, dim: int) -> jax.Array:
+    """Sinusoidal features, cosines first: [...] -> float32 [..., dim]."""
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+    angles = jnp.asarray(values, jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two-layer SiLU network on sinusoidal features."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, dtype, rngs):
+        self.linear_1 = Linear(in_dim, hidden_dim, dtype=dtype, rngs=rngs)
+        self.linear_2 = Linear(hidden_dim, out_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> jax.Array:
+        """Maps [..., in_dim] to [..., out_dim]."""
+        return self.linear_2(nnx.silu(self.linear_1(x)))
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -192,7 +213,8 @@ class ResnetBlock(nnx.Module):
     """Two norm-SiLU-convolution layers with a residual; spatial or temporal by its convolution.
 
     Spatial inputs are [B*T, H, W, C], temporal ones [B, T, H*W, C]: in both the norm statistics run
-    over all axes between the first and the last, which is what makes the temporal ones cross frames.
+    over all axes between the first and the last, which is what makes the temporal ones cross
+    frames.
     """
 
     def __init__(
@@ -216,7 +238,7 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = None if in_dim == out_dim else Linear(in_dim, out_dim, **options)
 
     def __call__(self, x: Array, emb: Array | None) -> jax.Array:
-        """Maps x [B * R, P, Q, in_dim] with emb [B, E] (shared by R rows each) to out_dim channels."""
+        """Maps x [B * R, P, Q, in_dim] to out_dim channels; emb [B, E] serves R rows each."""
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             shift = self.time_emb_proj(nnx.silu(emb))
@@ -301,7 +323,7 @@ class Upsample(nnx.Module):
 
 
 def over_frames(layer, x: Array) -> jax.Array:
-    """Applies an image layer to the last three axes of x, folding the leading ones into the batch."""
+    """Applies an image layer to the last three axes of x; the others are its batch."""
     y = layer(x.reshape(-1, *x.shape[-3:]))
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 

@@ -1,7 +1,7 @@
 """The naming rule between our parameter paths and diffusers' state dict names.
 
-Paths equal names up to the leaf (`kernel` and `scale` are `weight` there) and the GEGLU layers, which
-diffusers keeps in a list. The layout follows from the leaf's kind and rank.
+Paths equal names up to the leaf (`kernel` and `scale` are `weight` there) and the GEGLU layers,
+which diffusers keeps in a list. The layout follows from the leaf's kind and rank.
 """
 
 from defi_jax.array_typing import Params

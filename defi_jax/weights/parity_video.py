@@ -1,4 +1,4 @@
-"""Parity runners of the video models: official weights and inputs in, outputs in official layouts."""
+"""Parity runners of the video models: official weights and inputs in, official outputs out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax.models import params as params_lib
-from defi_jax.models import svd_unet
-from defi_jax.weights import svd_unet_table, table
+from defi_jax.models import svd_unet, svd_vae
+from defi_jax.weights import fields, svd_unet_table, svd_vae_table, table
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,7 +31,7 @@ def run_svd_unet(
     Raises:
         UserError: unknown config field. DataError: names or shapes that do not fit the config.
     """
-    model_config = svd_unet.SVDUNetConfig.from_reference(config)
+    model_config = _read_config(svd_unet.SVDUNetConfig, config, "svd_unet")
 
     def make(rngs):
         return svd_unet.SVDUNet(model_config, rngs=rngs)
@@ -64,4 +64,48 @@ def run_svd_unet(
     }
 
 
-KINDS = {"svd_unet": run_svd_unet}
+def run_svd_vae(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> dict[str, np.ndarray]:
+    """Encodes the images of a `svd_vae` fixture and decodes the mode as one video.
+
+    Args:
+        config: fields of diffusers' `AutoencoderKLTemporalDecoder`.
+        params: its state dict.
+        inputs: pixels [B, 3, H, W] in [-1, 1].
+
+    Returns:
+        latent_mode [B, Cz, h, w] (not scaled) and reconstruction [B, 3, H, W].
+
+    Raises:
+        UserError: unknown config field. DataError: names or shapes that do not fit the config.
+    """
+    model_config = _read_config(svd_vae.SVDVAEConfig, config, "svd_vae")
+
+    def make(rngs):
+        return svd_vae.SVDVAE(model_config, rngs=rngs)
+
+    ours = table.import_params(
+        svd_vae_table.entries(model_config),
+        params,
+        dropped=svd_vae_table.DROPPED,
+        expected=params_lib.abstract_params(make),
+        where="svd_vae",
+    )
+
+    @jax.jit
+    def forward(ours, pixels):
+        model = params_lib.bind(make, ours)
+        mode, _ = model.encode(pixels)
+        return mode, model.decode(mode[None])[0]
+
+    outputs = forward(ours, jnp.asarray(inputs["pixels"]).transpose(0, 2, 3, 1))
+    mode, reconstruction = (np.asarray(output).transpose(0, 3, 1, 2) for output in outputs)
+    return {"latent_mode": mode, "reconstruction": reconstruction}
+
+
+def _read_config(config_type: type, config: Mapping[str, Any], where: str) -> Any:
+    """Reads a diffusers config; names that start with "_" are its own bookkeeping."""
+    given = {name: value for name, value in config.items() if not name.startswith("_")}
+    return fields.make_config(config_type, given, where)
+
+
+KINDS = {"svd_unet": run_svd_unet, "svd_vae": run_svd_vae}

@@ -1,4 +1,4 @@
-"""Weight table of the SVD UNet: our modules carry diffusers' names, so most rows follow from a rule."""
+"""Weight table of the SVD UNet: our modules carry diffusers' names, so a rule gives the rows."""
 
 from flax import nnx
 
