@@ -14,7 +14,6 @@ import numpy as np
 from data_pipelines import (
     convert,
     episodes,
-    loader,
     media,
     mixtures,
     preview,
@@ -216,6 +215,8 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
 
 def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
     """Draws the first training batch, by the loader that training uses."""
+    from data_pipelines import loader  # takes a second to import, the other commands need it not
+
     batches = loader.make_loader(
         config.data,
         config.objective,

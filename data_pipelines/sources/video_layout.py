@@ -97,7 +97,7 @@ def _load_clip(directory: pathlib.Path, path: pathlib.Path, episode_id: str) -> 
     try:
         annotation = json.loads(path.read_text(encoding="utf-8"))
         return _parse_clip(directory, path, episode_id, annotation)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise errors.DataError(
             f"annotation cannot be used ({error!r})", str(path), "correct or remove it"
         ) from error
@@ -108,6 +108,8 @@ def _parse_clip(
 ) -> video_clips.Clip:
     states = _matrix(annotation.get("state"))
     num_frames = annotation.get("video_length") if states is None else len(states)
+    if not isinstance(num_frames, int | None):
+        raise ValueError(f"'video_length' is {num_frames!r}")
     actions = _matrix(annotation.get("action"))
     padded = actions is not None and num_frames is not None and len(actions) == num_frames - 1
     if padded:
@@ -121,6 +123,8 @@ def _parse_clip(
         )
         for index, video in enumerate(annotation["videos"])
     }
+    if not videos:
+        raise ValueError("it names no video")
     return video_clips.Clip(
         item=str(path),
         episode_id=episode_id,

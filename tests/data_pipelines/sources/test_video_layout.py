@@ -1,0 +1,127 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_pipelines import episodes, media
+from data_pipelines.sources import base, human_video, video_clips, video_layout
+from defi_jax import errors
+
+OPTIONS = video_clips.ClipOptions(shorter_side=24)
+SHARED_VIDEO = pathlib.Path(__file__).parents[4] / "shared" / "data" / "video"
+
+
+def _write_clip(root, clip: str, frames: int = 5, cameras: int = 1, **annotation):
+    videos = []
+    for camera in range(cameras):
+        relative = f"videos/val/{clip}/{camera}.mp4"
+        (root / relative).parent.mkdir(parents=True, exist_ok=True)
+        image = np.full((48, 64, 3), 40 * camera, np.uint8)
+        media.write_video(root / relative, [image] * frames, fps=3)
+        videos.append({"video_path": relative})
+    content = {"texts": ["pour"], "episode_id": "9", "videos": videos, **annotation}
+    path = root / "annotation" / "val" / f"{clip}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _read(root, options=OPTIONS, **kwargs) -> list:
+    source = video_layout.VideoLayoutSource(
+        root, name="set", embodiment="robot", options=options, **kwargs
+    )
+    return list(source.read())
+
+
+def test_missing_last_action_is_neutral_and_said_so(tmp_path):
+    action = np.arange(28.0).reshape(4, 7)
+    state = np.arange(35.0).reshape(5, 7)
+    _write_clip(tmp_path, "1", action=action.tolist(), state=state.tolist())
+    (clip,) = _read(tmp_path)
+    assert clip.episode_id == "set/val/1" and clip.embodiment == "robot" and clip.fps == 3
+    np.testing.assert_array_equal(clip.actions[:4], action)
+    np.testing.assert_array_equal(clip.actions[4], [0, 0, 0, 0, 0, 0, 27])
+    np.testing.assert_array_equal(clip.states, state)
+    assert clip.metadata["last_action_is_padding"] is True
+    assert clip.metadata["official_episode_id"] == "9"
+
+
+def test_two_videos_are_static_and_gripper(tmp_path):
+    _write_clip(tmp_path, "1", cameras=2)
+    (clip,) = _read(tmp_path)
+    gripper = media.decode_image(clip.frames["gripper"][0])
+    assert list(clip.frames) == ["static", "gripper"] and abs(int(gripper.mean()) - 40) < 4
+
+
+def test_frame_count_is_checked_against_the_annotation(tmp_path):
+    _write_clip(tmp_path, "1", video_length=6)
+    (reject,) = _read(tmp_path)
+    assert isinstance(reject, base.Reject) and "5 frames, its annotation 6" in reject.reason
+
+
+def test_stride_with_actions_is_refused(tmp_path):
+    _write_clip(tmp_path, "1", state=np.zeros((5, 7)).tolist())
+    with pytest.raises(errors.UserError, match="every=2"):
+        _read(tmp_path, options=video_clips.ClipOptions(every=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"videos": [{"video_path": "../../secret.mp4"}]}, "outside"),
+        ({"videos": [{"video_path": "/etc/passwd"}]}, "outside"),
+        ({"videos": [{"video_path": "videos/gone.mp4"}]}, "cannot be read"),
+        ({"texts": "pour"}, "not a list of texts"),
+        ({"state": [[1.0], [1.0, 2.0]]}, "annotation cannot be used"),
+        ({"state": [[float("nan")] * 7] * 5}, "not finite"),
+        ({"action": [[1.0] * 7] * 3, "video_length": 5}, "actions"),
+        ({"videos": []}, "names no video"),
+        ({"video_length": "5"}, "video_length"),
+    ],
+)
+def test_unusable_annotation_is_rejected_and_the_others_go_on(tmp_path, change, reason):
+    _write_clip(tmp_path, "1", **change)
+    _write_clip(tmp_path, "2")
+    rejected, clip = _read(tmp_path)
+    assert isinstance(rejected, base.Reject) and reason in rejected.reason
+    assert rejected.item.endswith("1.json") and isinstance(clip, episodes.Episode)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"texts": ["a"]}'])
+def test_other_json_is_rejected(tmp_path, text):
+    _write_clip(tmp_path, "1")
+    (tmp_path / "annotation" / "val" / "1.json").write_text(text)
+    (reject,) = _read(tmp_path)
+    assert "annotation cannot be used" in reject.reason
+
+
+def test_human_video_finds_the_layout(tmp_path):
+    _write_clip(tmp_path, "1")
+    (clip,) = human_video.open_source(tmp_path, name="sthv2", options=OPTIONS).read()
+    assert clip.episode_id == "sthv2/val/1" and clip.embodiment == "human"
+
+
+def test_directory_without_annotations_is_a_usage_error(tmp_path):
+    with pytest.raises(errors.UserError, match="no annotation folder"):
+        _read(tmp_path)
+    (tmp_path / "annotation" / "val").mkdir(parents=True)
+    with pytest.raises(errors.UserError, match="no annotation json"):
+        _read(tmp_path)
+    with pytest.raises(errors.UserError, match=r"no split train.*val"):
+        _read(tmp_path, splits=["train"])
+
+
+@pytest.mark.skipif(not SHARED_VIDEO.exists(), reason="real clips are not on this machine")
+@pytest.mark.parametrize(
+    ("folder", "lengths"),
+    [
+        ("bridge", {"10": 24, "14": 37, "2": 40, "8": 43}),
+        ("rt1", {"1": 57, "10": 54, "6": 29, "8": 66}),
+        ("sthv2", {"1023": 47, "1113": 55, "2100": 69, "2645": 53, "872": 39}),
+    ],
+)
+def test_real_clips(folder, lengths):
+    found = _read(SHARED_VIDEO / folder)
+    assert {e.episode_id.split("/")[-1]: e.length for e in found} == lengths
+    assert all((e.actions is not None) == (folder != "sthv2") for e in found)
+    assert all(e.instructions[0] for e in found)

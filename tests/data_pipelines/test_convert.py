@@ -1,0 +1,100 @@
+import functools
+import json
+
+import pytest
+
+from data_pipelines import convert, episodes
+from data_pipelines.sources import base, rlds
+from defi_jax import errors
+
+
+def _convert(source, output) -> dict:
+    return convert.convert(source, output, origin={"input": "x"}, progress=False)
+
+
+def _files(directory) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+class _Interrupted(base.Source):
+    """A source that dies after some episodes."""
+
+    def __init__(self, source, after: int):
+        self._source, self._after = source, after
+        self.name, self.total = source.name, source.total
+
+    def read(self, skip=frozenset()):
+        for number, result in enumerate(self._source.read(skip)):
+            if number == self._after:
+                raise KeyboardInterrupt
+            yield result
+
+
+@pytest.fixture
+def source(write_rlds, rlds_tools):
+    bad = rlds_tools["episode"](2) | {"steps/language_instruction": [b"\xff"] * 6}
+    shards = [[rlds_tools["episode"](0), rlds_tools["episode"](1)], [bad, rlds_tools["episode"](3)]]
+    return rlds.RldsSource(write_rlds(shards))
+
+
+def test_manifest_counts_and_names_rejects(source, tmp_path):
+    manifest = _convert(source, tmp_path / "store")
+    store = episodes.EpisodeStore(tmp_path / "store")
+    assert manifest["episodes"] == len(store) == 3 and manifest["frames"] == 12
+    (reject,) = manifest["rejected"]
+    assert "record 0" in reject["item"] and "utf-8" in reject["reason"]
+    assert manifest["complete"] and manifest["fingerprint"] == store.fingerprint()
+    assert convert.read_manifest(tmp_path / "store") == manifest
+    text = convert.summary(manifest, 1.0)
+    assert "3 episodes, 12 frames, 1 rejected" in text and "record 0" in text
+
+
+def test_interrupted_conversion_continues_to_the_same_bytes(source, tmp_path, monkeypatch):
+    small_shards = functools.partial(episodes.EpisodeWriter, episodes_per_shard=1)
+    monkeypatch.setattr(episodes, "EpisodeWriter", small_shards)
+    _convert(source, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _convert(_Interrupted(source, 1), tmp_path / "store")
+    assert convert.read_manifest(tmp_path / "store")["complete"] is False
+    _convert(source, tmp_path / "store")
+    assert _files(tmp_path / "store") == _files(tmp_path / "whole")
+
+
+def test_repeated_conversion_changes_nothing(source, tmp_path):
+    _convert(source, tmp_path / "store")
+    before = _files(tmp_path / "store")
+    _convert(source, tmp_path / "store")
+    assert _files(tmp_path / "store") == before
+
+
+def test_other_origin_is_refused(source, tmp_path):
+    _convert(source, tmp_path / "store")
+    with pytest.raises(errors.UserError, match="another origin"):
+        convert.convert(source, tmp_path / "store", origin={"input": "y"}, progress=False)
+
+
+def test_damaged_source_leaves_nothing_half_written(source, tmp_path, write_rlds):
+    path = write_rlds.shard(1, 2)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(errors.DataError, match="cut short"):
+        _convert(source, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_source_without_a_usable_episode_is_a_data_error(write_rlds, rlds_tools, tmp_path):
+    source = rlds.RldsSource(write_rlds([[rlds_tools["episode"](0, steps=2)]]))
+    with pytest.raises(errors.DataError, match=r"no episode \(1 rejected; the first.*record 0"):
+        _convert(source, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_damaged_manifest_is_a_data_error(tmp_path, text):
+    (tmp_path / convert.MANIFEST).write_text(text)
+    with pytest.raises(errors.DataError, match="manifest"):
+        convert.read_manifest(tmp_path)
+
+
+def test_manifest_is_utf8_json(source, tmp_path):
+    _convert(source, tmp_path / "store")
+    json.loads((tmp_path / "store" / convert.MANIFEST).read_text(encoding="utf-8"))

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+
+from data_pipelines import convert, episodes, media, validate
+from defi_jax import errors
+
+
+def _images(count: int, size: tuple[int, int] = (16, 16), level: int = 90) -> list[bytes]:
+    rng = np.random.default_rng(count)
+    return [media.encode_jpeg(rng.integers(0, level, (*size, 3), np.uint8)) for _ in range(count)]
+
+
+def _episode(name: str, length: int = 5, **changes) -> episodes.Episode:
+    rng = np.random.default_rng(length)
+    values = {
+        "episode_id": name,
+        "source": "test",
+        "embodiment": "robot",
+        "instructions": ("push",),
+        "frames": {"static": _images(length)},
+        "actions": rng.standard_normal((length, 4)).astype(np.float32),
+        "states": None,
+        "fps": 10.0,
+    }
+    return episodes.Episode(**values | changes)
+
+
+def _findings(directory, *content: episodes.Episode) -> list[validate.Finding]:
+    with episodes.EpisodeWriter(directory, source="test") as writer:
+        for episode in content:
+            writer.write(episode)
+    findings, counts = validate.validate(directory, progress=False)
+    assert counts["episodes"] == len(content)
+    assert counts["errors"] == sum(f.severity == "error" for f in findings)
+    return findings
+
+
+def test_good_store_has_no_findings(tmp_path):
+    assert _findings(tmp_path, _episode("a"), _episode("b", 7)) == []
+
+
+def test_damaged_jpeg_is_named_with_its_frame(tmp_path):
+    frames = _images(5)
+    frames[3] = frames[3][:-20]
+    (finding,) = _findings(tmp_path, _episode("a"), _episode("b", frames={"static": frames}))
+    assert finding.severity == "error" and "damaged JPEG" in finding.what
+    assert finding.where == "episode b camera static frame 3"
+
+
+def test_changing_image_size_is_an_error(tmp_path):
+    frames = [*_images(3), *_images(2, (8, 8))]
+    findings = _findings(tmp_path, _episode("a", frames={"static": frames}))
+    assert [f.where for f in findings] == [f"episode a camera static frame {i}" for i in (3, 4)]
+
+
+def test_missing_camera_is_named(tmp_path):
+    both = {"static": _images(5), "gripper": _images(5)}
+    (finding,) = _findings(tmp_path, _episode("a", frames=both), _episode("b"))
+    assert finding.check == "camera" and "gripper" in finding.what and "b" in finding.where
+
+
+def test_changing_width_is_an_error(tmp_path):
+    wide = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    (finding,) = _findings(tmp_path, _episode("a"), _episode("b", actions=wide))
+    assert finding.check == "width" and "6 wide, 4 in episode a" in finding.what
+
+
+def test_constant_dimension_is_a_warning(tmp_path):
+    actions = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    actions[:, 2] = 1
+    (finding,) = _findings(tmp_path, _episode("a", actions=actions))
+    assert (finding.severity, finding.what) == ("warning", "actions dimension 2 is always 1")
+
+
+def test_empty_instruction_and_black_camera_are_warnings(tmp_path):
+    black = {"static": _images(5, level=1)}
+    findings = _findings(tmp_path, _episode("a", instructions=(" ",), frames=black))
+    assert {f.check for f in findings} == {"language", "black"}
+    assert all(f.severity == "warning" and "episode a" in f.where for f in findings)
+
+
+def test_flipped_bits_in_the_records_are_found(tmp_path):
+    with episodes.EpisodeWriter(tmp_path, source="test") as writer:
+        writer.write(_episode("a"))
+    (path,) = tmp_path.glob("*.array_record")
+    data = bytearray(path.read_bytes())
+    data[data.find(_images(5)[0]) + 100] ^= 4
+    path.write_bytes(bytes(data))
+    findings, counts = validate.validate(tmp_path, progress=False)
+    assert counts["errors"] >= 1 and any(f.check == "damaged" for f in findings)
+
+
+class _Spoilt(episodes.EpisodeStore):
+    """A store as older or other tools might have left it."""
+
+    def actions(self, i):
+        column = super().actions(i)
+        column[3, 1] = np.nan
+        return column[:-1]
+
+
+def test_values_that_the_writer_refuses_are_still_looked_for(tmp_path, monkeypatch):
+    with episodes.EpisodeWriter(tmp_path, source="test") as writer:
+        writer.write(_episode("a"))
+    monkeypatch.setattr(episodes, "EpisodeStore", _Spoilt)
+    findings, _ = validate.validate(tmp_path, progress=False)
+    assert {f.check: f.where for f in findings} == {
+        "length": "episode a",
+        "finite": "episode a step 3",
+    }
+
+
+def test_interrupted_conversion_is_an_error(tmp_path):
+    (tmp_path / convert.MANIFEST).write_text('{"complete": false}')
+    (finding,) = _findings(tmp_path, _episode("a"))
+    assert finding.check == "incomplete"
+
+
+def test_missing_store_is_a_usage_error(tmp_path):
+    with pytest.raises(errors.UserError, match="no such data directory"):
+        validate.validate(tmp_path / "nothing", progress=False)
