@@ -1,0 +1,153 @@
+"""Number-by-number comparison with the reference, on recorded fixtures.
+
+A fixture is one safetensors file: metadata `kind`, `config` (JSON, the reference's field names) and
+`source`; tensors `param/<official name>`, `in/<name>`, `out/<name>`. A kind's runner maps the
+official weights through our tables, runs our module on the inputs and returns outputs in official
+layouts under the fixture's names.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from defi_jax import errors
+from defi_jax.weights import parity_policy, parity_text, parity_video
+
+# Relative L2 error that a float output in fp32 may have.
+TOLERANCE = 1e-4
+
+Arrays = dict[str, np.ndarray]
+Runner = Callable[[Mapping[str, Any], Arrays, Arrays], Mapping[str, np.ndarray]]
+
+KINDS: dict[str, Runner] = {**parity_video.KINDS, **parity_text.KINDS, **parity_policy.KINDS}
+
+_GROUPS = ("param", "in", "out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fixture:
+    """One recorded module.
+
+    Attributes:
+        kind: key of `KINDS`.
+        config: the reference's fields.
+        params: official name to tensor.
+        inputs: name to tensor.
+        outputs: what the reference returned.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    params: Arrays
+    inputs: Arrays
+    outputs: Arrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How one output agrees.
+
+    Attributes:
+        kind: kind of the fixture.
+        output: name of the output.
+        max_abs: largest absolute difference; infinite for a missing or misshapen output.
+        rel_l2: L2 norm of the difference over that of the reference.
+        passed: within tolerance; integer outputs must be equal.
+    """
+
+    kind: str
+    output: str
+    max_abs: float
+    rel_l2: float
+    passed: bool
+
+    def __str__(self) -> str:
+        verdict = "PASS" if self.passed else "FAIL"
+        return f"{self.kind} {self.output} {self.max_abs:.3e} {self.rel_l2:.3e} {verdict}"
+
+
+def read_fixture(path: str | pathlib.Path) -> Fixture:
+    """Reads a fixture file.
+
+    Raises:
+        UserError: no such file.
+        DataError: not a safetensors file, or without the metadata and groups of a fixture.
+    """
+    fix = "write it as parity fixtures are written: metadata kind, config; tensors param/ in/ out/"
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError("no such file", str(path), "name a fixture .safetensors file")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise errors.DataError(f"not a safetensors file ({error})", str(path), fix) from error
+    groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition("/")
+        if group not in groups or not rest:
+            raise errors.DataError(f"tensor {name!r} is of no group", str(path), fix)
+        groups[group][rest] = tensor
+    missing = [key for key in ("kind", "config") if key not in metadata]
+    missing += [f"{group}/" for group in _GROUPS if not groups[group]]
+    if missing:
+        raise errors.DataError(f"fixture without {', '.join(missing)}", str(path), fix)
+    try:
+        config = json.loads(metadata["config"])
+    except json.JSONDecodeError as error:
+        raise errors.DataError(f"config is not JSON ({error})", str(path), fix) from error
+    return Fixture(
+        kind=metadata["kind"],
+        config=config,
+        params=groups["param"],
+        inputs=groups["in"],
+        outputs=groups["out"],
+    )
+
+
+def check(fixture: Fixture) -> list[Comparison]:
+    """Runs our module on a fixture, in fp32 with exact matrix products.
+
+    Returns:
+        One comparison per recorded output, in order.
+
+    Raises:
+        UserError: unknown kind or config field, or an input the kind needs is missing.
+        DataError: weights that do not fit the config.
+    """
+    if fixture.kind not in KINDS:
+        raise errors.UserError(
+            f"unknown kind {fixture.kind!r}", "fixture", f"known: {', '.join(sorted(KINDS))}"
+        )
+    try:
+        with jax.default_matmul_precision("highest"):
+            outputs = KINDS[fixture.kind](fixture.config, fixture.params, fixture.inputs)
+    except KeyError as error:
+        raise errors.UserError(
+            f"fixture lacks {error}", fixture.kind, "record every input of the kind"
+        ) from error
+    return [
+        compare(fixture.kind, name, outputs.get(name), expected)
+        for name, expected in fixture.outputs.items()
+    ]
+
+
+def compare(kind: str, name: str, ours: np.ndarray | None, expected: np.ndarray) -> Comparison:
+    """Compares one output; a missing or misshapen one fails."""
+    max_abs = rel_l2 = float("inf")
+    if ours is not None and np.shape(ours) == expected.shape:
+        difference = np.asarray(ours, np.float64) - np.asarray(expected, np.float64)
+        scale = max(float(np.linalg.norm(np.ravel(expected).astype(np.float64))), 1e-30)
+        max_abs = float(np.max(np.abs(difference), initial=0.0))
+        rel_l2 = float(np.linalg.norm(np.ravel(difference))) / scale
+    exact = np.issubdtype(expected.dtype, np.integer) or expected.dtype == np.bool_
+    # NaN compares false, so a module that returns NaN fails.
+    passed = max_abs == 0.0 if exact else rel_l2 <= TOLERANCE
+    return Comparison(kind=kind, output=name, max_abs=max_abs, rel_l2=rel_l2, passed=passed)

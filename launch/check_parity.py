@@ -1,0 +1,45 @@
+"""Compares our modules with recorded reference outputs, number by number.
+
+python launch/check_parity.py FIXTURE.safetensors...
+
+Prints `kind output max_abs rel_l2 PASS|FAIL` per output. Exit 1 on any FAIL, 2 on an unknown kind
+or config field, 65 on a damaged file. --json prints one object with the same rows instead.
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+
+from defi_jax import cli, errors
+from defi_jax.weights import parity
+
+_JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
+
+
+def main(argv: list[str]) -> None:
+    """Checks every fixture on the command line."""
+    paths = argv[1:]
+    if not paths:
+        raise errors.UserError(
+            "no fixture given", "check_parity", "type launch/check_parity.py FILE.safetensors..."
+        )
+    results = []
+    for path in paths:
+        for comparison in parity.check(parity.read_fixture(path)):
+            results.append(comparison)
+            if not _JSON.value:
+                print(comparison, flush=True)
+    if _JSON.value:
+        print(json.dumps({"outputs": [dataclasses.asdict(result) for result in results]}))
+    failed = sum(not result.passed for result in results)
+    if failed:
+        raise errors.CheckFailed(
+            f"{failed} of {len(results)} outputs differ by more than {parity.TOLERANCE:g}",
+            "check_parity",
+            "see the lines with FAIL",
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
