@@ -13,6 +13,7 @@ Paths may be local or in a bucket (`gs://`).
 import concurrent.futures
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ from defi_jax.training import checkpoint_format, integrity, train_state
 
 DIRECTORY = "checkpoints"
 
+_LEFTOVER = re.compile(r"\.incomplete\d*$|\.orbax-checkpoint-tmp")
 _SETTLE_SECONDS = 0.2  # between looks for the commit marker
 _MAX_FAILED_SAVES = 3
 
@@ -73,7 +75,6 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep or None),
                 atomicity_options=ocp.options.AtomicityOptions(mode=mode),
-                cleanup_tmp_directories=True,
                 save_root_metadata=False,
             ),
         )
@@ -184,6 +185,8 @@ class Checkpointer:
         for future in self._sealing:
             future.result()
         self._sealing = []
+        if jax.process_index() == 0:
+            self._drop_orphan_digests()
 
     def close(self) -> None:
         """Frees the threads; `wait` first."""
@@ -228,6 +231,9 @@ class Checkpointer:
             integrity.digests_path(path).unlink(missing_ok=True)
         except OSError as error:
             logging.warning("%s: file digests were not written: %s", path, error)
+
+    def _drop_orphan_digests(self) -> None:
+        """Deletes the file digests of steps that the keep policy has deleted."""
         for file in self.directory.glob(f"*{integrity.FILE_DIGESTS_SUFFIX}"):
             step_name = file.name.removesuffix(integrity.FILE_DIGESTS_SUFFIX)
             if not (self.directory / step_name).exists():
@@ -276,32 +282,34 @@ def committed_steps(path: str | epath.Path) -> list[int]:
     )
 
 
-def damage(path: str | epath.Path, step: int) -> list[str]:
-    """Names what is wrong with a step: changed or missing files, else leaves whose digest differs.
+def damage(path: str | epath.Path, step: int) -> str:
+    """Says what is wrong with a step, "" if nothing is.
 
-    Files suffice where their digests were written; reading every array is the slow way.
+    Changed and missing files are named where file digests were written, which is nearly always;
+    else every array is read and the leaves are named whose digest differs.
     """
     step_path = _root(epath.Path(path)) / str(step)
     try:
         documents = checkpoint_format.verified_documents(step_path)
         if integrity.digests_path(step_path).exists():
-            return []
+            return ""
         leaves = documents["integrity"]["leaves"]
         items = dict.fromkeys(leaf.split("/")[0] for leaf in leaves)
         trees = {name: checkpoint_format.read_item(step_path, name, leaves) for name in items}
         checkpoint_format.check_leaves(step_path, leaves, trees)
     except errors.DataError as error:
-        return [error.what]
-    return []
+        return error.what
+    return ""
 
 
 def latest_verified_step(path: str | epath.Path) -> int | None:
     """The newest step that verifies: the only one that exporters and evaluators may use."""
     for step in reversed(committed_steps(path)):
-        problems = damage(path, step)
-        if not problems:
+        problem = damage(path, step)
+        if not problem:
             return step
-        logging.warning("%s: step %d: %s", path, step, "; ".join(problems))
+        step_path = _root(epath.Path(path)) / str(step)
+        logging.warning("%s: %s; trying the step before", problem, step_path)
     return None
 
 
@@ -376,7 +384,7 @@ def _set_aside_uncommitted(root: epath.Path) -> None:
     if not root.is_dir():
         return
     for child in list(root.iterdir()):
-        if child.name.split(".")[-1].startswith("incomplete"):
+        if _LEFTOVER.search(child.name):
             child.rmtree()
     for child in list(root.iterdir()):
         if (

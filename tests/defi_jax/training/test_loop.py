@@ -140,7 +140,9 @@ def test_a_step_with_nan_changes_nothing_but_the_counters(tmp_path):
     )
     assert int(after.skipped_steps) == 1 and int(after.bad_steps) == 1
     assert_equal(
-        before.replace(step=after.step, skipped_steps=after.skipped_steps, bad_steps=1 + before.step),
+        before.replace(
+            step=after.step, skipped_steps=after.skipped_steps, bad_steps=1 + before.step
+        ),
         after.replace(bad_steps=1 + before.step),
     )
 
