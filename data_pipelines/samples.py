@@ -125,7 +125,8 @@ class GIDMReader:
         mean = np.zeros(self.action_dim, np.float32)
         if known:
             first, second = (int(t) for t in pair)
-            mean = action.MeanBetween()(self.normalizer.apply(actions), first, second)
+            between = self.normalizer.apply(actions[first : second + 1])
+            mean = action.MeanBetween()(between, 0, second - first)
         return {
             "frames": self.prepare(frames, rng),
             "action": mean,
@@ -161,7 +162,8 @@ class JointReader:
         """See `Reader`."""
         t = self.window(source.meta(i).length, sample)
         images = [self.prepare(source.frames(i, name, [t]), rng)[0] for name in self.cameras]
-        actions, mask = self.chunk(self.normalizer.apply(source.actions(i)), t)
+        following = source.actions(i)[t : t + self.chunk.horizon]
+        actions, mask = self.chunk(self.normalizer.apply(following), 0)
         return {"images": np.stack(images), "actions": actions, "action_mask": mask}
 
 

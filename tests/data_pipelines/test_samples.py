@@ -102,6 +102,11 @@ def test_global_batches_do_not_depend_on_the_number_of_processes():
                 np.testing.assert_array_equal(joined, whole[k]["arrays"][name])
 
 
+def test_every_sample_draws_anew():
+    draws = np.concatenate([_batches()[k]["arrays"]["draw"] for k in range(8)])
+    assert len(set(draws.tolist())) == 32
+
+
 def test_starting_at_shifts_the_index():
     batches = _batches()
     np.testing.assert_array_equal(
