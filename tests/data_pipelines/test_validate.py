@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -88,6 +91,18 @@ def test_flipped_bits_in_the_records_are_found(tmp_path):
     path.write_bytes(bytes(data))
     findings, counts = validate.validate(tmp_path, progress=False)
     assert counts["errors"] >= 1 and any(f.check == "damaged" for f in findings)
+
+
+def test_records_that_are_not_the_index_s_are_found(tmp_path):
+    with episodes.EpisodeWriter(tmp_path, source="test") as writer:
+        writer.write(_episode("a"))
+    (path,) = tmp_path.glob("*.index.jsonl")
+    first, body = path.read_bytes().split(b"\n", 1)
+    body = json.dumps(json.loads(body) | {"sha256": "0" * 64}).encode() + b"\n"
+    header = json.loads(first) | {"sha256": hashlib.sha256(body).hexdigest()}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    (finding,) = validate.validate(tmp_path, progress=False)[0]
+    assert finding.check == "damaged" and "digest" in finding.what
 
 
 class _Spoilt(episodes.EpisodeStore):
