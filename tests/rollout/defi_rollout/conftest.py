@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import jax
 import jax.export
@@ -83,9 +84,15 @@ def seal(directory: pathlib.Path, **changes) -> None:
     (directory / bundle.MANIFEST).write_bytes(bundle.render_manifest(changed.to_json()))
 
 
+@pytest.fixture(scope="session")
+def pristine_bundle(tmp_path_factory) -> pathlib.Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("pristine") / "bundle")
+
+
 @pytest.fixture
-def tiny_bundle(tmp_path) -> pathlib.Path:
-    return write_tiny_bundle(tmp_path / "bundle")
+def tiny_bundle(pristine_bundle, tmp_path) -> pathlib.Path:
+    """A copy that the test may damage."""
+    return shutil.copytree(pristine_bundle, tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -93,9 +100,9 @@ def reseal():
     return seal
 
 
-@pytest.fixture
-def tiny(tiny_bundle) -> policy.Policy:
-    return policy.Policy.load(tiny_bundle)
+@pytest.fixture(scope="session")
+def tiny(pristine_bundle) -> policy.Policy:
+    return policy.Policy.load(pristine_bundle)
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+from defi_rollout import policy
+from defi_rollout.benchmarks import base, play
+
+
+class RecordingActor:
+    def __init__(self):
+        self.observations = []
+
+    def infer(self, obs):
+        self.observations.append(obs)
+        return {"actions": np.zeros((5, 4), np.float32)}
+
+    def reset(self):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+    import fake_benchmark
+
+    return fake_benchmark
+
+
+def _play(fake, tmp_path, actor, **changes):
+    benchmark = fake.FakeBenchmark()
+    plan = base.Plan(tasks=("lose",), episodes=1, seed=0, language=False)
+    episode = dataclasses.replace(benchmark.episodes(plan)[0], **changes)
+    environment = fake.FakeEnvironment(benchmark)
+    row = play.play(
+        episode,
+        actor=actor,
+        environment=environment,
+        benchmark=benchmark,
+        execute_horizon=3,
+        training_starts=(),
+        output=tmp_path,
+    )
+    return row, environment
+
+
+def test_policy_is_asked_only_when_its_chunk_is_used_up(fake, tmp_path):
+    actor = RecordingActor()
+    row, environment = _play(fake, tmp_path, actor, film=False)
+    values = [int(obs["observation/image"][0, 0, 0]) for obs in actor.observations]
+    assert values == [0, 3, 6] and row["steps"] == 8
+    assert environment.looks == 3 and row["video"] is None
+
+
+def test_film_draws_each_step_at_most_once(fake, tmp_path):
+    _, environment = _play(fake, tmp_path, RecordingActor(), film=True)
+    assert environment.looks == len({0, 2, 4, 6} | {0, 3, 6} | {8})
+
+
+def test_noise_depends_on_episode_and_step_alone(fake, tmp_path):
+    first, second, other = RecordingActor(), RecordingActor(), RecordingActor()
+    _play(fake, tmp_path, first, film=False)
+    _play(fake, tmp_path, second, film=False)
+    _play(fake, tmp_path, other, film=False, id="another")
+    seeds = [[obs[policy.SEED] for obs in actor.observations] for actor in (first, second, other)]
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == 3
+    assert not set(seeds[0]) & set(seeds[2])

@@ -1,0 +1,148 @@
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from defi_rollout import errors
+from defi_rollout.benchmarks import base, runner
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def importable_fake(monkeypatch):
+    """Worker processes import the fake benchmark by its name."""
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def _options(bundle_path, output, tasks, *, episodes=2, resume=False, workers=1, **fake):
+    import fake_benchmark
+
+    return runner.Options(
+        bundle_path=bundle_path,
+        benchmark=fake_benchmark.FakeBenchmark(**fake),
+        plan=base.Plan(tasks=tasks, episodes=episodes, seed=0, language=False),
+        output=output,
+        num_workers=workers,
+        resume=resume,
+        execute_horizon=0,
+    )
+
+
+def _without_times(results):
+    document = json.loads(json.dumps(results))
+    del document["summary"]["policy_latency_ms_p50"]
+    for row in document["episodes"]:
+        del row["seconds"], row["infer_ms_p50"]
+    return document
+
+
+@pytest.mark.slow
+def test_results_hold_what_the_design_promises(tiny_bundle, tmp_path):
+    output = tmp_path / "out"
+    results = runner.evaluate(_options(tiny_bundle, output, ("win", "lose"), workers=2))
+    assert results == json.loads((output / "results.json").read_text())
+    assert results["summary"]["success_rate"] == 0.5
+    assert results["summary"]["success_by_task"] == {"win": 1.0, "lose": 0.0}
+    assert results["protocol"]["name"] == "fake" and len(results["protocol"]["sha256"]) == 64
+    assert results["renderer"] == {"vendor": "none", "name": "numpy", "comparable": True}
+    assert [row["id"] for row in results["episodes"]] == ["win-0", "win-1", "lose-0", "lose-1"]
+    assert [row["steps"] for row in results["episodes"]] == [5, 5, 8, 8]
+    assert {row["status"] for row in results["episodes"]} == {"ok"}
+    assert all(row["start_unseen"] for row in results["episodes"])
+    for row in results["episodes"]:
+        assert (row["video"] is not None) == row["id"].endswith("-0")
+    assert (output / results["episodes"][0]["video"]).stat().st_size > 0
+    assert "win now" in (output / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_lost_episodes_become_rows_and_the_others_are_played(tiny_bundle, tmp_path):
+    tasks = ("die", "raise", "die_once", "win")
+    options = _options(
+        tiny_bundle, tmp_path / "out", tasks, episodes=1, marker=str(tmp_path / "died")
+    )
+    rows = {row["task"]: row for row in runner.evaluate(options)["episodes"]}
+    assert {task: row["status"] for task, row in rows.items()} == {
+        "die": "crashed",
+        "raise": "failed",
+        "die_once": "retried",
+        "win": "ok",
+    }
+    assert not rows["die"]["success"] and rows["die_once"]["success"]
+    assert "the simulator is confused" in rows["raise"]["error"]
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
+    straight = runner.evaluate(_options(tiny_bundle, tmp_path / "straight", ("slow",), episodes=6))
+    output = tmp_path / "killed"
+    script = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        "import pathlib, fake_benchmark\n"
+        "from defi_rollout.benchmarks import base, runner\n"
+        "if __name__ == '__main__':\n"
+        f"    runner.evaluate(runner.Options(bundle_path=pathlib.Path({str(tiny_bundle)!r}),\n"
+        "        benchmark=fake_benchmark.FakeBenchmark(), num_workers=1, resume=False,\n"
+        "        plan=base.Plan(tasks=('slow',), episodes=6, seed=0, language=False),\n"
+        f"        output=pathlib.Path({str(output)!r}), execute_horizon=0))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "run.py")])
+    rows = output / runner.ROWS
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not rows.exists() or rows.read_text().count("\n") < 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with rows.open("a") as file:
+        file.write('{"id": "slow-5", "task"')  # as a kill in the middle of a line leaves it
+    assert not (output / "results.json").exists()
+    resumed = runner.evaluate(_options(tiny_bundle, output, ("slow",), episodes=6, resume=True))
+    assert _without_times(resumed) == _without_times(straight)
+    assert rows.read_text().count("\n") == 6
+
+
+@pytest.mark.slow
+def test_start_seen_in_training_fails_the_check_but_keeps_the_rows(tiny_bundle, tmp_path):
+    options = _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1, starts_seen=True)
+    with pytest.raises(errors.CheckFailed, match="seen in training"):
+        runner.evaluate(options)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["episodes"][0]["start_unseen"] is False
+
+
+def test_output_of_another_run_is_refused(tiny_bundle, tmp_path):
+    output = tmp_path / "out"
+    options = _options(tiny_bundle, output, ("win",), episodes=1)
+    output.mkdir()
+    (output / "run.json").write_text("{}")
+    with pytest.raises(errors.UsageError, match="add --resume"):
+        runner.evaluate(options)
+    with pytest.raises(errors.UsageError, match="bundle_sha256"):
+        runner.evaluate(_options(tiny_bundle, output, ("win",), episodes=1, resume=True))
+
+
+def test_directory_with_other_files_is_refused(tiny_bundle, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(errors.UsageError, match="not empty"):
+        runner.evaluate(_options(tiny_bundle, tmp_path / "out", ("win",)))
+
+
+def test_finished_run_resumes_without_playing(tiny_bundle, tmp_path, monkeypatch):
+    options = _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1)
+    row = {"id": "win-0", "task": "win", "condition": "standard", "instruction": "win now",
+           "start": "usual", "success": True, "status": "ok", "start_unseen": True, "steps": 5,
+           "infer_ms_p50": 1.0, "video": None, "first_success": {"win": 5}}  # fmt: skip
+    result = runner.workers.Result(row=row, facts={})
+    monkeypatch.setattr(runner.workers, "play_all", lambda *_: iter([result]))
+    first = runner.evaluate(options)
+    monkeypatch.setattr(runner.workers, "play_all", lambda *_: pytest.fail("played again"))
+    again = runner.evaluate(
+        _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1, resume=True)
+    )
+    assert again == first

@@ -1,0 +1,50 @@
+import pytest
+from defi_rollout.benchmarks import base, scores
+
+
+def _row(task, seed, condition, first_success, scored, **changes):
+    return {
+        "task": task, "seed": seed, "condition": condition, "start": "half_way",
+        "first_success": first_success, "scored_task": scored, "status": "ok",
+        "success": first_success.get(scored) is not None, "start_unseen": True,
+        "infer_ms_p50": 2.0,
+    } | changes  # fmt: skip
+
+
+def test_wilson_interval_of_known_cases():
+    # Table values of the Wilson score interval at 95 %.
+    assert scores.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert scores.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert scores.wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_language_counts_the_task_that_succeeded_first():
+    rows = [
+        _row("open", 1, base.STANDARD, {"open": 9, "close": 4}, "open"),
+        _row("open", 2, base.STANDARD, {"open": 3, "close": None}, "open"),
+        _row("open", 1, base.OPPOSITE, {"open": None, "close": 7}, "close"),
+        _row("open", 2, base.OPPOSITE, {"open": 2, "close": None}, "close"),
+        _row("open", 1, base.EMPTY, {"open": None, "close": None}, "open"),
+        _row("open", 2, base.EMPTY, {"open": 2, "close": None}, "open"),
+        _row("open", 3, base.STANDARD, {"open": 3}, "open", start="usual"),  # not varied: left out
+    ]
+    language = scores.summarise(rows)["language"]
+    assert language["instructed"] == 0.5 and language["instructed_episodes"] == 4
+    shares = {c: (v["task_first"], v["opposite_first"]) for c, v in language["conditions"].items()}
+    assert shares == {"right": (0.5, 0.5), "opposite": (0.5, 0.5), "empty": (0.5, 0.0)}
+
+
+def test_success_rate_is_over_standard_episodes_alone():
+    rows = [
+        _row("open", 1, base.STANDARD, {"open": 9}, "open"),
+        _row("close", 1, base.STANDARD, {"close": None}, "close", start="usual"),
+        _row("open", 1, base.EMPTY, {"open": 1}, "open"),
+    ]
+    summary = scores.summarise(rows)
+    assert summary["success_rate"] == 0.5 and summary["episodes"] == 2
+    assert summary["success_by_task"] == {"open": 1.0, "close": 0.0}
+    assert summary["success_by_start"] == {"half_way": 1.0, "usual": 0.0}
+
+
+def test_no_language_rows_no_language_table():
+    assert scores.summarise([_row("a", 1, base.STANDARD, {"a": 1}, "a")])["language"] is None
