@@ -1,0 +1,88 @@
+import io
+import json
+import logging
+import math
+import sys
+
+import av
+import numpy as np
+import pytest
+import toy_run
+from PIL import Image
+
+from defi_jax import errors
+from defi_jax.training import metrics
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scalars_are_json_lines_with_null_for_nan(tmp_path):
+    writer = metrics.MetricWriter(tmp_path, toy_run.config(), 0)
+    writer.scalars(3, "train", {"loss": np.float32(0.5), "psnr": math.nan})
+    writer.scalars(4, "eval", {"psnr": 20})
+    writer.close()
+    first, second = lines(tmp_path)
+    assert first == {"step": 3, "time": first["time"], "split": "train", "loss": 0.5, "psnr": None}
+    assert (second["step"], second["split"], second["psnr"]) == (4, "eval", 20.0)
+
+
+def test_lines_after_the_start_step_are_dropped(tmp_path):
+    rows = [{"step": n, "split": "train"} for n in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"st')
+    metrics.MetricWriter(tmp_path, toy_run.config(), 2).close()
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2]
+
+
+def test_media_can_be_read_back(tmp_path):
+    video = np.zeros((3, 17, 21, 3), np.uint8)
+    video[1] = 255
+    writer = metrics.MetricWriter(tmp_path, toy_run.config(), 0)
+    writer.media(7, "eval", {"a/b": video[1]}, {"clip": video})
+    assert np.asarray(Image.open(tmp_path / "media/eval_a_b_00000007.png")).min() == 255
+    with av.open(str(tmp_path / "media/eval_clip_00000007.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(16, 20, 3)] * 3
+    assert frames[0].mean() < 5 and frames[1].mean() > 250
+    assert Image.open(io.BytesIO(metrics.encode_gif(video, 4))).n_frames == 3
+
+
+def test_tensorboard_receives_scalars_and_media(tmp_path):
+    pytest.importorskip("tensorboardX")
+    config = toy_run.config(**{"logging.tensorboard": True})
+    writer = metrics.MetricWriter(tmp_path, config, 0)
+    writer.scalars(1, "train", {"loss": 1.0})
+    writer.media(1, "eval", {"a": np.zeros((4, 4, 3), np.uint8)}, {})
+    writer.close()
+    (file,) = (tmp_path / "logs").glob("events*")
+    assert b"train/loss" in file.read_bytes() and b"eval/a" in file.read_bytes()
+
+
+@pytest.mark.parametrize(("key", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
+def test_absent_package_is_a_clear_error(tmp_path, monkeypatch, key, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(errors.UserError, match=f"{module} is not installed: logging.{key}"):
+        metrics.MetricWriter(tmp_path, toy_run.config(**{f"logging.{key}": True}), 0)
+
+
+def test_progress_means_speed_and_waiting(monkeypatch, caplog):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    progress = metrics.Progress(10, 20)
+    progress.add({"loss": 1.0}, 0.5)
+    progress.add({"loss": math.nan}, 0.0)
+    progress.add({"loss": 2.0}, 0.5)
+    now[0] += 14.0
+    progress.pause(10.0)  # an evaluation
+    with caplog.at_level(logging.INFO):
+        report = progress.report(12)
+    assert report["loss"] == 1.5
+    assert report["steps_per_second"] == 0.5 and report["data_wait_share"] == 0.25
+    assert "step 12/20  60%" in caplog.text and "left 0:16" in caplog.text
+
+
+def test_seconds_are_readable():
+    assert metrics.format_seconds(59.6) == "1:00"
+    assert metrics.format_seconds(3723) == "1:02:03"
+    assert metrics.format_seconds(math.inf) == "?"

@@ -1,0 +1,58 @@
+import numpy as np
+import optax
+import pytest
+import toy_run
+
+from defi_jax import errors
+from defi_jax.training import optimizer
+
+
+def rates(steps, at, **changes):
+    config = toy_run.config(**{f"optimizer.{name}": value for name, value in changes.items()})
+    schedule = optimizer.make_schedule(config.optimizer, steps)
+    return [float(schedule(np.int32(count))) for count in at]
+
+
+def test_constant_with_and_without_warm_up():
+    assert rates(9, (0, 8), schedule="constant", warmup_steps=0) == pytest.approx([1e-2, 1e-2])
+    found = rates(9, (0, 1, 3, 8), schedule="constant", warmup_steps=4)
+    assert found == pytest.approx([0.25e-2, 0.5e-2, 1e-2, 1e-2])
+
+
+def test_warmup_cosine_rises_to_the_peak_and_ends_at_the_final_scale():
+    found = rates(100, (0, 9, 10, 55, 100, 500), warmup_steps=10, final_scale=0.2)
+    middle = 0.2e-2 + 0.5 * 0.8e-2
+    assert found == pytest.approx([1e-3, 1e-2, 1e-2, middle, 0.2e-2, 0.2e-2])
+
+
+def test_tri_stage_has_the_official_numbers():
+    """The intended schedule of the policy over 50,000 steps (method.md 3.7)."""
+    found = rates(
+        50_000,
+        (0, 1, 999, 1000, 4999, 5000, 27_500, 50_000),
+        schedule="tri_stage",
+        learning_rate=1e-4,
+        final_scale=1e-6,
+    )
+    middle = 1e-10 + 0.5 * (1e-4 - 1e-10)
+    want = [1e-5, 1e-5 + 9e-8, 1e-5 + 999 * 9e-8, 1e-4, 1e-4, 1e-4, middle, 1e-10]
+    assert found == pytest.approx(want, rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize(("key", "value"), [("schedule", "cosign"), ("name", "lion")])
+def test_unknown_names_are_refused(key, value):
+    config = toy_run.config(**{f"optimizer.{key}": value})
+    with pytest.raises(errors.UserError, match=f"{value}.*optimizer.{key}"):
+        optimizer.make_optimizer(config.optimizer, 10)
+
+
+def test_adamw_and_clipping_match_their_formulas():
+    numbers = {"schedule": "constant", "warmup_steps": 0, "grad_clip_norm": 0.5}
+    config = toy_run.config(**{f"optimizer.{name}": value for name, value in numbers.items()})
+    tx = optimizer.make_optimizer(config.optimizer, 10)
+    params = {"w": np.array([2.0, -1.0], np.float32)}
+    grads = {"w": np.array([3.0, 4.0], np.float32)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    clipped = grads["w"] * 0.5 / 5.0
+    want = params["w"] - 1e-2 * (clipped / (np.abs(clipped) + 1e-8) + 0.01 * params["w"])
+    np.testing.assert_allclose(optax.apply_updates(params, updates)["w"], want, rtol=1e-5)

@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import toy_run
+
+from defi_jax import errors
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import base
+from defi_jax.training import loop, step, warm_start
+
+
+def start(source, theirs="", ours="net", flag="init.gfdm"):
+    return base.WarmStart(source=str(source), theirs=theirs, ours=ours, flag=flag)
+
+
+def fresh(**options):
+    config, objective = toy_run.config(), toy_run.ToyObjective(**options)
+    return step.init_state(jax.random.key(9), objective=objective, config=config)
+
+
+def train(workdir, **changes):
+    objective = toy_run.ToyObjective(starts=changes.pop("starts", ()))
+    return loop.train(toy_run.config(**changes), objective, toy_run.make_loader(), workdir)
+
+
+def test_parameters_and_average_start_from_an_earlier_runs_average(tmp_path):
+    earlier = train(tmp_path / "earlier")
+    state = warm_start.apply(fresh(), [start(tmp_path / "earlier", theirs="net")])
+    want = earlier.ema_params["net"]
+    jax.tree.map(np.testing.assert_array_equal, state.params["net"], want)
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params["net"], want)
+    np.testing.assert_array_equal(state.params["codebook"], fresh().params["codebook"])
+
+
+def test_a_run_takes_its_warm_start_once_and_then_resumes_itself(tmp_path):
+    train(tmp_path / "earlier")
+    starts = [start(tmp_path / "earlier", theirs="net")]
+    warm = train(tmp_path / "run", steps=2, starts=starts)
+    cold = train(tmp_path / "cold", steps=2)
+    kernel = "['net']['fc1']['kernel']"
+    assert not np.array_equal(
+        toy_run.leaves(warm.params)[kernel], toy_run.leaves(cold.params)[kernel]
+    )
+    # The source is gone: a resumed run does not look for it.
+    gone = [start(tmp_path / "nowhere")]
+    assert int(train(tmp_path / "run", steps=3, starts=gone).step) == 3
+
+
+def test_imported_weights_fill_frozen_parameters(tmp_path):
+    weights = {"scale": np.arange(64, dtype=np.float16)}
+    safetensors.numpy.save_file(weights, tmp_path / "params.safetensors")
+    state = warm_start.apply(fresh(), [start(tmp_path, ours="encoder", flag="weights.dinov2")])
+    assert state.frozen["encoder"]["scale"].dtype == jnp.float32
+    np.testing.assert_array_equal(state.frozen["encoder"]["scale"], np.arange(64))
+
+
+def test_what_does_not_fit_is_listed_with_the_flag(tmp_path):
+    flat = params_lib.flatten(jax.device_get(fresh(hidden=8).params["net"]))
+    flat["fc3/kernel"] = flat.pop("fc2/bias")
+    safetensors.numpy.save_file(flat, tmp_path / "params.safetensors")
+    with pytest.raises(errors.UserError) as caught:
+        warm_start.apply(fresh(), [start(tmp_path)])
+    text = str(caught.value)
+    assert "missing net/fc2/bias; unknown net/fc3/kernel" in text and "init.gfdm" in text
+    assert "net/fc1/kernel is (64, 8), the config wants (64, 1024)" in text
+
+
+def test_absent_source_and_absent_part_are_named(tmp_path):
+    with pytest.raises(errors.UserError, match=r"no such directory for init.gfdm"):
+        warm_start.apply(fresh(), [start(tmp_path / "nowhere")])
+    train(tmp_path / "earlier", steps=2)
+    with pytest.raises(errors.UserError, match=r"nothing below 'gfdm'.*codebook, encoder, net"):
+        warm_start.apply(fresh(), [start(tmp_path / "earlier", theirs="gfdm")])
