@@ -328,7 +328,6 @@ class MetaWorldEnv:
             choose_gl()
         self._mujoco = _import_mujoco()
         self._env, self._expert = _make_upstream(task)
-        self._pristine = (self._env.model.body_pos.copy(), self._env.model.site_pos.copy())
         self._home = np.array(self._env.hand_init_pos, dtype=np.float64)
         self._renderer, self._static_camera, self._options = None, None, None
         self._scores: dict[str, bool] = {}
@@ -418,17 +417,16 @@ class MetaWorldEnv:
         """Lets upstream draw an object and goal placement that its own rejection rules accept."""
         self._env.np_random = rng
         self._env.seeded_rand_vec, self._env._freeze_rand_vec = True, False
-        self._restore_model()
         self._env.reset()
 
     def _place_scene(self) -> None:
-        """Resets with the placement in `_last_rand_vec`, from a state free of earlier episodes."""
-        self._env._freeze_rand_vec = True
-        self._restore_model()
-        self._env.reset()
+        """Resets with the placement held in `_last_rand_vec`.
 
-    def _restore_model(self) -> None:
-        self._env.model.body_pos[:], self._env.model.site_pos[:] = self._pristine
+        Upstream's reset places the scene, clears the physics and places it again, so that nothing
+        of an earlier episode or placement is left.
+        """
+        self._env._freeze_rand_vec = True
+        self._env.reset()
 
     # -- Pictures
 
