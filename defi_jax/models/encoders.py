@@ -2,289 +2,50 @@
 
 Three kinds: frames -> latents (`LatentEncoder`), text -> features (`TextEncoder`), frames -> patch
 features (`FeatureEncoder`). A preset names one of each per role; other code knows only the three
-protocols below. An encoder is a frozen dataclass of numbers; its parameters, if any, live in
-the parameter tree under "encoders/<role>" and are handed to each call. From-scratch encoders have
-none: `init_params` returns {}.
+protocols. An encoder is a frozen dataclass of numbers; its parameters, if any, live in the
+parameter tree under "encoders/<role>" and are handed to each call. From-scratch encoders have none:
+`init_params` returns {}.
 
     latent_encoder("space_to_depth", factor=8)
     text_encoder("bytes", length=48, dim=64)
     feature_encoder("patches", patch=8)
-
-B batch, T frames, H W C height width channels (lower case h w c after encoding), N patches,
-L language tokens, D width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-import flax.struct
-import jax
 import jax.numpy as jnp
 
 from defi_jax import errors
-from defi_jax.array_typing import Array, Bool, Float, Int32, Params, PRNGKey, UInt8, typed
-from defi_jax.models import bytes_text, tokenizers
+from defi_jax.models import encoder_types, pretrained_encoders, scratch_encoders, tokenizers
 
+LatentEncoder = encoder_types.LatentEncoder
+TextEncoder = encoder_types.TextEncoder
+FeatureEncoder = encoder_types.FeatureEncoder
+TextFeatures = encoder_types.TextFeatures
 Tokenizer = tokenizers.Tokenizer
 
-# uint8 pixels are mapped to [-1, 1]; natural pictures then have a standard deviation near 1/2.
-_PIXEL_GAIN = 2.0
+LATENT_ENCODERS = ("space_to_depth", "svd_vae")
+TEXT_ENCODERS = ("bytes", "clip_text", "clip_openai", "t5_encoder")
+FEATURE_ENCODERS = ("patches", "dinov2")
 
 
-@flax.struct.dataclass
-class TextFeatures:
-    """What a text encoder says about a text.
-
-    Attributes:
-        tokens: float[B, L, D].
-        pooled: float[B, Dp], one vector for the whole text.
-    """
-
-    tokens: jax.Array
-    pooled: jax.Array
-
-
-class LatentEncoder(Protocol):
-    """Frames -> latents with unit variance (about) -> frames.
-
-    Attributes:
-        factor: pixels per latent cell and side.
-        channels: C of the latents.
-        scale: what `encode` multiplied by; the video model's first-frame condition is
-            latents / scale (the official model conditions on the unscaled latent).
-    """
-
-    name: ClassVar[str]
-    factor: int
-    channels: int
-    scale: float
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Random parameters of the right shapes; {} when there are none."""
-        ...
-
-    def encode(self, params: Params, frames: jax.Array, rng: PRNGKey | None = None) -> jax.Array:
-        """uint8[..., H, W, 3] -> float[..., h, w, c]; `rng` only where a posterior is sampled."""
-        ...
-
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        """float[B, T, h, w, c] -> uint8[B, T, H, W, 3]."""
-        ...
-
-
-class TextEncoder(Protocol):
-    """Token ids -> features.
-
-    Attributes:
-        dim: D of `TextFeatures.tokens`.
-        pooled_dim: Dp of `TextFeatures.pooled`.
-        tokenizer: texts -> (ids, mask), on the host.
-    """
-
-    name: ClassVar[str]
-    dim: int
-    pooled_dim: int
-    tokenizer: tokenizers.Tokenizer
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Random parameters of the right shapes; {} when there are none."""
-        ...
-
-    def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> TextFeatures:
-        """int32[B, L], bool[B, L] -> features."""
-        ...
-
-
-class FeatureEncoder(Protocol):
-    """Frames -> patch features.
-
-    Attributes:
-        dim: D of a patch feature.
-        patch_size: pixels per patch and side.
-    """
-
-    name: ClassVar[str]
-    dim: int
-    patch_size: int
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Random parameters of the right shapes; {} when there are none."""
-        ...
-
-    def encode(self, params: Params, frames: jax.Array) -> jax.Array:
-        """uint8[..., H, W, 3] -> float[..., N, D], patches in row-major order."""
-        ...
-
-
-def pixels_to_float(frames: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """uint8 -> [-1, 1], the range of the official VAE."""
-    return (frames.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
-
-
-def float_to_pixels(values: jax.Array) -> jax.Array:
-    """[-1, 1] -> uint8, rounded and clipped: the inverse of `pixels_to_float`."""
-    scaled = (values.astype(jnp.float32) + 1.0) * 127.5
-    return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
-
-
-@typed
-def space_to_depth(frames: Float[Array, "*B H W C"], factor: int) -> Float[Array, "*B h w c"]:
-    """Folds each factor x factor square of pixels into channels, ordered (row, column, C)."""
-    *lead, height, width, channels = frames.shape
-    grid = frames.reshape(*lead, height // factor, factor, width // factor, factor, channels)
-    cells = jnp.moveaxis(grid, -4, -3)
-    return cells.reshape(*lead, height // factor, width // factor, factor * factor * channels)
-
-
-@typed
-def depth_to_space(cells: Float[Array, "*B h w c"], factor: int) -> Float[Array, "*B H W C"]:
-    """Inverse of `space_to_depth`."""
-    *lead, height, width, depth = cells.shape
-    channels = depth // (factor * factor)
-    grid = jnp.moveaxis(cells.reshape(*lead, height, width, factor, factor, channels), -3, -4)
-    return grid.reshape(*lead, height * factor, width * factor, channels)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SpaceToDepth:
-    """Latents that are just the pixels, rearranged; exactly invertible, no weights.
-
-    Attributes:
-        factor: side of the square of pixels that becomes one latent cell.
-    """
-
-    name: ClassVar[str] = "space_to_depth"
-    scale: ClassVar[float] = 1.0
-    factor: int
-
-    @property
-    def channels(self) -> int:
-        """Three colours for each pixel of the square."""
-        return 3 * self.factor**2
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """There are none."""
-        del rng
-        return {}
-
-    @typed
-    def encode(
-        self, params: Params, frames: UInt8[Array, "*B H W 3"], rng: PRNGKey | None = None
-    ) -> Float[Array, "*B h w c"]:
-        """See `LatentEncoder`."""
-        del params, rng
-        _check_divisible(frames.shape, self.factor, "space_to_depth")
-        return space_to_depth(pixels_to_float(frames) * _PIXEL_GAIN, self.factor)
-
-    @typed
-    def decode(self, params: Params, latents: Float[Array, "*B h w c"]) -> UInt8[Array, "*B H W 3"]:
-        """See `LatentEncoder`."""
-        del params
-        return float_to_pixels(depth_to_space(latents, self.factor) / _PIXEL_GAIN)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BytesText(bytes_text.BytesTextConfig):
-    """Frozen random n-gram features of UTF-8 bytes; see `bytes_text` and `BytesTokenizer`.
-
-    Attributes:
-        length: L, bytes kept of a text.
-        lower_case: whether text is lower-cased before it becomes bytes.
-        strip_punctuation: whether ASCII punctuation is deleted before.
-    """
-
-    name: ClassVar[str] = "bytes"
-    length: int
-    lower_case: bool
-    strip_punctuation: bool
-
-    @property
-    def pooled_dim(self) -> int:
-        """D: the pooled vector is a mean of tokens."""
-        return self.dim
-
-    @property
-    def tokenizer(self) -> tokenizers.BytesTokenizer:
-        """See `TextEncoder`."""
-        return tokenizers.BytesTokenizer(
-            length=self.length,
-            lower_case=self.lower_case,
-            strip_punctuation=self.strip_punctuation,
-        )
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """There are none."""
-        del rng
-        return {}
-
-    @typed
-    def encode(
-        self, params: Params, ids: Int32[Array, "B L"], mask: Bool[Array, "B L"]
-    ) -> TextFeatures:
-        """See `TextEncoder`."""
-        del params
-        tokens, pooled = bytes_text.ngram_features(self, ids, mask)
-        return TextFeatures(tokens=tokens, pooled=pooled)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Patches:
-    """Patch features that are just the pixels of the patch; exactly invertible, no weights.
-
-    Attributes:
-        patch_size: side of a patch in pixels.
-    """
-
-    name: ClassVar[str] = "patches"
-    patch_size: int
-
-    @property
-    def dim(self) -> int:
-        """Three colours for each pixel of the patch."""
-        return 3 * self.patch_size**2
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """There are none."""
-        del rng
-        return {}
-
-    @typed
-    def encode(self, params: Params, frames: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B N D"]:
-        """See `FeatureEncoder`."""
-        del params
-        _check_divisible(frames.shape, self.patch_size, "patches")
-        cells = space_to_depth(pixels_to_float(frames) * _PIXEL_GAIN, self.patch_size)
-        return cells.reshape(*cells.shape[:-3], -1, self.dim)
-
-    @typed
-    def decode(
-        self, params: Params, features: Float[Array, "*B N D"], grid: tuple[int, int]
-    ) -> UInt8[Array, "*B H W 3"]:
-        """Pictures from features, for people to look at; `grid` is (rows, columns) of patches."""
-        del params
-        cells = features.reshape(*features.shape[:-2], *grid, self.dim)
-        return float_to_pixels(depth_to_space(cells, self.patch_size) / _PIXEL_GAIN)
-
-
-LATENT_ENCODERS = ("space_to_depth",)
-TEXT_ENCODERS = ("bytes",)
-FEATURE_ENCODERS = ("patches",)
-
-
-def latent_encoder(name: str, *, factor: int) -> LatentEncoder:
+def latent_encoder(name: str, *, factor: int, dtype: Any = jnp.float32) -> LatentEncoder:
     """Returns the latent encoder called `name`.
 
     Args:
         name: one of `LATENT_ENCODERS`.
         factor: pixels per latent cell and side; used by `space_to_depth`.
+        dtype: compute dtype; used by `svd_vae`.
 
     Raises:
         UserError: unknown name.
     """
     _check_name(name, LATENT_ENCODERS, "latent encoder")
-    return SpaceToDepth(factor=factor)
+    if name == "svd_vae":
+        return pretrained_encoders.SVDVAELatents(dtype=dtype)
+    return scratch_encoders.SpaceToDepth(factor=factor)
 
 
 def text_encoder(
@@ -292,51 +53,56 @@ def text_encoder(
     *,
     length: int,
     dim: int,
-    lower_case: bool = True,
-    strip_punctuation: bool = True,
+    lower_case: bool | None = None,
+    strip_punctuation: bool | None = None,
+    tokenizer_dir: str = "",
+    dtype: Any = jnp.float32,
 ) -> TextEncoder:
     """Returns the text encoder called `name`.
 
     Args:
         name: one of `TEXT_ENCODERS`.
-        length: number of tokens; used by `bytes`.
+        length: number of tokens; used by `bytes`, the pretrained ones have their official length.
         dim: width; used by `bytes`.
-        lower_case: whether the role's text is lower-cased first; used by `bytes`.
-        strip_punctuation: whether its ASCII punctuation is deleted; used by `bytes`.
+        lower_case: whether text is lower-cased before it is tokenised. None is the encoder's own
+            habit: `bytes` does, pretrained ones get raw text.
+        strip_punctuation: whether ASCII punctuation is deleted before; None as above.
+        tokenizer_dir: directory with the tokenizer's files; "" gives pretrained encoders a stand-in
+            vocabulary of bytes, of use only with random weights.
+        dtype: compute dtype; used by pretrained encoders.
 
     Raises:
         UserError: unknown name.
     """
     _check_name(name, TEXT_ENCODERS, "text encoder")
-    return BytesText(
-        length=length, dim=dim, lower_case=lower_case, strip_punctuation=strip_punctuation
-    )
+    is_scratch = name == "bytes"
+    rules = {
+        "lower_case": is_scratch if lower_case is None else lower_case,
+        "strip_punctuation": is_scratch if strip_punctuation is None else strip_punctuation,
+    }
+    if is_scratch:
+        return scratch_encoders.BytesText(length=length, dim=dim, **rules)
+    make = pretrained_encoders.TEXT_ENCODERS[name]
+    return make(tokenizer_dir=tokenizer_dir, dtype=dtype, **rules)
 
 
-def feature_encoder(name: str, *, patch: int) -> FeatureEncoder:
+def feature_encoder(name: str, *, patch: int, dtype: Any = jnp.float32) -> FeatureEncoder:
     """Returns the feature encoder called `name`.
 
     Args:
         name: one of `FEATURE_ENCODERS`.
         patch: pixels per patch and side; used by `patches`.
+        dtype: compute dtype; used by `dinov2`.
 
     Raises:
         UserError: unknown name.
     """
     _check_name(name, FEATURE_ENCODERS, "feature encoder")
-    return Patches(patch_size=patch)
+    if name == "dinov2":
+        return pretrained_encoders.DINOv2Features(dtype=dtype)
+    return scratch_encoders.Patches(patch_size=patch)
 
 
 def _check_name(name: str, known: tuple[str, ...], kind: str) -> None:
     if name not in known:
         raise errors.UserError(f"unknown {kind} {name!r}", "encoders", f"known: {', '.join(known)}")
-
-
-def _check_divisible(shape: tuple[int, ...], factor: int, name: str) -> None:
-    height, width = shape[-3:-1]
-    if height % factor or width % factor:
-        raise errors.UserError(
-            f"frames of {height}x{width} are not a multiple of {factor}",
-            name,
-            "change the image size or the encoder's factor",
-        )

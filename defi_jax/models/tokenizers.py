@@ -15,11 +15,18 @@ The bytes rule, complete, for the rollout client that re-implements it:
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import pathlib
 import string
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from defi_jax import errors
 
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -78,3 +85,217 @@ class BytesTokenizer:
     def describe(self) -> dict[str, Any]:
         """See `Tokenizer`."""
         return {"name": "bytes"} | dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """Ids around a text.
+
+    Attributes:
+        start: put first; None for none.
+        end: put last, also when the text is cut.
+        pad: fills up to the length.
+    """
+
+    start: int | None
+    end: int
+    pad: int
+
+    def wrap(self, ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids int32[L] with specials and padding, and mask bool[L]."""
+        first = [] if self.start is None else [self.start]
+        body = list(ids)[: length - len(first) - 1]
+        real = [*first, *body, self.end]
+        padded = np.full(length, self.pad, np.int32)
+        padded[: len(real)] = real
+        return padded, np.arange(length) < len(real)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _WrappedTokenizer:
+    """Normalise, split into ids, add specials, pad.
+
+    Attributes:
+        length: number of ids per text, specials included.
+        lower_case: see `normalize_text`.
+        strip_punctuation: see `normalize_text`.
+        special: ids around the text.
+    """
+
+    length: int
+    lower_case: bool
+    strip_punctuation: bool
+    special: SpecialIds
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer`."""
+        rows = [self.special.wrap(self._split(self._clean(text)), self.length) for text in texts]
+        ids = np.array([row for row, _ in rows], np.int32).reshape(-1, self.length)
+        mask = np.array([mask for _, mask in rows], bool).reshape(-1, self.length)
+        return ids, mask
+
+    def _clean(self, text: str) -> str:
+        return normalize_text(
+            text, lower_case=self.lower_case, strip_punctuation=self.strip_punctuation
+        )
+
+    def _split(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "length": self.length,
+            "lower_case": self.lower_case,
+            "strip_punctuation": self.strip_punctuation,
+            "pad_id": self.special.pad,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StandInTokenizer(_WrappedTokenizer):
+    """Bytes plus two in place of a vocabulary, for pretrained shapes without their files.
+
+    Lets every preset run on synthetic data; the words mean nothing to published weights.
+    """
+
+    def _split(self, text: str) -> list[int]:
+        return [byte + 2 for byte in text.encode("utf-8", errors="replace")]
+
+    def describe(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        return self._describe("stand_in")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPTokenizer(_WrappedTokenizer):
+    """CLIP's byte-pair encoding from local files, by the `tokenizers` library.
+
+    Attributes:
+        directory: holds tokenizer.json, or vocab.json and merges.txt.
+    """
+
+    directory: str
+
+    @property
+    def file(self) -> pathlib.Path:
+        """What a bundle must carry, or the first file of the pair."""
+        return _first_file(self.directory, ("tokenizer.json", "vocab.json"))
+
+    def _split(self, text: str) -> list[int]:
+        return _load_clip(str(self.file)).encode(text, add_special_tokens=False).ids
+
+    def describe(self) -> dict[str, Any]:
+        """See `Tokenizer`; the digest identifies the vocabulary."""
+        return self._describe("clip") | {"sha256": _digest(self.file)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Tokenizer(_WrappedTokenizer):
+    """T5's SentencePiece model from a local file, by the `sentencepiece` library.
+
+    Attributes:
+        directory: holds spiece.model.
+    """
+
+    directory: str
+
+    @property
+    def file(self) -> pathlib.Path:
+        """What a bundle must carry."""
+        return _first_file(self.directory, ("spiece.model",))
+
+    def _split(self, text: str) -> list[int]:
+        return _load_sentencepiece(str(self.file)).encode(text)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Tokenizer`; the digest identifies the vocabulary."""
+        return self._describe("t5") | {"sha256": _digest(self.file)}
+
+
+def _first_file(directory: str, names: Sequence[str]) -> pathlib.Path:
+    for name in names:
+        path = pathlib.Path(directory) / name
+        if path.is_file():
+            return path
+    raise errors.UserError(
+        f"no {' or '.join(names)}", directory, "put the tokenizer's files of the release there"
+    )
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _load_clip(path: str) -> Any:
+    """Returns a `tokenizers.Tokenizer`; cached by path, so that instances stay picklable."""
+    library = _import("tokenizers")
+    file = pathlib.Path(path)
+    try:
+        if file.name == "tokenizer.json":
+            tokenizer = library.Tokenizer.from_file(path)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
+        return _clip_from_pair(library, file, file.with_name("merges.txt"))
+    except Exception as error:  # the library raises bare Exception
+        raise errors.DataError(
+            f"tokenizer file is refused ({error})", path, "use the files of the CLIP release"
+        ) from error
+
+
+# How CLIP splits text before byte pairs: contractions, words, single digits, runs of symbols.
+_CLIP_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def _clip_from_pair(library: Any, vocab: pathlib.Path, merges: pathlib.Path) -> Any:
+    """Builds the tokenizer that the slow reference describes, from its two files."""
+    pairs = [
+        tuple(line.split())
+        for line in merges.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#version")
+    ]
+    model = library.models.BPE(
+        json.loads(vocab.read_text(encoding="utf-8")),
+        pairs,
+        unk_token="<|endoftext|>",
+        end_of_word_suffix="</w>",
+    )
+    tokenizer = library.Tokenizer(model)
+    normalizers, splitters = library.normalizers, library.pre_tokenizers
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(library.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+    tokenizer.pre_tokenizer = splitters.Sequence(
+        [
+            splitters.Split(library.Regex(_CLIP_PATTERN), behavior="removed", invert=True),
+            splitters.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def _load_sentencepiece(path: str) -> Any:
+    library = _import("sentencepiece")
+    try:
+        return library.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
+    except RuntimeError as error:
+        raise errors.DataError(
+            f"tokenizer file is refused ({error})", path, "use spiece.model of the T5 release"
+        ) from error
+
+
+def _import(package: str) -> Any:
+    """Imports a library that only pretrained text encoders need."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise errors.UserError(
+            "the tokenizer needs a package", package, f"pip install {package}"
+        ) from error

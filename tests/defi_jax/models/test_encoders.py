@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from defi_jax import errors
-from defi_jax.models import encoders
+from defi_jax.models import encoders, pretrained_encoders, svd_vae
+from defi_jax.models import params as params_lib
 
 
 def _frames(*shape: int) -> np.ndarray:
@@ -62,3 +66,59 @@ def test_bad_names_and_sizes_are_user_errors():
         encoders.feature_encoder("dino", patch=8)
     with pytest.raises(errors.UserError, match="30x32 are not a multiple of 8"):
         encoders.latent_encoder("space_to_depth", factor=8).encode({}, _frames(1, 30, 32, 3))
+
+
+TEXTS = ["open the drawer", "close it"]
+
+
+@pytest.mark.parametrize("name, length, dim, pooled_dim", [
+    ("clip_text", 20, 512, 512), ("clip_openai", 77, 512, 512), ("t5_encoder", 32, 768, 768),
+])  # fmt: skip
+def test_published_text_encoders_fit_together_without_files(name, length, dim, pooled_dim):
+    encoder = encoders.text_encoder(name, length=1, dim=1)
+    assert (encoder.name, encoder.dim, encoder.pooled_dim) == (name, dim, pooled_dim)
+    ids, mask = encoder.tokenizer(TEXTS)
+    params = jax.eval_shape(encoder.init_params, jax.random.key(0))
+    features = jax.eval_shape(encoder.encode, params, ids, mask)
+    assert features.tokens.shape == (2, length, dim)
+    assert features.pooled.shape == (2, pooled_dim)
+
+
+def test_published_frame_encoders_have_the_official_shapes():
+    vae = encoders.latent_encoder("svd_vae", factor=1)
+    assert (vae.factor, vae.channels, vae.scale) == (8, 4, 0.18215)
+    params = jax.eval_shape(vae.init_params, jax.random.key(0))
+    frames = jnp.zeros((1, 3, 64, 32, 3), jnp.uint8)
+    latents = jax.eval_shape(vae.encode, params, frames)
+    assert latents.shape == (1, 3, 8, 4, 4)
+    assert jax.eval_shape(vae.decode, params, latents).shape == frames.shape
+
+    dino = encoders.feature_encoder("dinov2", patch=1)
+    params = jax.eval_shape(dino.init_params, jax.random.key(0))
+    features = jax.eval_shape(dino.encode, params, jnp.zeros((2, 2, 224, 224, 3), jnp.uint8))
+    assert features.shape == (2, 2, 256, dino.dim)
+
+
+@pytest.mark.slow
+def test_vae_mode_sample_and_chunks():
+    config = svd_vae.SVDVAEConfig(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    mode = pretrained_encoders.SVDVAELatents(config=config, decode_chunk=2)
+    params = mode.init_params(jax.random.key(0))
+    frames = _frames(1, 3, 8, 8, 3)
+    latents = mode.encode(params, frames)
+    pixels = np.float32(frames[0]) / 127.5 - 1
+    mean, _ = params_lib.bind(mode.make, params).encode(jnp.asarray(pixels))
+    np.testing.assert_allclose(latents[0], mean * config.scaling_factor, atol=1e-5)
+    sample = dataclasses.replace(mode, posterior="sample")
+    drawn = sample.encode(params, frames, jax.random.key(1))
+    assert np.abs(np.asarray(drawn - latents)).max() > 1e-4
+    with pytest.raises(ValueError, match="needs an rng"):
+        sample.encode(params, frames)
+    assert mode.decode(params, latents).shape == frames.shape
+    with pytest.raises(errors.UserError, match="unknown posterior"):
+        dataclasses.replace(mode, posterior="mean")

@@ -1,5 +1,11 @@
-import numpy as np
+import io
+import json
+import pickle
 
+import numpy as np
+import pytest
+
+from defi_jax import errors
 from defi_jax.models import tokenizers
 
 
@@ -31,3 +37,80 @@ def test_normalisation_is_part_of_the_tokenizer():
     assert role.describe() == {
         "name": "bytes", "length": 20, "lower_case": True, "strip_punctuation": True,
     }  # fmt: skip
+
+
+PRETRAINED = {"length": 8, "lower_case": False, "strip_punctuation": False}
+CLIP_IDS = tokenizers.SpecialIds(start=20, end=21, pad=21)
+T5_IDS = tokenizers.SpecialIds(start=None, end=1, pad=0)
+
+
+def _clip_files(directory):
+    vocab = [
+        *"opentdh!",
+        "e</w>",
+        "n</w>",
+        "!</w>",
+        "op",
+        "en</w>",
+        "open</w>",
+        "th",
+        "the</w>",
+        "p</w>",
+    ]
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    merges = ["#version: 0.2", "o p", "e n</w>", "op en</w>", "t h", "th e</w>"]
+    (directory / "merges.txt").write_text("\n".join(merges))
+    return vocab
+
+
+def test_clip_pairs_specials_padding_and_truncation(tmp_path):
+    pytest.importorskip("tokenizers")
+    vocab = _clip_files(tmp_path)
+    tokenizer = tokenizers.CLIPTokenizer(directory=str(tmp_path), special=CLIP_IDS, **PRETRAINED)
+    words = [vocab.index(token) for token in ("open</w>", "the</w>", "!</w>")]
+    ids, mask = pickle.loads(pickle.dumps(tokenizer))(["Open  THE!", "", "the " * 20])
+    np.testing.assert_array_equal(ids[0], [20, *words, 21, 21, 21, 21])
+    np.testing.assert_array_equal(mask[0], [1, 1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(ids[1], [20] + [21] * 7)
+    np.testing.assert_array_equal(ids[2], [20] + [vocab.index("the</w>")] * 6 + [21])
+    assert tokenizer.describe()["name"] == "clip"
+
+
+def test_t5_ends_with_end_and_pads_with_zero(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["open the drawer", "close the drawer", "push it"] * 20),
+        model_writer=model, vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    rules = PRETRAINED | {"length": 24}
+    tokenizer = tokenizers.T5Tokenizer(directory=str(tmp_path), special=T5_IDS, **rules)
+    ids, mask = tokenizer(["the drawer", "", "open the drawer " * 9])
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    expected = [*processor.encode("the drawer"), 1]
+    np.testing.assert_array_equal(ids[0], np.pad(expected, (0, 24 - len(expected))))
+    np.testing.assert_array_equal(mask.sum(axis=1), [len(expected), 1, 24])
+    assert ids[2, -1] == 1
+
+
+def test_stand_in_keeps_the_shape_of_a_vocabulary():
+    tokenizer = tokenizers.StandInTokenizer(special=CLIP_IDS, **PRETRAINED)
+    ids, mask = tokenizer(["ab"])
+    np.testing.assert_array_equal(ids[0], [20, ord("a") + 2, ord("b") + 2, 21, 21, 21, 21, 21])
+    np.testing.assert_array_equal(mask[0], [1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    tokenizer = tokenizers.CLIPTokenizer(directory=str(tmp_path), special=CLIP_IDS, **PRETRAINED)
+    with pytest.raises(errors.UserError, match=r"no tokenizer.json or vocab.json"):
+        tokenizer(["open"])
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(errors.DataError, match=r"refused.*tokenizer.json"):
+        tokenizer(["open"])
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "spiece.model").write_bytes(b"not a model")
+    with pytest.raises(errors.DataError, match=r"refused.*spiece.model"):
+        tokenizers.T5Tokenizer(directory=str(tmp_path), special=T5_IDS, **PRETRAINED)(["open"])
