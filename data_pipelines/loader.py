@@ -210,7 +210,11 @@ class Loader:
         self.bad_samples = dict(state["bad_samples"])
 
     def describe(self) -> list[dict[str, Any]]:
-        """Returns name, weight, episodes, frames and samples of each component, of this split."""
+        """Returns what each component contributes to this split.
+
+        "start_digests" identifies the start states of simulated episodes, so that an evaluation
+        can prove that it starts elsewhere; it is empty for other data.
+        """
         return [
             {
                 "name": part.name,
@@ -218,6 +222,7 @@ class Loader:
                 "episodes": len(part.table.episodes),
                 "frames": int(part.source.lengths[part.table.episodes].sum()),
                 "samples": len(part.table),
+                "start_digests": _start_digests(part),
             }
             for part in self._batches.parts
         ]
@@ -408,3 +413,9 @@ def _usable(component: mixtures.Component, reader: samples.Reader, config: Any) 
     if left_out:
         logging.warning("%s: %d episodes lack actions or cameras", component.name, left_out)
     return with_cameras
+
+
+def _start_digests(part: samples.Part) -> list[str]:
+    """Returns the digests that the simulator's episodes carry in their metadata, sorted."""
+    metadata = (part.source.meta(int(i)).metadata for i in part.table.episodes)
+    return sorted({entry["start_digest"] for entry in metadata if "start_digest" in entry})

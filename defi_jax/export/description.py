@@ -7,6 +7,7 @@ program.
 
 import dataclasses
 import importlib.metadata
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from defi_rollout import spec as rollout_spec
 
 from defi_jax import embodiment, errors
 from defi_jax.export import program
+from defi_jax.models import tokenizers
 from defi_jax.objectives import joint
 
 # Turns the metadata's normaliser into its inverse, float32[..., A] -> float32[..., A].
@@ -29,7 +31,7 @@ def describe(
     """Returns the bundle's specification, its list of files still empty.
 
     Raises:
-        UserError: the embodiment is not known, or a tokenizer can't travel.
+        UserError: the embodiment is not known, or a tokenizer has no file that can travel.
     """
     config = objective.config
     robot = embodiment.get(config.embodiment)
@@ -59,13 +61,32 @@ def describe(
             for name in config.data.cameras
         ),
         image=rollout_spec.ImageSpec(height=size, width=size, resize="pillow_bilinear"),
-        text={r: _text(r, t.describe()) for r, t in objective.tokenizers().items()},
+        text={r: _text(r, t) for r, t in objective.tokenizers().items()},
         noise=program.noise_shapes(objective),
         example_prompt=EXAMPLE_PROMPT,
         training_starts=_training_starts(metadata),
         model={"objective": metadata["objective"], "config": metadata["config"]},
         provenance=_provenance(metadata),
     )
+
+
+def tokenizer_files(objective: joint.JointObjective) -> dict[str, bytes]:
+    """Content of the tokenizers' files by their name in the bundle."""
+    files = {role: _tokenizer_file(t) for role, t in objective.tokenizers().items()}
+    return {f"{role}.{f.name}": f.read_bytes() for role, f in files.items() if f}
+
+
+def _tokenizer_file(tokenizer: tokenizers.Tokenizer) -> pathlib.Path | None:
+    """The one file that holds a tokenizer, None where it needs none."""
+    if not isinstance(tokenizer, tokenizers.CLIPTokenizer | tokenizers.T5Tokenizer):
+        return None
+    if tokenizer.file.name == "vocab.json":
+        raise errors.UserError(
+            "a bundle carries a tokenizer as one file",
+            str(tokenizer.file),
+            "put the release's tokenizer.json beside it",
+        )
+    return tokenizer.file
 
 
 def _affine(
@@ -81,14 +102,24 @@ def _affine(
     )
 
 
-def _text(role: str, facts: Mapping[str, Any]) -> rollout_spec.TextSpec:
-    if facts["name"] != "bytes":
-        raise errors.UserError(
-            f"tokenizer {facts['name']!r} can't travel in a bundle yet",
-            f"config.encoders.{role}_text",
-            "train with 'bytes'",
-        )
-    return rollout_spec.TextSpec(**facts, file="", pad_id=0)
+def _text(role: str, tokenizer: tokenizers.Tokenizer) -> rollout_spec.TextSpec:
+    if isinstance(tokenizer, tokenizers.BytesTokenizer):
+        start_ids, end_ids, pad_id = (), (), 0
+    else:
+        special = tokenizer.special
+        start_ids = () if special.start is None else (special.start,)
+        end_ids, pad_id = (special.end,), special.pad
+    file = _tokenizer_file(tokenizer)
+    return rollout_spec.TextSpec(
+        name=tokenizer.describe()["name"],
+        length=tokenizer.length,
+        lower_case=tokenizer.lower_case,
+        strip_punctuation=tokenizer.strip_punctuation,
+        file=f"{role}.{file.name}" if file else "",
+        start_ids=start_ids,
+        end_ids=end_ids,
+        pad_id=pad_id,
+    )
 
 
 def _training_starts(metadata: Mapping[str, Any]) -> tuple[str, ...]:

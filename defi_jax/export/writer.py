@@ -90,7 +90,8 @@ def export_bundle(
     spec = description.describe(objective, metadata, make_inverse)
     with _building(output, overwrite) as directory, _translated():
         flat = {k: np.ascontiguousarray(v) for k, v in params_lib.flatten(params).items()}
-        source = _write_parts(directory, objective, flat, spec, tokenizer_files={})
+        files = description.tokenizer_files(objective)
+        source = _write_parts(directory, objective, flat, spec, tokenizer_files=files)
         _write_example(directory, source, program_lib.policy_program(objective), params)
         _seal(directory, spec)
         rel_l2 = _check_parity(directory, objective)

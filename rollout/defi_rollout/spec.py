@@ -20,7 +20,8 @@ from defi_rollout import errors
 
 SCHEMA_VERSION = 1
 
-TOKENIZERS = ("bytes", "clip", "t5")
+TOKENIZERS = ("bytes", "stand_in", "clip", "t5")
+_FILELESS_TOKENIZERS = ("bytes", "stand_in")
 RESIZE_RULES = ("pillow_bilinear",)
 
 _FIX = "export the bundle again with launch/export.py"
@@ -83,11 +84,13 @@ class TextSpec:
     """How one text input of the model is tokenised.
 
     Attributes:
-        name: "bytes", "clip" (tokenizer.json) or "t5" (sentencepiece model).
-        length: L, the fixed number of tokens.
+        name: "bytes", "stand_in", "clip" (tokenizer.json) or "t5" (sentencepiece model).
+        length: L, the fixed number of tokens, special ones included.
         lower_case: whether the instruction is lower-cased first.
         strip_punctuation: whether ASCII punctuation is deleted from it.
-        file: name of the tokenizer's file in the bundle; empty for "bytes".
+        file: name of the tokenizer's file in the bundle; empty where it needs none.
+        start_ids: put before the text.
+        end_ids: put after it, also when it is cut.
         pad_id: id of the padding.
     """
 
@@ -96,11 +99,13 @@ class TextSpec:
     lower_case: bool
     strip_punctuation: bool
     file: str
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
     pad_id: int
 
     def __post_init__(self):
         _require_known(self.name, TOKENIZERS, "text.name")
-        if (self.name == "bytes") != (not self.file):
+        if (self.name in _FILELESS_TOKENIZERS) != (not self.file):
             raise errors.BundleError(
                 f"tokenizer {self.name!r} with file {self.file!r}", "text", _FIX
             )

@@ -1,9 +1,9 @@
 """Instruction text to fixed-length token ids, exactly as in training.
 
 Every role first normalises the text: lower case and deleted ASCII punctuation where it asks for
-them, then words joined by single spaces. `bytes` needs no file: id = UTF-8 byte + 1, 0 = padding;
-the first L bytes count. `clip` reads a Hugging Face tokenizer.json
-and `t5` a sentencepiece model, both from the bundle's own files.
+them, then words joined by single spaces. The ids of the text are cut so that start and end ids
+fit in, and padded. `bytes` is UTF-8 byte + 1 and `stand_in` byte + 2, without a file; `clip` reads
+a Hugging Face tokenizer.json and `t5` a sentencepiece model, from the bundle's own files.
 
 Legend: L tokens.
 """
@@ -17,9 +17,8 @@ from defi_rollout import bundle, errors, spec
 
 Tokenizer = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
-_BYTES_SHIFT = 1  # ids start at 1: 0 is padding
+_BYTE_SHIFTS = {"bytes": 1, "stand_in": 2}  # below are padding and special ids
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_T5_EOS = 1  # end of sentence in every published T5 vocabulary
 
 
 def make_tokenizer(text: spec.TextSpec, source: bundle.Bundle) -> Tokenizer:
@@ -30,9 +29,11 @@ def make_tokenizer(text: spec.TextSpec, source: bundle.Bundle) -> Tokenizer:
         UsageError: the library is not installed.
     """
     encode = _ENCODERS[text.name](text, source)
+    room = text.length - len(text.start_ids) - len(text.end_ids)
 
     def tokenize(instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        ids = encode(_normalise(instruction, text))
+        body = encode(_normalise(instruction, text))[:room]
+        ids = [*text.start_ids, *body, *text.end_ids]
         padded = np.full(text.length, text.pad_id, np.int32)
         padded[: len(ids)] = ids
         return padded, np.arange(text.length) < len(ids)
@@ -51,12 +52,8 @@ def _normalise(instruction: str, text: spec.TextSpec) -> str:
 
 def _make_bytes(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], list[int]]:
     del source
-
-    def encode(instruction: str) -> list[int]:
-        data = instruction.encode(errors="replace")[: text.length]
-        return [byte + _BYTES_SHIFT for byte in data]
-
-    return encode
+    shift = _BYTE_SHIFTS[text.name]
+    return lambda instruction: [byte + shift for byte in instruction.encode(errors="replace")]
 
 
 def _make_clip(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], list[int]]:
@@ -69,8 +66,8 @@ def _make_clip(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], li
     except Exception as error:  # the library raises bare Exception
         raise _unreadable(source, text.file, error) from error
     tokenizer.no_padding()
-    tokenizer.enable_truncation(text.length)
-    return lambda instruction: tokenizer.encode(instruction).ids
+    tokenizer.no_truncation()
+    return lambda instruction: tokenizer.encode(instruction, add_special_tokens=False).ids
 
 
 def _make_t5(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], list[int]]:
@@ -82,7 +79,7 @@ def _make_t5(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], list
         processor = sentencepiece.SentencePieceProcessor(model_proto=source.read(text.file))
     except RuntimeError as error:
         raise _unreadable(source, text.file, error) from error
-    return lambda instruction: [*processor.encode(instruction)[: text.length - 1], _T5_EOS]
+    return processor.encode
 
 
 def _missing(package: str) -> errors.UsageError:
@@ -97,4 +94,4 @@ def _unreadable(source: bundle.Bundle, name: str, error: Exception) -> errors.Bu
     )
 
 
-_ENCODERS = {"bytes": _make_bytes, "clip": _make_clip, "t5": _make_t5}
+_ENCODERS = {"bytes": _make_bytes, "stand_in": _make_bytes, "clip": _make_clip, "t5": _make_t5}

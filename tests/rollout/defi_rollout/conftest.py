@@ -41,7 +41,14 @@ def tiny_spec(files) -> spec.BundleSpec:
         image=spec.ImageSpec(height=SIZE, width=SIZE, resize="pillow_bilinear"),
         text={
             "goal": spec.TextSpec(
-                name="bytes", length=L, lower_case=True, strip_punctuation=True, file="", pad_id=0
+                name="bytes",
+                length=L,
+                lower_case=True,
+                strip_punctuation=True,
+                file="",
+                start_ids=(),
+                end_ids=(),
+                pad_id=0,
             )
         },
         noise={"actions": (S, A)},

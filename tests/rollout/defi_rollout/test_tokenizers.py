@@ -6,7 +6,7 @@ from defi_rollout import bundle, errors, spec, tokenizers
 def _make(tiny_bundle, **changes):
     fields = {
         "name": "bytes", "length": 6, "lower_case": False, "strip_punctuation": False,
-        "file": "", "pad_id": 0,
+        "file": "", "start_ids": (), "end_ids": (), "pad_id": 0,
     }  # fmt: skip
     text = spec.TextSpec(**(fields | changes))
     return tokenizers.make_tokenizer(text, bundle.read_bundle(tiny_bundle))
@@ -25,6 +25,13 @@ def test_long_text_loses_its_end_and_empty_text_is_padding(tiny_bundle):
     assert not tokenize("")[1].any()
 
 
+def test_special_ids_survive_the_cut(tiny_bundle):
+    tokenize = _make(tiny_bundle, name="stand_in", start_ids=(300,), end_ids=(1,), pad_id=9)
+    assert tokenize("a")[0].tolist() == [300, 99, 1, 9, 9, 9]
+    assert tokenize("abcdefgh")[0].tolist() == [300, 99, 100, 101, 102, 1]
+    assert tokenize("a")[1].sum() == 3
+
+
 def test_text_is_normalised_first(tiny_bundle):
     both = _make(tiny_bundle, lower_case=True, strip_punctuation=True)
     assert both(" A!  b ")[0].tolist() == _make(tiny_bundle)("a b")[0].tolist()
@@ -40,6 +47,21 @@ def test_bytes_equal_the_training_side(tiny_bundle, text):
         wanted_ids, wanted_mask = theirs([text])
         np.testing.assert_array_equal(ids, wanted_ids[0])
         np.testing.assert_array_equal(mask, wanted_mask[0])
+
+
+@pytest.mark.parametrize("text", ["Öffne die Schublade!", "", "🤖" * 9])
+def test_stand_in_equals_the_training_side(tiny_bundle, text):
+    training = pytest.importorskip("defi_jax.models.tokenizers")
+    theirs = training.StandInTokenizer(
+        length=16, lower_case=True, strip_punctuation=False,
+        special=training.SpecialIds(start=40, end=41, pad=41),
+    )  # fmt: skip
+    ids, mask = _make(
+        tiny_bundle, name="stand_in", length=16, lower_case=True,
+        start_ids=(40,), end_ids=(41,), pad_id=41,
+    )(text)  # fmt: skip
+    np.testing.assert_array_equal(ids, theirs([text])[0][0])
+    np.testing.assert_array_equal(mask, theirs([text])[1][0])
 
 
 @pytest.mark.parametrize(("name", "package"), [("clip", "tokenizers"), ("t5", "sentencepiece")])
