@@ -5,6 +5,7 @@ else), nested dicts of ordinary arrays, so that a reader needs neither the optim
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,12 @@ SCHEMA_VERSION = 1
 COMMIT_MARKER = "commit_success.txt"
 
 _ARRAY_ITEMS = ("params", "frozen", "ema_params", "train")
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """Returns a path that the checkpoint library accepts: absolute, or in a bucket."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def to_items(state: train_state.TrainState) -> dict[str, Params]:

@@ -60,7 +60,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: str | epath.Path, *, keep: int):
-        self.directory = epath.Path(workdir) / DIRECTORY
+        self.directory = checkpoint_format.absolute(workdir) / DIRECTORY
         self._failures = 0
         self._in_flight: int | None = None
         self._sealing: list[concurrent.futures.Future] = []
@@ -273,7 +273,7 @@ class Checkpointer:
 
 def committed_steps(path: str | epath.Path) -> list[int]:
     """Steps with a commit marker below a workdir or checkpoint directory, ascending."""
-    root = _root(epath.Path(path))
+    root = _root(checkpoint_format.absolute(path))
     if not root.is_dir():
         return []
     names = [child.name for child in root.iterdir() if child.name.isdigit()]
@@ -288,7 +288,7 @@ def damage(path: str | epath.Path, step: int) -> str:
     Changed and missing files are named where file digests were written, which is nearly always;
     else every array is read and the leaves are named whose digest differs.
     """
-    step_path = _root(epath.Path(path)) / str(step)
+    step_path = _root(checkpoint_format.absolute(path)) / str(step)
     try:
         documents = checkpoint_format.verified_documents(step_path)
         if integrity.digests_path(step_path).exists():
@@ -308,7 +308,7 @@ def latest_verified_step(path: str | epath.Path) -> int | None:
         problem = damage(path, step)
         if not problem:
             return step
-        step_path = _root(epath.Path(path)) / str(step)
+        step_path = _root(checkpoint_format.absolute(path)) / str(step)
         logging.warning("%s: %s; trying the step before", problem, step_path)
     return None
 
@@ -330,7 +330,7 @@ def load_params(
         UserError: if there is no such checkpoint.
         DataError: if it is damaged.
     """
-    step_path = _find_step(epath.Path(path), step)
+    step_path = _find_step(checkpoint_format.absolute(path), step)
     documents = checkpoint_format.verified_documents(step_path)
     leaves = documents["integrity"]["leaves"]
     items = {leaf.split("/")[0] for leaf in leaves}
@@ -347,7 +347,9 @@ def load_params(
 
 def load_metadata(path: str | epath.Path, step: int | None = None) -> dict[str, Any]:
     """Reads the metadata of a step (None: the latest that verifies), after checking its files."""
-    return checkpoint_format.verified_documents(_find_step(epath.Path(path), step))["metadata"]
+    return checkpoint_format.verified_documents(_find_step(checkpoint_format.absolute(path), step))[
+        "metadata"
+    ]
 
 
 def _find_step(path: epath.Path, step: int | None) -> epath.Path:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from etils import epath
 
 from defi_jax.objectives import base
 from defi_jax.training import (
+    checkpoint_format,
     checkpointing,
     device_batches,
     duties,
@@ -53,7 +53,7 @@ def train(
         DataError: the data ended, or no checkpoint verifies.
         UserError: the config does not fit the devices, the data or the checkpoints.
     """
-    workdir = epath.Path(workdir)
+    workdir = checkpoint_format.absolute(workdir)
     startup.enable_compilation_cache(config.compilation_cache_dir)
     with supervisor.Supervisor(str(workdir / "logs")) as watch:
         mesh = sharding.make_mesh(config.mesh)

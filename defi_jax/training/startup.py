@@ -13,12 +13,53 @@ from etils import epath
 from defi_jax import errors
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
-from defi_jax.training import checkpointing, sharding, step, supervisor, warm_start
+from defi_jax.training import (
+    checkpoint_format,
+    checkpointing,
+    metrics,
+    sharding,
+    step,
+    supervisor,
+    warm_start,
+)
 from defi_jax.training.train_state import TrainState
 
 CONFIG_FILE = "config.json"
 
+# All that a run writes, and so all that --overwrite deletes.
+_OWN_NAMES = (CONFIG_FILE, metrics.FILE, metrics.MEDIA, checkpointing.DIRECTORY, "logs")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+
+
+def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
+    """Returns the run's directory as an absolute path; makes nothing.
+
+    Args:
+        workdir: the flag's value.
+        overwrite: delete what an earlier run wrote there; other files stay.
+
+    Raises:
+        UserError: no directory is given, it is a file, or it holds files but no run's.
+    """
+    if not workdir:
+        raise errors.UserError(
+            "no workdir", "--workdir", "say where the run keeps its files: --workdir=runs/NAME"
+        )
+    path = checkpoint_format.absolute(workdir)
+    if path.exists() and not path.is_dir():
+        raise errors.UserError("the workdir is a file", str(path), "give a directory")
+    if path.exists() and not (path / CONFIG_FILE).exists() and any(path.iterdir()):
+        raise errors.UserError(
+            f"the workdir holds files, but no run's {CONFIG_FILE}", str(path), "name another one"
+        )
+    if overwrite and supervisor.is_primary():
+        for name in _OWN_NAMES:
+            child = path / name
+            if child.is_dir():
+                child.rmtree()
+            else:
+                child.unlink(missing_ok=True)
+    return path
 
 
 def enable_compilation_cache(directory: str) -> None:
@@ -32,24 +73,6 @@ def enable_compilation_cache(directory: str) -> None:
     if directory:
         jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
-    """Returns the directory of a run, emptied when `overwrite` asks for it.
-
-    Raises:
-        UserError: no directory was named, or it holds files that no run has written.
-    """
-    if not workdir:
-        raise errors.UserError("no workdir", "--workdir", "name a directory for the run's files")
-    path = epath.Path(workdir)
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).exists():
-        raise errors.UserError(
-            f"the workdir holds files, but no run's {CONFIG_FILE}", str(path), "name another one"
-        )
-    if overwrite and path.is_dir():
-        path.rmtree()
-    return path
 
 
 def open_loader(config: Any, spec: Any, make_loader: Callable[..., Any], split: str) -> Any:
