@@ -56,12 +56,8 @@ def _phases(out: str, videos: list[str]) -> dict[str, list[str]]:
                 for n in stores
             ),
         ],
-        "gfdm": [
-            f"{train}/gfdm.py:tiny --workdir={out}/gfdm {data} --config.data.mixture={mixture}"
-        ],
-        "gidm": [
-            f"{train}/gidm.py:tiny --workdir={out}/gidm {data} --config.data.mixture={mixture}"
-        ],
+        "gfdm": [f"{train}/gfdm.py:tiny --workdir={out}/gfdm {data} {mixed}"],
+        "gidm": [f"{train}/gidm.py:tiny --workdir={out}/gidm {data} {mixed}"],
         "joint": [
             f"{train}/joint.py:tiny --workdir={out}/joint {data} --config.data.mixture=metaworld "
             f"--config.init.gfdm={out}/gfdm --config.init.gidm={out}/gidm"
