@@ -35,8 +35,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., in_dim] to [..., out_dim]."""
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = _matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiplies the last axis; in 2-D, where CPU gradients are twice as fast."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Conv2d(nnx.Module):
@@ -85,7 +90,8 @@ def _conv_as_matmul(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -
     x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
     height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
     windows = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    return jnp.concatenate(windows, axis=-1) @ kernel.reshape(size * size * in_dim, out_dim)
+    kernel = kernel.reshape(size * size * in_dim, out_dim)
+    return _matmul(jnp.concatenate(windows, axis=-1), kernel)
 
 
 class TemporalConv(nnx.Module):
@@ -102,7 +108,7 @@ class TemporalConv(nnx.Module):
         num_frames = x.shape[1]
         x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
         windows = jnp.concatenate([x[:, i : i + num_frames] for i in range(3)], axis=-1)
-        y = windows @ kernel.reshape(-1, kernel.shape[-1])
+        y = _matmul(windows, kernel.reshape(-1, kernel.shape[-1]))
         return y + self.bias[...].astype(self.dtype)
 
 
@@ -165,6 +171,11 @@ class TimestepEmbedding(nnx.Module):
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., in_dim] to [..., out_dim]."""
         return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU through erf, as PyTorch has it; half the cost of `nnx.gelu`'s erfc on CPU."""
+    return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
