@@ -10,6 +10,8 @@ from defi_rollout import errors
 # EGL first: on a machine without a GPU it measures as fast as OSMesa, with one it is faster.
 _BACKENDS = ("egl", "osmesa")
 _PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
+# Holds the backend that drew its probe picture, so that child processes need not try again.
+_PROBED_VARIABLE = "DEFI_ROLLOUT_GL_PROBED"
 _PROBE = """
 import mujoco
 model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=".1"/></worldbody></mujoco>')
@@ -43,11 +45,13 @@ def choose() -> str:
             f"MUJOCO_GL={wanted}",
             "set MUJOCO_GL=egl or osmesa",
         )
+    if wanted and os.environ.get(_PROBED_VARIABLE) == wanted:
+        return wanted
     failures = []
     for backend in [wanted] if wanted else _BACKENDS:
         reason = _probe(backend)
         if reason is None:
-            os.environ["MUJOCO_GL"] = backend
+            os.environ["MUJOCO_GL"] = os.environ[_PROBED_VARIABLE] = backend
             return backend
         failures.append(f"{backend}: {reason}")
     packages = " or ".join(_PACKAGES[b] for b in ([wanted] if wanted else _BACKENDS))

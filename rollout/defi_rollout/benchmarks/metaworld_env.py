@@ -158,33 +158,27 @@ TASKS: dict[str, Task] = {
     ),
     "door-open-v3": _task(
         300,
-        "open the door; pull the door open; swing the door open by its handle; get the door "
-        "of the safe open",
+        "open the door; pull the door open; swing the door open; pull the safe open",
     ),
     "door-close-v3": _task(
         300,
-        "close the door; push the door shut; swing the door closed; get the door of the safe "
-        "closed",
+        "close the door; push the door shut; swing the door closed; push the safe shut",
     ),
     "faucet-open-v3": _task(
         300,
-        "open the faucet; turn the faucet on; rotate the tap open; turn the tap handle to let"
-        " water run",
+        "open the faucet; turn the faucet on; rotate the tap open; let the water run",
     ),
     "faucet-close-v3": _task(
         300,
-        "close the faucet; turn the faucet off; rotate the tap shut; turn the tap handle to "
-        "stop the water",
+        "close the faucet; turn the faucet off; rotate the tap shut; stop the water",
     ),
     "handle-press-v3": _task(
         250,
-        "press the handle down; push the handle downwards; lower the handle; press down on "
-        "the lever handle",
+        "press the handle down; push the handle downwards; lower the handle; force it down",
     ),
     "handle-pull-v3": _task(
         250,
-        "pull the handle up; raise the handle; lift the handle upwards; pull the lever handle"
-        " upwards",
+        "pull the handle up; raise the handle; lift the handle upwards; lever the handle up",
     ),
     "lever-pull-v3": _task(
         300,
@@ -207,8 +201,7 @@ TASKS: dict[str, Task] = {
     ),
     "reach-v3": _task(
         200,
-        "reach the goal; move the hand to the target; bring the gripper to the goal position;"
-        " reach the target with the gripper",
+        "reach the goal; reach for the target; move the hand to the goal; touch the target",
     ),
     "sweep-into-v3": _task(
         250,
@@ -378,8 +371,16 @@ class MetaWorldEnv:
 
         Returns:
             Whether the task has succeeded so far in this episode.
+
+        Raises:
+            errors.UsageError: another shape, or a value that is not finite.
         """
-        action = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise errors.UsageError(
+                f"an action must be {ACTION_DIM} finite numbers", str(action), "check the policy"
+            )
+        action = np.clip(action, -1.0, 1.0)
         self._obs, _, _, _, info = self._env.step(action)
         if self._start == "half_way":
             joint = float(self._env.data.joint(self._pair.joint).qpos[0])

@@ -5,7 +5,8 @@ from defi_rollout.benchmarks import headless_gl
 
 @pytest.fixture(autouse=True)
 def _no_choice_yet(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    for name in ("MUJOCO_GL", headless_gl._PROBED_VARIABLE):
+        monkeypatch.setenv(name, "")  # so that what `choose` sets is undone
     headless_gl.choose.cache_clear()
     yield
     headless_gl.choose.cache_clear()
@@ -15,6 +16,18 @@ def test_choose_takes_the_first_backend_that_works(monkeypatch):
     monkeypatch.setattr(headless_gl, "_probe", {"egl": "no device", "osmesa": None}.get)
     assert headless_gl.choose() == "osmesa"
     assert headless_gl.os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_a_child_process_does_not_probe_again(monkeypatch):
+    monkeypatch.setattr(headless_gl, "_probe", lambda backend: None)
+    assert headless_gl.choose() == "egl"
+    headless_gl.choose.cache_clear()  # as in a child, which has the environment only
+    monkeypatch.setattr(headless_gl, "_probe", lambda backend: "probed")
+    assert headless_gl.choose() == "egl"
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    headless_gl.choose.cache_clear()
+    with pytest.raises(errors.UsageError, match="osmesa: probed"):
+        headless_gl.choose()
 
 
 def test_choose_obeys_the_user(monkeypatch):

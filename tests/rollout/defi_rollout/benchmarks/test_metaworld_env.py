@@ -267,6 +267,9 @@ def test_bad_input_names_the_thing_and_the_fix(make_env, monkeypatch):
         env.reset(0, "half_way")
     with pytest.raises(errors.UsageError, match="unknown start: halfway"):
         env.reset(0, "halfway")
+    for action in (np.zeros(7), np.array([0.0, np.nan, 0.0, 0.0])):
+        with pytest.raises(errors.UsageError, match="4 finite numbers"):
+            env.step(action)
     monkeypatch.setattr(env._mujoco, "__version__", "4.0.0")
     with pytest.raises(errors.UsageError, match=r"too new.*mujoco 4\.0\.0"):
         metaworld_env.MetaWorldEnv("reach-v3", cameras=())
