@@ -4,7 +4,7 @@ Files of the output directory:
 
     run.json          what is evaluated; --resume demands the same
     episodes.jsonl    one row per finished episode, written as it ends
-    videos/           films of the first episodes of each task
+    videos/           films of the first episodes of each task, and of every failure
     results.json      design section 4
     index.html        the same for human eyes
 """

@@ -51,8 +51,10 @@ def summarise_language(rows: Sequence[Row]) -> dict[str, Any] | None:
 
     Returns:
         None without language rows; else "conditions": {condition: {episodes, task_first,
-        opposite_first}}, the shares of episodes won by the start's task and by its opposite;
-        "table": the same by task; "instructed": the share won by the instructed task.
+        opposite_first, task_success, opposite_success}}, the shares of episodes in which the
+        start's task or its opposite came first, or succeeded at all before the episode ended;
+        "table": the same by task; "instructed": the share in which the instructed task came
+        first; "instructed_success": in which it succeeded at all.
     """
     varied = [row for row in rows if row["condition"] != base.STANDARD]
     if not varied:
@@ -69,6 +71,7 @@ def summarise_language(rows: Sequence[Row]) -> dict[str, Any] | None:
     hits = [_first_task(row) == row["scored_task"] for row in instructed]
     return {
         "instructed": sum(hits) / len(hits),
+        "instructed_success": _rate(instructed),
         "instructed_episodes": len(hits),
         "conditions": {_named(c): _language_cell(played, c) for c in conditions},
         "table": table,
@@ -78,12 +81,15 @@ def summarise_language(rows: Sequence[Row]) -> dict[str, Any] | None:
 def _language_cell(rows: Iterable[Row], condition: str) -> dict[str, Any]:
     chosen = [row for row in rows if row["condition"] == condition]
     firsts = [(_first_task(row), row["task"]) for row in chosen]
+    reached = [(_reached(row).keys(), row["task"]) for row in chosen]
     count = max(len(chosen), 1)
     return {
         "instruction": _named(condition),
         "episodes": len(chosen),
         "task_first": sum(first == task for first, task in firsts) / count,
         "opposite_first": sum(first not in (None, task) for first, task in firsts) / count,
+        "task_success": sum(task in tasks for tasks, task in reached) / count,
+        "opposite_success": sum(bool(tasks - {task}) for tasks, task in reached) / count,
     }
 
 
@@ -93,8 +99,13 @@ def _named(condition: str) -> str:
 
 def _first_task(row: Row) -> str | None:
     """The task that succeeded first, None when none did."""
-    reached = {task: step for task, step in row["first_success"].items() if step is not None}
+    reached = _reached(row)
     return min(reached, key=reached.__getitem__) if reached else None
+
+
+def _reached(row: Row) -> dict[str, int]:
+    """The tasks that succeeded before the episode ended, with the step."""
+    return {task: step for task, step in row["first_success"].items() if step is not None}
 
 
 def _rate(rows: Sequence[Row]) -> float:

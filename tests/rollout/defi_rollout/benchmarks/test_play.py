@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 
+import av
 import numpy as np
 import pytest
 from defi_rollout import policy
@@ -49,7 +50,15 @@ def test_policy_is_asked_only_when_its_chunk_is_used_up(fake, tmp_path):
     row, environment = _play(fake, tmp_path, actor, film=False)
     values = [int(obs["observation/image"][0, 0, 0]) for obs in actor.observations]
     assert values == [0, 3, 6] and row["steps"] == 8
-    assert environment.looks == 3 and row["video"] is None
+    assert environment.looks == 3
+
+
+def test_a_failure_without_a_film_shows_what_the_policy_saw(fake, tmp_path):
+    row, _ = _play(fake, tmp_path, RecordingActor(), film=False)
+    with av.open(str(tmp_path / row["video"])) as film:
+        assert film.streams.video[0].frames == 3
+    won, _ = _play(fake, tmp_path, RecordingActor(), film=False, task="win", scored_task="win")
+    assert won["success"] and won["video"] is None
 
 
 def test_film_draws_each_step_at_most_once(fake, tmp_path):

@@ -34,6 +34,18 @@ def test_language_counts_the_task_that_succeeded_first():
     assert shares == {"right": (0.5, 0.5), "opposite": (0.5, 0.5), "empty": (0.5, 0.0)}
 
 
+def test_language_also_counts_what_succeeded_at_all():
+    rows = [
+        _row("open", 1, base.STANDARD, {"open": 9, "close": 4}, "open"),
+        _row("open", 1, base.OPPOSITE, {"open": 2, "close": 7}, "close"),
+        _row("open", 1, base.EMPTY, {"open": None, "close": None}, "open"),
+    ]
+    language = scores.summarise(rows)["language"]
+    assert language["instructed_success"] == 1.0 and language["instructed"] == 0.0
+    cells = language["conditions"].values()
+    assert [(c["task_success"], c["opposite_success"]) for c in cells] == [(1, 1), (1, 1), (0, 0)]
+
+
 def test_success_rate_is_over_standard_episodes_alone():
     rows = [
         _row("open", 1, base.STANDARD, {"open": 9}, "open"),
