@@ -222,6 +222,7 @@ class Loader:
                 "episodes": len(part.table.episodes),
                 "frames": int(part.source.lengths[part.table.episodes].sum()),
                 "samples": len(part.table),
+                "episodes_with_actions": int(part.source.has_actions[part.table.episodes].sum()),
                 "start_digests": _start_digests(part),
             }
             for part in self._batches.parts
