@@ -89,7 +89,8 @@ def export_bundle(
     objective = _rebuild_objective(metadata["config"])
     spec = description.describe(objective, metadata, make_inverse)
     with _building(output, overwrite) as directory, _translated():
-        flat = {k: np.ascontiguousarray(v) for k, v in params_lib.flatten(params).items()}
+        # Not ascontiguousarray, which turns scalars into vectors.
+        flat = {k: np.asarray(v, order="C") for k, v in params_lib.flatten(params).items()}
         files = description.tokenizer_files(objective)
         source = _write_parts(directory, objective, flat, spec, tokenizer_files=files)
         _write_example(directory, source, program_lib.policy_program(objective), params)

@@ -16,6 +16,7 @@ from data_pipelines import statistics
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.export import writer
+from defi_jax.models import params as params_lib
 from defi_jax.models import tokenizers
 from defi_jax.objectives import joint
 
@@ -41,7 +42,7 @@ class LinearObjective(joint.JointObjective):
             "goal": tokenizers.BytesTokenizer(length=L, lower_case=True, strip_punctuation=True)
         }
 
-    def batch_spec(self, batch_size):
+    def image_batch_spec(self, batch_size):
         return batch_lib.JointBatch(
             images=jax.ShapeDtypeStruct((batch_size, 2, SIZE, SIZE, 3), jnp.uint8),
             text={"goal": batch_lib.tokens_spec(batch_size, L)},
@@ -60,6 +61,7 @@ class LinearObjective(joint.JointObjective):
         words = (text["goal"].ids * text["goal"].mask).mean(axis=1, keepdims=True)
         video = noise["video"].sum(axis=(1, 2))[:, None]
         bias = colour @ params["policy"]["head"]["kernel"] + 0.001 * words + 0.01 * video
+        bias = bias * params["policy"]["gain"]
         return jnp.tanh(bias[:, None] + 0.1 * noise["actions"])
 
 
@@ -84,7 +86,8 @@ def _metadata():
 
 def _params():
     kernel = np.random.default_rng(0).standard_normal((A, 3)).astype(np.float32)
-    return {"policy": {"head": {"kernel": kernel.T}}}  # not contiguous, as restored arrays may be
+    # Not contiguous, as restored arrays may be, and a scalar.
+    return {"policy": {"head": {"kernel": kernel.T}, "gain": np.float32(0.5)}}
 
 
 @pytest.fixture
@@ -115,16 +118,16 @@ def test_parameters_come_back_bit_equal(checkpoint, tmp_path):
     report = _export(tmp_path / "bundle")
     source = rollout_bundle.read_bundle(tmp_path / "bundle")
     params = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
-    np.testing.assert_array_equal(
-        params["policy/head/kernel"], checkpoint["params"]["policy"]["head"]["kernel"]
-    )
+    for path, value in params_lib.flatten(checkpoint["params"]).items():
+        assert params[path].shape == np.shape(value)
+        np.testing.assert_array_equal(params[path], value)
     assert report.step == 7 and report.digest == source.digest
     assert report.rel_l2 <= writer.PARITY_TOLERANCE
 
 
 def test_half_precision_parameters_come_back_bit_equal(checkpoint, tmp_path):
-    kernel = checkpoint["params"]["policy"]["head"]["kernel"].astype(jnp.bfloat16)
-    checkpoint["params"] = {"policy": {"head": {"kernel": kernel}}}
+    policy = checkpoint["params"]["policy"]
+    kernel = policy["head"]["kernel"] = policy["head"]["kernel"].astype(jnp.bfloat16)
     _export(tmp_path / "bundle")
     params = safetensors.numpy.load_file(tmp_path / "bundle" / rollout_bundle.PARAMS)
     assert params["policy/head/kernel"].dtype == kernel.dtype
