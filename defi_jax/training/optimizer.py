@@ -52,7 +52,7 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), adamw)
 
 
-def update_ema(ema: Params | None, params: Params, updates: jax.Array, decay: float) -> Params:
+def update_ema(ema: Params, params: Params, updates: jax.Array, decay: float) -> Params:
     """Moving average with the warm-up min(decay, (1 + n) / (10 + n)) over the number of updates.
 
     The warm-up keeps short runs from averaging over their random start.

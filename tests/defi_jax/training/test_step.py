@@ -23,7 +23,7 @@ def one_step(accumulation, *, noise=0.0, order=None):
 
 def test_accumulation_equals_the_big_batch():
     big, big_scalars = one_step(1)
-    for num in (2, 4, 16):
+    for num in (2, 16):
         small, scalars = one_step(num)
         for path, leaf in toy_run.leaves(big).items():
             got = toy_run.leaves(small)[path]
@@ -81,7 +81,8 @@ def test_infinite_gradient_of_a_finite_loss_is_skipped_too():
     config, objective = toy_run.config(), Steep(hidden=16)
     state = step.init_state(jax.random.key(0), objective=objective, config=config)
     batch = toy_run.ToyLoader(objective.batch_spec(16)).batch(0)
-    after, scalars = step.train_step(state, batch, objective=objective, config=config)
+    run = jax.jit(functools.partial(step.train_step, objective=objective, config=config))
+    after, scalars = run(state, batch)
     assert np.isfinite(scalars["loss"]) and not np.isfinite(scalars["grad_norm"])
     for part in ("params", "ema_params", "opt_state", "extra"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(after, part))
