@@ -201,7 +201,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., D] to the same shape."""
-        return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=False))
+        return self.c_proj(layers.gelu(self.c_fc(x)))
 
 
 class Embedding(nnx.Module):
@@ -281,7 +281,7 @@ class ActionDenoiser(nnx.Module):
         self.dtype = dtype
         self.tok_emb = _linear(config.observation_dim, dim, dtype=dtype, rngs=rngs)
         self.tok_emb_token = _linear(config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
-        self.lang_emb = Embedding(config.goal_dim, dim, _gelu, dtype=dtype, rngs=rngs)
+        self.lang_emb = Embedding(config.goal_dim, dim, layers.gelu, dtype=dtype, rngs=rngs)
         # fp32: neighbouring noise levels must not round to one embedding.
         self.sigma_emb = Embedding(dim, dim, jax.nn.mish, dtype=jnp.float32, rngs=rngs)
         self.action_emb = _linear(config.action_dim, dim, dtype=dtype, rngs=rngs)
@@ -461,10 +461,6 @@ def _linear(
         dtype=dtype,
         rngs=rngs,
     )
-
-
-def _gelu(x: Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
 
 
 def _split(rng: PRNGKey | None, num: int) -> Any:

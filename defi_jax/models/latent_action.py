@@ -150,17 +150,18 @@ class SelfAttention(nnx.Module):
     def over_frames(self, x: Array) -> jax.Array:
         """Attends causally over T at each token; x [B, T, N, D].
 
-        Products and sums instead of matmuls: T is 2, and a batch of 2 x 2 matmuls is slow on every
-        device.
+        A loop of products and sums instead of matmuls: T is 2, and a batch of 2 x 2 matmuls is slow
+        on every device.
         """
         q, k, v = self._project(x)  # [B, T, N, heads, Dh]
-        num_frames, head_dim = x.shape[1], q.shape[-1]
-        products = q[:, :, None].astype(jnp.float32) * k[:, None].astype(jnp.float32)
-        logits = products.sum(-1) * head_dim**-0.5  # [B, T, T, N, heads]
-        causal = np.tril(np.ones((num_frames, num_frames), bool))
-        logits = jnp.where(causal[:, :, None, None], logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits, axis=2).astype(v.dtype)
-        return self.to_out(layers.merge_heads((weights[..., None] * v[:, None]).sum(2)))
+        scale = q.shape[-1] ** -0.5
+        frames = []
+        for t in range(x.shape[1]):
+            products = [q[:, t].astype(jnp.float32) * k[:, s] for s in range(t + 1)]
+            logits = jnp.stack([product.sum(-1) * scale for product in products], axis=-1)
+            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+            frames.append(sum(weights[..., s, None] * v[:, s] for s in range(t + 1)))
+        return self.to_out(layers.merge_heads(jnp.stack(frames, axis=1)))
 
     def _project(self, x: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)

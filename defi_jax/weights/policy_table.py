@@ -4,6 +4,7 @@ The reference holds three groups of parameters that it never applies; they have 
 denoiser and are kept for a round trip by the importer (`DROPPED`, passthrough).
 """
 
+from defi_jax import errors
 from defi_jax.models import action_denoiser, policy, video_former
 from defi_jax.weights import gidm_table, table
 
@@ -28,7 +29,7 @@ def entries(config: policy.PolicyConfig) -> list[Entry]:
     """Returns the table of the whole policy.
 
     Raises:
-        ValueError: the config has parameters that the reference does not know.
+        UserError: the config has parts that the reference does not know.
     """
     return [
         *gidm_table.linear("goal_emb/fc1", "goal_emb.0"),
@@ -45,7 +46,13 @@ def entries(config: policy.PolicyConfig) -> list[Entry]:
 
 
 def video_former_entries(config: video_former.VideoFormerConfig) -> list[Entry]:
-    """Returns the table of the Video Former, relative to it."""
+    """Returns the table of the Video Former, relative to it.
+
+    Raises:
+        UserError: the config has parts that the reference does not know.
+    """
+    if config.token_positions:
+        raise ValueError("token_positions is ours: such a Video Former has no official names")
     linear, norm = gidm_table.linear, gidm_table.norm
     rows = [
         Entry("latents", "latents"),
@@ -74,10 +81,18 @@ def denoiser_entries(config: action_denoiser.ActionDenoiserConfig) -> list[Entry
     """Returns the table of the action denoiser, relative to it; theirs start with `inner_model.`.
 
     Raises:
-        ValueError: the config has parameters that the reference does not know.
+        UserError: the config has parts that the reference does not know.
     """
-    if config.action_positions:
-        raise ValueError("action_positions is ours: such a denoiser has no official names")
+    ours_only = {"action_positions": config.action_positions} | {
+        "modulation_offset": config.modulation_offset != 0.0
+    }
+    if any(ours_only.values()):
+        names = ", ".join(name for name, is_used in ours_only.items() if is_used)
+        raise errors.UserError(
+            "the official denoiser has no such part",
+            f"denoiser.{names}",
+            "official weights need a config without it, as presets small and full",
+        )
     linear, norm = gidm_table.linear, gidm_table.norm
     rows = [
         *(row for name in ("tok_emb", "tok_emb_token") for row in linear(name, name)),
