@@ -1,0 +1,171 @@
+"""Files written by real PyTorch (tests/fixtures/make_archives.py) and hand-made malicious ones."""
+
+import os
+import pathlib
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from defi_jax import errors
+from defi_jax.weights import torch_archive, torch_pickle
+from tests.fixtures import seeded
+
+ARCHIVES = pathlib.Path(__file__).parents[2] / "fixtures" / "archives"
+BASE = seeded.noise("base", (4, 6))
+
+
+class _Calls:
+    """Pickles into a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def _write(path: pathlib.Path, pickled: bytes, **members: bytes) -> pathlib.Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickled)
+        for name, data in members.items():
+            file.writestr(f"archive/data/{name}", data)
+    return path
+
+
+@pytest.mark.parametrize("name, keys", [
+    ("state_dict.pth", ()), ("lightning.ckpt", ("state_dict",)), ("omegaconf.pt", ("model",)),
+])  # fmt: skip
+def test_every_tensor_of_a_real_file_is_read(name, keys):
+    archive = torch_archive.TorchArchive(ARCHIVES / name, keys)
+    expected = {
+        "base": BASE,
+        "transposed": BASE.T,
+        "window": BASE[1:3, 2:4],
+        "half": BASE.astype(np.float16),
+        "bfloat16": BASE.astype(ml_dtypes.bfloat16),
+        "double": BASE.astype(np.float64),
+        "int64": np.arange(5),
+        "bool": np.array([True, False]),
+        "scalar": np.float32(3.5),
+        "empty": np.zeros((0, 4), np.float32),
+        "parameter": BASE[0],
+    }
+    assert set(archive) == set(expected)
+    for key, value in expected.items():
+        assert archive[key].dtype == value.dtype, key
+        assert archive[key].flags.c_contiguous
+        np.testing.assert_array_equal(archive[key], value, err_msg=key)
+
+
+def test_torchscript_modules_give_their_tensors_by_attribute_path():
+    archive = torch_archive.TorchArchive(ARCHIVES / "script.pt")
+    assert set(archive) == {"scale", "child.weight"}
+    np.testing.assert_array_equal(archive["child.weight"], seeded.noise("child.weight", (2, 3)))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("function, name", [
+    (os.system, "posix.system"), (eval, "eval"), (getattr, "getattr"), (np.save, "numpy.save"),
+])  # fmt: skip
+def test_any_other_name_is_refused_and_nothing_runs(tmp_path, protocol, function, name):
+    witness = tmp_path / "witness"
+    payload = _Calls(function, f"touch {witness}")
+    pickled = pickle.dumps({"weight": payload}, protocol)
+    path = _write(tmp_path / "bad.pt", pickled)
+    with pytest.raises(errors.DataError, match=f"pickle names .*{name}"):
+        torch_archive.TorchArchive(path)
+    assert not witness.exists()
+
+
+def test_inert_names_cannot_be_used_to_reach_others():
+    # pathlib is recorded, not imported: its attributes and calls stay records.
+    record = torch_pickle.load(pickle.dumps(pathlib.PurePosixPath("a/b"), 2), "test")
+    assert isinstance(record, torch_pickle.Record)
+    assert str(record.name) == "pathlib.PurePosixPath"
+    # A record is no function: applying the result of a call is refused.
+    stream = b"cpathlib\nPath\n(tR(tR."
+    with pytest.raises(errors.DataError, match="pickle calls"):
+        torch_pickle.load(stream, "test")
+    # A prefix is a whole package name.
+    with pytest.raises(errors.DataError, match=r"names pathlib2.Path"):
+        torch_pickle.load(b"cpathlib2\nPath\n.", "test")
+
+
+def test_damaged_streams_are_data_errors():
+    good = pickle.dumps({"a": [1, (2, 3)], "b": {"c": b"d"}}, 2)
+    assert torch_pickle.load(good, "test") == {"a": [1, (2, 3)], "b": {"c": b"d"}}
+    for length in range(len(good)):
+        with pytest.raises(errors.DataError):
+            torch_pickle.load(good[:length], "test")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(good)
+        broken[rng.integers(len(good))] = rng.integers(256)
+        try:
+            torch_pickle.load(bytes(broken), "test")
+        except errors.DataError:
+            continue
+
+
+def test_tensors_cannot_reach_outside_their_storage():
+    storage = torch_pickle.Storage("float32", "0", 6)
+    rebuild = torch_pickle._tensor
+    assert rebuild(storage, 0, (2, 3), (3, 1)).shape == (2, 3)
+    for offset, shape, strides in (
+        (1, (2, 3), (3, 1)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (10**12,), (0,)),
+        (0, (2, 2), (1,)),
+        (0, (True, 2), (1, 1)),
+    ):
+        with pytest.raises(ValueError, match="tensor"):
+            rebuild(storage, offset, shape, strides)
+
+
+def test_entries_that_are_not_tensors_and_missing_keys_are_named(tmp_path):
+    path = _write(tmp_path / "a.pt", pickle.dumps({"b": 1, "a": "text"}, 2))
+    with pytest.raises(errors.DataError, match="entries that are not tensors: a, b"):
+        torch_archive.TorchArchive(path)
+    with pytest.raises(errors.DataError, match="without 'model'"):
+        torch_archive.TorchArchive(path, ("model",))
+
+
+def test_damaged_archives_are_named(tmp_path):
+    source = (ARCHIVES / "state_dict.pth").read_bytes()
+    with pytest.raises(errors.UserError, match="no such file"):
+        torch_archive.TorchArchive(tmp_path / "absent.pt")
+    for length in (0, 10, len(source) // 2, len(source) - 30):
+        path = tmp_path / "short.pth"
+        path.write_bytes(source[:length])
+        with pytest.raises(errors.DataError):
+            torch_archive.TorchArchive(path)
+    with pytest.raises(errors.DataError, match=r"older than PyTorch 1\.6"):
+        torch_archive.TorchArchive(ARCHIVES / "legacy.pth")
+    flipped = bytearray(source)
+    position = source.index(BASE.tobytes()) + 5
+    flipped[position] ^= 0xFF
+    path.write_bytes(flipped)
+    with pytest.raises(errors.DataError, match="damaged archive"):
+        torch_archive.TorchArchive(path)["base"]
+
+
+def test_short_storage_and_compressed_member_are_refused(tmp_path):
+    with zipfile.ZipFile(ARCHIVES / "script.pt") as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    storage = next(name for name in members if name.endswith("data/0"))
+    for data, method, message in (
+        (members[storage][:-4], zipfile.ZIP_STORED, "bytes, expected"),
+        (members[storage], zipfile.ZIP_DEFLATED, "compressed"),
+    ):
+        path = tmp_path / "changed.pt"
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in members.items():
+                is_it = name == storage
+                file.writestr(name, data if is_it else content, method if is_it else None)
+        archive = torch_archive.TorchArchive(path)
+        with pytest.raises(errors.DataError, match=message):
+            dict(archive)
