@@ -21,9 +21,11 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import process
+from multiprocessing import connection
 
 import numpy as np
 import tqdm
@@ -240,7 +242,9 @@ def _run_blocks(blocks: Sequence[_Block], workers: int) -> Iterator[list[Collect
     # A forked child would inherit the parent's OpenGL and JAX threads; a spawned one starts clean.
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, max(1, len(blocks))), mp_context=context
+        max_workers=min(workers, max(1, len(blocks))),
+        mp_context=context,
+        initializer=_end_with_parent,
     )
     try:
         futures = [pool.submit(_collect_block, block) for block in blocks]
@@ -256,6 +260,18 @@ def _run_blocks(blocks: Sequence[_Block], workers: int) -> Iterator[list[Collect
 
 
 # ---- in a worker process ----
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # the pool's initializer runs in children only
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _collect_block(block: _Block) -> list[Collected]:
