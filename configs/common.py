@@ -61,9 +61,9 @@ def data() -> ml_collections.ConfigDict:
             "frame_stride": 4,  # control steps between clip frames; 0 spreads over the episode
             "pair_offset": (4, 12),  # control steps between the frames of a pair, inclusive
             "action_horizon": 10,
+            "window_stride": 1,  # control steps between joint windows
             "action_dim": 4,
             "normalization": "none",  # none | normal | bounds | bounds_q99
-            "unnormalized_dims": (),  # action dimensions that pass unchanged (a gripper's)
             "unnormalized_dims": (),  # action dimensions left as they are, such as the gripper's
             "holdout_percent": 10,  # of the episodes, by a hash of their id
             "augment": False,

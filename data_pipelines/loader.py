@@ -6,6 +6,10 @@
 Batch k is a pure function of the config, the seed and k. The state is therefore one number, and
 resuming is exact with any number of workers, processes or hosts that divides the global batch.
 
+A joint batch spec with features instead of images makes a loader that reads no frames: it takes
+features by sample from a file (`use_features`), which is computed from `scan`. A sample's
+paraphrase is then the same in every epoch.
+
 Keys of the `data` section that are read here:
 
     root              directory of episode stores; "" for synthetic data
@@ -17,6 +21,7 @@ Keys of the `data` section that are read here:
     frame_stride      control steps between a clip's frames; 0 spreads them over the episode
     pair_offset       (min, max) control steps between the frames of a GIDM pair, inclusive
     action_horizon    S of joint windows
+    window_stride     control steps between joint windows
     action_dim        A
     normalization     of actions: none | normal | bounds | bounds_q99
     unnormalized_dims action dimensions that pass unchanged, such as the gripper's
@@ -29,9 +34,11 @@ Keys of the `data` section that are read here:
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -40,7 +47,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from data_pipelines import mixtures, samples, statistics
+from data_pipelines import features, mixtures, samples, statistics
 from data_pipelines.sources import synthetic
 from data_pipelines.transforms import action, frame, text, trajectory
 from defi_jax import batch as batch_lib
@@ -70,7 +77,7 @@ def make_loader(
     Args:
         data_config: the config's `data` section, see the module's docstring.
         objective_name: "gfdm", "gidm" or "joint".
-        batch_spec: abstract batch of the objective, of any batch size; the first batch is checked.
+        batch_spec: abstract batch of the objective, of any batch size; batches are checked.
         tokenizers: by role; "gfdm", "gidm" or for joint "gfdm", "gidm" and "goal".
         split: "train", or "eval" for the held-out episodes without any augmentation.
         seed: of order and draws.
@@ -99,6 +106,9 @@ def make_loader(
     )
     normalizer = _normalizer(config, objective_name, components)
     reader = _reader(config, objective_name, normalizer, train=split == "train")
+    takes_features = _takes_features(batch_spec)
+    if takes_features:
+        reader = dataclasses.replace(reader, with_images=False)
     batches = samples.Batches(
         parts=_parts(components, reader, config, split),
         reader=reader,
@@ -108,6 +118,7 @@ def make_loader(
         global_batch=global_batch,
         process_index=process_index,
         process_count=process_count,
+        fixed_text=takes_features,
     )
     pipeline = {
         "split": split,
@@ -117,6 +128,7 @@ def make_loader(
         "sources": [[c.name, c.weight, c.source.fingerprint()] for c in components],
         "transforms": samples.describe(config),
         "normalizer": normalizer.to_json(),
+        "features": takes_features,
         "tokenizers": batches.tokenize.describe(),
     }
     return Loader(batches, objective_name, batch_spec, pipeline, normalizer, config)
@@ -177,6 +189,48 @@ class Loader:
         """Yields the first batches of the order; neither reads nor changes the state."""
         for number in range(num_batches):
             yield self._batch(self._batches[number])
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split, each once; rows of the file for `use_features`."""
+        return sum(len(part.table) for part in self._batches.parts)
+
+    def scan(self, spec: batch_lib.JointBatch) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
+        """Yields every sample once, by row; neither reads nor changes the state.
+
+        Args:
+            spec: abstract batch with images, of the batch size that is wanted.
+
+        Yields:
+            A batch, and bool[B]: False for damaged samples and past the end of the last batch.
+        """
+        own = self._batches
+        leaves = {name: getattr(spec, name) for name in ("images", "actions", "action_mask")}
+        scan = features.Scan(
+            parts=own.parts,
+            reader=dataclasses.replace(own.reader, with_images=True),
+            choose=own.choose,
+            tokenize=own.tokenize,
+            seed=own.seed,
+            batch_size=spec.actions.shape[0],
+            blank={name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in leaves.items()},
+        )
+        options = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
+        iterator = iter(grain.MapDataset.source(scan).to_iter_dataset(options))
+        try:
+            for raw in iterator:
+                batch = _assemble(self._objective_name, raw)
+                batch_lib.check(batch, spec)
+                yield batch, np.array(raw["good"])
+        finally:
+            iterator.close()
+
+    def use_features(self, path: str | os.PathLike) -> None:
+        """Takes the features of the batches from a .npy file with a row a sample, as `scan`."""
+        self.close()
+        counts = [len(part.table) for part in self._batches.parts]
+        rows = features.FeatureRows(path, counts)
+        self._batches = dataclasses.replace(self._batches, features=rows)
 
     def state(self) -> dict[str, Any]:
         """Returns the position, small and JSON-able."""
@@ -271,18 +325,27 @@ class Loader:
         arrays = raw["arrays"]
         if self._workers:  # what they return lives in shared memory that is lost at exit
             arrays = {name: np.array(array) for name, array in arrays.items()}
-        tokens = {
-            role: batch_lib.TextTokens(ids=np.array(ids), mask=np.array(mask))
-            for role, (ids, mask) in raw["text"].items()
-        }
-        if self._objective_name == "gfdm":
-            batch = batch_lib.GFDMBatch(text=tokens["gfdm"], **arrays)
-        elif self._objective_name == "gidm":
-            batch = batch_lib.GIDMBatch(text=tokens["gidm"], **arrays)
-        else:
-            batch = batch_lib.JointBatch(text=tokens, **arrays)
+        batch = _assemble(self._objective_name, {**raw, "arrays": arrays})
         batch_lib.check(batch, self._spec)
         return batch
+
+
+def _assemble(objective_name: str, raw: Mapping[str, Any]) -> batch_lib.Batch:
+    """Returns the objective's batch of what `samples.Batches` or `samples.Scan` has read."""
+    arrays = raw["arrays"]
+    tokens = {
+        role: batch_lib.TextTokens(ids=np.array(ids), mask=np.array(mask))
+        for role, (ids, mask) in raw["text"].items()
+    }
+    if objective_name == "gfdm":
+        return batch_lib.GFDMBatch(text=tokens["gfdm"], **arrays)
+    if objective_name == "gidm":
+        return batch_lib.GIDMBatch(text=tokens["gidm"], **arrays)
+    return batch_lib.JointBatch(text=tokens, **{"images": None, **arrays})
+
+
+def _takes_features(batch_spec: batch_lib.Batch) -> bool:
+    return isinstance(batch_spec, batch_lib.JointBatch) and batch_spec.features is not None
 
 
 def _digest(value: Any) -> str:
@@ -309,7 +372,7 @@ def _reader(
         )
     if objective_name == "joint":
         return samples.JointReader(
-            window=trajectory.Window(),
+            window=trajectory.Window(stride=config.window_stride),
             chunk=action.Chunk(horizon=config.action_horizon),
             cameras=tuple(config.cameras),
             prepare=prepare,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -139,6 +139,9 @@ class JointReader:
     """Observations with the actions that follow.
 
     `images` uint8[cams, H, W, 3], `actions` float32[S, A] normalised, `action_mask` bool[S].
+
+    Attributes:
+        with_images: False leaves `images` out and reads no frame.
     """
 
     window: trajectory.Window
@@ -146,6 +149,7 @@ class JointReader:
     cameras: tuple[str, ...]
     prepare: frame.Prepare
     normalizer: statistics.Normalizer
+    with_images: bool = True
     needs_actions: bool = True
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
@@ -161,10 +165,13 @@ class JointReader:
     ) -> Arrays:
         """See `Reader`."""
         t = self.window(source.meta(i).length, sample)
-        images = [self.prepare(source.frames(i, name, [t]), rng)[0] for name in self.cameras]
         following = source.actions(i)[t : t + self.chunk.horizon]
         actions, mask = self.chunk(self.normalizer.apply(following), 0)
-        return {"images": np.stack(images), "actions": actions, "action_mask": mask}
+        arrays = {"actions": actions, "action_mask": mask}
+        if not self.with_images:
+            return arrays
+        images = [self.prepare(source.frames(i, name, [t]), rng)[0] for name in self.cameras]
+        return {"images": np.stack(images), **arrays}
 
 
 class Table:
@@ -273,6 +280,8 @@ class Batches:
         global_batch: G, samples of all processes.
         process_index: p.
         process_count: P, divides G.
+        fixed_text: whether a sample has the same paraphrase whenever it is drawn.
+        features: (part, sample) -> what is added to the arrays as `features`; None for none.
         first: batch number that index 0 stands for.
     """
 
@@ -284,6 +293,8 @@ class Batches:
     global_batch: int
     process_index: int
     process_count: int
+    fixed_text: bool = False
+    features: Callable[[int, int], np.ndarray] | None = None
     first: int = 0
 
     def __post_init__(self):
@@ -324,8 +335,11 @@ class Batches:
                 sample = int(rng.integers(len(part.table)))
             i, within = part.table(sample)
             try:
-                instruction = self.choose(part.source.meta(i).instructions, rng)
-                return self.reader(part.source, i, within, rng), instruction
+                instruction = self._instruction(part, sample, rng)
+                arrays = self.reader(part.source, i, within, rng)
+                if self.features is not None:
+                    arrays["features"] = self.features(part_number, sample)
+                return arrays, instruction
             except (errors.DataError, OSError) as error:
                 record = f"{part.source.episode_ids[i]}#{within}"
                 bad.append(Bad(part.name, record, str(error)))
@@ -336,12 +350,23 @@ class Batches:
             "check it with `python launch/data.py validate` and convert again",
         )
 
+    def _instruction(self, part: Part, sample: int, rng: np.random.Generator) -> str:
+        if self.fixed_text:
+            return fixed_instruction(part, sample, self.choose, self.seed)
+        return self.choose(part.source.meta(part.table(sample)[0]).instructions, rng)
+
+
+def fixed_instruction(part: Part, sample: int, choose: text.ChooseParaphrase, seed: int) -> str:
+    """Returns the paraphrase of a sample that follows from seed, part and sample alone."""
+    rng = np.random.default_rng((seed, zlib.crc32(part.name.encode()), sample))
+    return choose(part.source.meta(part.table(sample)[0]).instructions, rng)
+
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of the data section that change what a sample is, for the fingerprint."""
     keys = (
         "image_size", "cameras", "num_frames", "frame_stride", "pair_offset", "action_horizon",
-        "action_dim", "augment", "holdout_percent",
+        "action_dim", "window_stride", "augment", "holdout_percent",
     )  # fmt: skip
     values = {key: config[key] for key in keys}
     return {key: list(v) if isinstance(v, tuple | list) else v for key, v in values.items()}

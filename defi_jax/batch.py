@@ -63,16 +63,18 @@ class JointBatch:
     """Observations with the actions that follow.
 
     Attributes:
-        images: uint8[B, cams, H, W, C], camera 0 is the static one.
+        images: uint8[B, cams, H, W, C], camera 0 is the static one; None with features.
         text: tokens by role: "gfdm", "gidm" and "goal".
         actions: float32[B, S, A], normalised.
         action_mask: bool[B, S], False past the end of the episode.
+        features: float16[B, cams, T, h, w, C] of the forward model, or None with images.
     """
 
-    images: Leaf
+    images: Leaf | None
     text: dict[str, TextTokens]
     actions: Leaf
     action_mask: Leaf
+    features: Leaf | None = None
 
 
 Batch = GFDMBatch | GIDMBatch | JointBatch

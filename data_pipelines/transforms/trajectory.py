@@ -80,14 +80,27 @@ class FramePair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
-    """One observation, at every frame; the actions that follow are cut by `action.Chunk`."""
+    """One observation, at every `stride`-th frame; `action.Chunk` cuts the actions that follow.
+
+        n=7, stride=3  ->  0, 3, 6
+
+    Attributes:
+        stride: control steps between windows.
+    """
+
+    stride: int = 1
+
+    def __post_init__(self):
+        if self.stride < 1:
+            raise ValueError(f"impossible window: {self}")
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """Returns int64, the number of windows of episodes of these lengths."""
-        return lengths.copy()
+        return -(-lengths // self.stride)
 
     def __call__(self, length: int, sample: int) -> int:
         """Returns the frame of window number `sample`."""
-        if not 0 <= sample < length:
-            raise ValueError(f"window {sample} of an episode of {length} frames")
-        return sample
+        frame = sample * self.stride
+        if not 0 <= frame < length:
+            raise ValueError(f"window {sample} of {self} in an episode of {length} frames")
+        return frame

@@ -24,6 +24,7 @@ def _config(**changes):
         "frame_stride": 4,
         "pair_offset": (2, 5),
         "action_horizon": 4,
+        "window_stride": 1,
         "action_dim": 2,
         "normalization": "bounds_q99",
         "unnormalized_dims": (),
@@ -293,3 +294,74 @@ def test_too_many_damaged_samples_stop_with_their_records(tmp_path):
     with pytest.raises(errors.DataError, match=r"max_bad_fraction=0\.0 \(last: a/a-3#"):
         for _ in range(12):
             next(one)
+
+
+def _feature_loader(directory, **changes):
+    """A joint loader of features, and one of images, of the same stores."""
+    settings = {"root": str(directory), "mixture": "a,b", "holdout_percent": 0, "augment": False}
+    config = _config(**settings | changes)
+    spec = _spec("joint", config)
+    with_features = spec.replace(images=None, features=jax.ShapeDtypeStruct((1, 1, 2), np.float16))
+    tokenizer = tokenizers.BytesTokenizer(length=_LENGTH, lower_case=True, strip_punctuation=False)
+    made = [
+        loader.make_loader(
+            config, "joint", one, tokenizers=dict.fromkeys(_ROLES["joint"], tokenizer),
+            split="train", seed=0, global_batch=8, process_index=0, process_count=1,
+        )
+        for one in (with_features, spec)
+    ]  # fmt: skip
+    return (*made, batch_lib.with_batch_size(spec, 8))
+
+
+def _write_features(one, spec, path):
+    """Writes mean brightness and first action of each sample."""
+    rows = []
+    for batch, good in one.scan(spec):
+        means = batch.images.mean(axis=(1, 2, 3, 4))
+        row = np.stack([means, batch.actions[:, 0, 0]], axis=1)
+        rows.append(np.where(good[:, None], row, np.nan))
+    rows = np.concatenate(rows)[: one.num_samples]
+    np.save(path, rows[:, None].astype(np.float16))
+    return rows
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_batches_carry_the_features_of_their_own_samples(tmp_path, stride):
+    _store(tmp_path, "a", count=3)
+    _store(tmp_path, "b", count=2)
+    one, images, spec = _feature_loader(tmp_path, window_stride=stride)
+    assert one.num_samples == 5 * len(range(0, 9, stride))
+    _write_features(one, spec, tmp_path / "rows.npy")
+    one.use_features(tmp_path / "rows.npy")
+    for _ in range(10):
+        batch, expected = next(one), next(images)
+        assert batch.images is None
+        _equal(batch.actions, expected.actions)
+        _equal(batch.features[:, 0, 0], expected.images.mean(axis=(1, 2, 3, 4)).astype(np.float16))
+        _equal(batch.features[:, 0, 1], batch.actions[:, 0, 0].astype(np.float16))
+    state = one.state()
+    expected = next(one)
+    resumed, *_ = _feature_loader(tmp_path, window_stride=stride)
+    resumed.restore(state)
+    resumed.use_features(tmp_path / "rows.npy")
+    _equal(next(resumed), expected)
+    with pytest.raises(errors.UserError, match="features changed"):
+        images.restore(state)
+
+
+def test_samples_that_could_not_be_scanned_are_replaced(tmp_path):
+    _damage(_store(tmp_path, "a", count=3), "a-1")
+    _store(tmp_path, "b", count=2)
+    one, _, spec = _feature_loader(tmp_path, max_bad_fraction=0.01)
+    rows = _write_features(one, spec, tmp_path / "rows.npy")
+    assert np.isnan(rows[:, 0]).sum() == 9
+    one.use_features(tmp_path / "rows.npy")
+    for _ in range(6):
+        assert np.isfinite(next(one).features).all()
+    assert one.bad_samples.keys() == {"a"}
+
+
+def test_window_stride_is_part_of_the_fingerprint():
+    every, second = _loader("joint"), _loader("joint", window_stride=2)
+    assert every.fingerprint != second.fingerprint
+    assert every.num_samples == 2 * second.num_samples

@@ -152,3 +152,60 @@ def test_gfdm_draws_cameras_in_training_only():
             drawn[draw].add(video.tobytes())
     assert len(drawn[True]) == 2
     assert drawn[False] == {source.frames(0, "static", [0, 31]).tobytes()}
+
+
+class _Texts:
+    """Tells instructions apart; texts of one sample are collected over many batches."""
+
+    length = 1
+
+    def __call__(self, texts):
+        ids = np.array([[hash(entry) % 10**6] for entry in texts], np.int32)
+        return ids, ids > 0
+
+    def describe(self):
+        return {}
+
+
+class _Numbers:
+    needs_actions = False
+
+    def __call__(self, source, i, sample, rng):
+        return {"place": np.array([source.lengths[0], i, sample])}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
+    batches = _batches(
+        parts=(_part("a", [2] * 8),),
+        reader=_Numbers(),
+        tokenize=text.Tokenize(by_role={"gfdm": _Texts()}),
+        fixed_text=fixed,
+    )
+    seen = collections.defaultdict(set)
+    for k in range(40):
+        batch = batches[k]
+        for place, words in zip(batch["arrays"]["place"], batch["text"]["gfdm"][0], strict=True):
+            seen[tuple(place[1:])].add(int(words[0]))
+    assert len(seen) == 16
+    assert (max(len(texts) for texts in seen.values()) == 1) == fixed
+    # Windows of one episode have different ones.
+    assert any(seen[i, 0] != seen[i, 1] for i in range(8))
+
+
+def test_features_are_looked_up_by_part_and_replaced_sample():
+    def features(part_number, sample):
+        if (part_number, sample) == (0, 2):
+            raise errors.DataError("damaged", "row")
+        return np.array([part_number, sample])
+
+    batches = _batches(reader=_Failing(set()), features=features)
+    bad = []
+    for k in range(12):
+        batch = batches[k]
+        bad += batch["bad"]
+        # Sample k of either part is of episode k.
+        np.testing.assert_array_equal(batch["arrays"]["features"][:, 1], batch["arrays"]["episode"])
+        assert set(batch["arrays"]["features"][:, 0]) == {0, 1}
+    assert {entry.record for entry in bad} == {"synthetic-000002#0"}
+    assert {entry.part for entry in bad} == {"a"}

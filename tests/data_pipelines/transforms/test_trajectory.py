@@ -49,3 +49,17 @@ def test_impossible_numbers_are_refused():
         trajectory.FramePair(min_offset=0, max_offset=3)
     with pytest.raises(ValueError, match="pair"):
         trajectory.FramePair(min_offset=4, max_offset=3)
+    with pytest.raises(ValueError, match="window"):
+        trajectory.Window(stride=0)
+
+
+@pytest.mark.parametrize(
+    ("stride", "length", "starts"),
+    [(1, 3, [0, 1, 2]), (3, 7, [0, 3, 6]), (3, 6, [0, 3]), (2, 1, [0]), (5, 4, [0])],
+)
+def test_windows_start_at_every_stride_th_frame(stride, length, starts):
+    window = trajectory.Window(stride=stride)
+    assert window.num_samples(np.array([length])).tolist() == [len(starts)]
+    assert [window(length, sample) for sample in range(len(starts))] == starts
+    with pytest.raises(ValueError, match=f"window {len(starts)}"):
+        window(length, len(starts))
