@@ -196,7 +196,7 @@ def import_params(
         )
     if flat_expected is not None:
         params = {
-            path: np.asarray(value, dtype=flat_expected[path].dtype)
+            path: np.asarray(value, dtype=flat_expected[path].dtype, order="C")
             for path, value in params.items()
         }
     return params_lib.unflatten(
@@ -301,7 +301,7 @@ def _stack(
     if len({value.shape for value in ordered}) > 1 or sorted(layers) != list(range(len(layers))):
         problems.append(f"misshapen layers of {path}: {[value.shape for value in ordered]}")
         return None
-    return np.stack(ordered)
+    return np.ascontiguousarray(np.stack(ordered))
 
 
 def _check_expected(

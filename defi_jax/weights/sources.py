@@ -1,0 +1,190 @@
+"""What official releases hold: which architectures, under which prefixes, in which files.
+
+A release (`Source`) is made of parts; each part is one of our modules, with its table, its place in
+the release and its place in what the importer writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from defi_jax.models import clip_text, dinov2, gidm, policy, svd_unet, svd_vae, t5_encoder
+from defi_jax.weights import (
+    clip_openai_table,
+    clip_text_table,
+    dinov2_table,
+    fields,
+    gidm_table,
+    policy_table,
+    svd_unet_table,
+    svd_vae_table,
+    t5_encoder_table,
+    table,
+)
+
+# (config, official names of the part) -> table
+Entries = Callable[[Any, Iterable[str]], list[table.Entry]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One module of a release.
+
+    Attributes:
+        name: directory of the output; "" when the release has one part.
+        module: our class, built as module(config, rngs=rngs).
+        config: full-size numbers, used unless the release brings a config.json.
+        entries: the table.
+        dropped: official names without a place in ours.
+        folder: subfolder of the release; "" for its top.
+        prefix: what stands before the table's official names in the release.
+        ours: path under which training expects the module.
+    """
+
+    name: str
+    module: Callable[..., nnx.Module]
+    config: Any
+    entries: Entries
+    dropped: table.Dropped
+    folder: str = ""
+    prefix: str = ""
+    ours: str = ""
+
+    def make(self, config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
+        """Returns the module's builder."""
+        return lambda rngs: self.module(config, rngs=rngs)
+
+    def read_config(self, given: Mapping[str, Any], where: str) -> Any:
+        """Returns the config of a release's config.json; fields that are not ours are ignored.
+
+        Hugging Face's files mix numbers of the architecture with notes on its use; a number that
+        matters and differs shows as misshapen tensors.
+        """
+        return _rebuild(self.config, given.get("text_config", given), where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One official release.
+
+    Attributes:
+        parts: its modules.
+        keys: where the state dict is inside a pickled archive.
+        dropped: names of the release that belong to no part.
+    """
+
+    parts: tuple[Part, ...]
+    keys: tuple[str, ...] = ()
+    dropped: table.Dropped = ()
+
+
+def _rebuild(template: Any, given: Mapping[str, Any], where: str) -> Any:
+    """`template` with the known fields of `given`; fields that are configs are rebuilt too."""
+    values = {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
+    for name in values.keys() & given.keys():
+        if dataclasses.is_dataclass(values[name]):
+            values[name] = _rebuild(values[name], given[name], where)
+        else:
+            values[name] = given[name]
+    return fields.make_config(type(template), values, where)
+
+
+def _fixed(entries: Callable[[Any], list[table.Entry]]) -> Entries:
+    """A table that does not depend on the names found."""
+    return lambda config, names: entries(config)
+
+
+def _dinov2_entries(config: dinov2.DINOv2Config, names: Iterable[str]) -> list[table.Entry]:
+    return dinov2_table.entries(config, dinov2_table.release(names))
+
+
+_UNET = Part(
+    name="unet",
+    module=svd_unet.SVDUNet,
+    config=svd_unet.PRESETS["full"],
+    entries=_fixed(svd_unet_table.entries),
+    dropped=svd_unet_table.DROPPED,
+    folder="unet",
+    ours="gfdm/unet/",
+)
+_VAE = Part(
+    name="svd_vae",
+    module=svd_vae.SVDVAE,
+    config=svd_vae.PRESETS["full"],
+    entries=_fixed(svd_vae_table.entries),
+    dropped=svd_vae_table.DROPPED,
+    folder="vae",
+)
+_CLIP = Part(
+    name="",
+    module=clip_text.CLIPText,
+    config=clip_text.PRESETS["full"],
+    entries=_fixed(clip_text_table.entries),
+    dropped=clip_text_table.DROPPED,
+)
+_CLIP_OPENAI = dataclasses.replace(
+    _CLIP, entries=_fixed(clip_openai_table.entries), dropped=clip_openai_table.DROPPED
+)
+_T5 = Part(
+    name="",
+    module=t5_encoder.T5Encoder,
+    config=t5_encoder.PRESETS["full"],
+    entries=_fixed(t5_encoder_table.entries),
+    dropped=t5_encoder_table.DROPPED,
+)
+_DINOV2 = Part(
+    name="",
+    module=dinov2.DINOv2,
+    config=dinov2.PRESETS["full"],
+    entries=_dinov2_entries,
+    dropped=dinov2_table.DROPPED,
+)
+_GIDM = Part(
+    name="gidm",
+    module=gidm.GIDM,
+    config=gidm.PRESETS["full"],
+    entries=_fixed(gidm_table.entries),
+    dropped=gidm_table.DROPPED,
+    prefix="lam.",
+    ours="gidm/",
+)
+_POLICY = Part(
+    name="policy",
+    module=policy.Policy,
+    config=policy.PRESETS["full"],
+    entries=_fixed(policy_table.entries),
+    dropped=policy_table.DROPPED,
+    ours="policy/",
+)
+
+SOURCES: dict[str, Source] = {
+    "svd": Source(parts=(_UNET, _VAE)),
+    "clip": Source(parts=(_CLIP,)),
+    "clip_openai": Source(parts=(_CLIP_OPENAI,)),
+    "t5": Source(parts=(_T5,)),
+    "dinov2": Source(parts=(_DINOV2,)),
+    "defi_gfdm": Source(parts=(_UNET, _VAE)),
+    "defi_gidm": Source(
+        parts=(
+            _GIDM,
+            dataclasses.replace(_DINOV2, name="dinov2", prefix="lam.dino_encoder."),
+            dataclasses.replace(_T5, name="t5_encoder", prefix="lam.text_encoder."),
+        ),
+        keys=("state_dict",),
+    ),
+    "defi_policy": Source(
+        parts=(
+            _POLICY,
+            dataclasses.replace(_CLIP, name="clip_text", prefix="TVP_encoder.text_encoder."),
+            dataclasses.replace(
+                _CLIP_OPENAI, name="clip_openai", prefix="language_goal.clip_rn50."
+            ),
+            dataclasses.replace(_T5, name="t5_encoder", prefix="lam.text_encoder."),
+        ),
+        keys=("model",),
+    ),
+}

@@ -1,0 +1,49 @@
+"""Brings official weights in, and ours out under official names, without PyTorch.
+
+python launch/import_weights.py --source=svd --input=FOLDER --output=DIR
+python launch/import_weights.py --reverse --input=DIR --output=NEW
+
+Sources: svd and defi_gfdm (diffusers folders), clip, t5, dinov2 (Hugging Face folders or files; the
+hub's .pth), clip_openai (ViT-B-32.pt), defi_gidm (Lightning .ckpt), defi_policy (.pt). Train with
+--config.weights.<encoder>=DIR or --config.init.<stage>=DIR, or the part's subfolder of DIR.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from defi_jax import cli, errors
+from defi_jax.weights import importers, sources
+
+_SOURCE = flags.DEFINE_enum("source", None, sorted(sources.SOURCES), "Which release this is.")
+_INPUT = flags.DEFINE_string("input", "", "File or folder of the release; an import to reverse.")
+_OUTPUT = flags.DEFINE_string("output", "", "Directory to create.")
+_REVERSE = flags.DEFINE_bool("reverse", False, "Write the official names of an import.")
+_JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
+
+
+def main(argv: list[str]) -> None:
+    """Imports or reverses."""
+    del argv
+    for flag in (_INPUT, _OUTPUT):
+        if not flag.value:
+            raise errors.UserError(f"--{flag.name} is missing", "import_weights", "give a path")
+    input_path, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
+    if _REVERSE.value:
+        written = [str(path) for path in importers.export_release(input_path, output)]
+        print(json.dumps({"written": written}) if _JSON.value else "\n".join(written))
+        return
+    if _SOURCE.value is None:
+        raise errors.UserError("--source is missing", "import_weights", "see --help for the list")
+    summary = importers.import_release(_SOURCE.value, input_path, output)
+    if _JSON.value:
+        print(json.dumps({"parameters": summary.parameters, "dropped": summary.dropped}))
+        return
+    for part, count in summary.parameters.items():
+        print(f"{part}: {count:,} parameters")
+    print(f"dropped: {len(summary.dropped)} names, kept in {importers.PASSTHROUGH}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,170 @@
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from defi_jax import errors
+from defi_jax.models import (
+    action_denoiser,
+    clip_text,
+    dinov2,
+    gidm,
+    latent_action,
+    policy,
+    t5_encoder,
+    video_former,
+)
+from defi_jax.models import params as params_lib
+from defi_jax.weights import importers, sources, table
+
+CLIP = clip_text.CLIPTextConfig(
+    vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+    projection_dim=6, max_position_embeddings=5, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+    eos_token_id=10,
+)  # fmt: skip
+T5 = t5_encoder.T5EncoderConfig(
+    vocab_size=11, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, feed_forward_proj="relu",
+    relative_attention_num_buckets=8, relative_attention_max_distance=16, layer_norm_epsilon=1e-6,
+)  # fmt: skip
+DINO = dinov2.DINOv2Config(
+    hidden_size=8, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=8,
+    patch_size=4, num_register_tokens=2, layer_norm_eps=1e-6, qkv_bias=True,
+)  # fmt: skip
+GIDM = gidm.GIDMConfig(
+    feature_dim=8, text_dim=8, model_dim=8, num_heads=2, latent_dim=4, codebook_size=4,
+    num_codes=2, encoder_blocks=2, decoder_blocks=2,
+)  # fmt: skip
+POLICY = policy.PolicyConfig(
+    video_former=video_former.VideoFormerConfig(
+        condition_dim=8, dim=8, depth=2, dim_head=4, heads=2, num_latents=4, num_frames=2
+    ),
+    gidm=latent_action.LatentActionConfig(
+        **{
+            name: value
+            for name, value in dataclasses.asdict(GIDM).items()
+            if name != "decoder_blocks"
+        }
+    ),
+    denoiser=action_denoiser.ActionDenoiserConfig(
+        action_dim=3, action_horizon=2, observation_dim=8, goal_dim=6, latent_action_dim=8,
+        embed_dim=8, encoder_layers=2, decoder_layers=2, heads=2, sigma_data=0.5, sigma_min=0.001,
+        sigma_max=80.0, sampling_steps=2, num_tokens=4,
+    ),
+    condition_frames=(0, 1),
+)  # fmt: skip
+
+CONFIGS = {
+    "clip": {"": CLIP},
+    "clip_openai": {"": CLIP},
+    "t5": {"": T5},
+    "dinov2": {"": DINO},
+    "defi_gidm": {"gidm": GIDM, "dinov2": DINO, "t5_encoder": T5},
+    "defi_policy": {"policy": POLICY, "clip_text": CLIP, "clip_openai": CLIP, "t5_encoder": T5},
+}
+EXTRA = {
+    "clip": ("vision_model.embed.weight", "logit_scale"),
+    "clip_openai": ("visual.proj",),
+    "t5": ("decoder.block.0.weight",),
+    "dinov2": ("mask_token",),
+    "defi_gidm": ("lam.dino_encoder.mask_token",),
+    "defi_policy": ("model.inner_model.pos_emb", "language_goal.clip_rn50.visual.proj"),
+}
+
+
+def _release(name: str) -> dict[str, np.ndarray]:
+    """A small release: every official name, random values, mixed element types."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    names = ["cls_token", "blocks.0.attn.proj.weight"]  # DINOv2 by the hub's names
+    for part in sources.SOURCES[name].parts:
+        config = CONFIGS[name][part.name]
+        abstract = params_lib.abstract_params(part.make(config))
+        params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), abstract)
+        exported = table.export_params(part.entries(config, names), params)
+        tensors |= {part.prefix + key: value for key, value in exported.items()}
+    first, second = sorted(tensors)[:2]
+    tensors[first] = tensors[first].astype(np.float16)
+    tensors[second] = tensors[second].astype(ml_dtypes.bfloat16)
+    extra = {key: np.float32(rng.normal(size=(2,))) for key in EXTRA[name]}
+    return tensors | extra
+
+
+def _write(path, tensors):
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_import_and_reverse_give_back_every_bit(name, tmp_path):
+    release = _release(name)
+    path = _write(tmp_path / "release.safetensors", release)
+    summary = importers.import_release(name, path, tmp_path / "ours", CONFIGS[name])
+    assert set(summary.dropped) == set(EXTRA[name])
+    for part in sources.SOURCES[name].parts:
+        flat = safetensors.numpy.load_file(tmp_path / "ours" / part.name / importers.PARAMS)
+        assert all(key.startswith(part.ours) for key in flat)
+        assert {value.dtype for value in flat.values()} == {np.dtype(np.float32)}
+    written = importers.export_release(tmp_path / "ours", tmp_path / "theirs")
+    assert len(written) == 1
+    back = safetensors.numpy.load_file(written[0])
+    assert back.keys() == release.keys()
+    for key, value in release.items():
+        assert back[key].dtype == value.dtype, key
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+def test_shards_configs_and_tokenizer_files_of_a_folder(tmp_path):
+    release, folder = _release("t5"), tmp_path / "t5"
+    folder.mkdir()
+    names = sorted(release)
+    _write(folder / "a.safetensors", {name: release[name] for name in names[::2]})
+    _write(folder / "b.safetensors", {name: release[name] for name in names[1::2]})
+    index = {name: "ab"[i % 2] + ".safetensors" for i, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(T5) | {"dropout_rate": 0.1}))
+    (folder / "spiece.model").write_bytes(b"pieces")
+    summary = importers.import_release("t5", folder, tmp_path / "ours")
+    assert summary.parameters == {"t5": params_lib.count(
+        params_lib.abstract_params(lambda rngs: t5_encoder.T5Encoder(T5, rngs=rngs))
+    )}  # fmt: skip
+    assert (tmp_path / "ours" / "spiece.model").read_bytes() == b"pieces"
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(errors.DataError, match="not a safetensors file"):
+        importers.import_release("t5", folder, tmp_path / "again")
+
+
+def test_problems_of_all_parts_are_listed_and_nothing_is_left(tmp_path):
+    release = _release("defi_gidm")
+    release["lam.action_up.renamed"] = release.pop("lam.action_up.bias")
+    release["lam.dino_encoder.norm.bias"] = np.zeros(99, np.float32)
+    path = _write(tmp_path / "release.safetensors", release)
+    with pytest.raises(errors.DataError) as caught:
+        importers.import_release("defi_gidm", path, tmp_path / "ours", CONFIGS["defi_gidm"])
+    for text in ("missing name action_up.bias", "unknown name action_up.renamed", "(99,)"):
+        assert text in str(caught.value)
+    stray = _release("defi_gidm") | {"stray.weight": np.zeros(1, np.float32)}
+    _write(path, stray)
+    with pytest.raises(errors.DataError, match=r"unknown names stray\.weight"):
+        importers.import_release("defi_gidm", path, tmp_path / "ours", CONFIGS["defi_gidm"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["release.safetensors"]
+
+
+def test_wrong_paths_are_user_errors(tmp_path):
+    with pytest.raises(errors.UserError, match="unknown source 'svd2'"):
+        importers.import_release("svd2", tmp_path, tmp_path / "ours")
+    with pytest.raises(errors.UserError, match="no weights"):
+        importers.import_release("t5", tmp_path, tmp_path / "ours")
+    with pytest.raises(errors.UserError, match="no such file"):
+        importers.import_release("t5", tmp_path / "absent", tmp_path / "ours")
+    with pytest.raises(errors.UserError, match="output exists"):
+        importers.import_release("t5", tmp_path, tmp_path)
+    with pytest.raises(errors.UserError, match=r"no import\.json"):
+        importers.export_release(tmp_path, tmp_path / "theirs")
+    text = tmp_path / "model.safetensors"
+    text.write_text("<html>not found</html>")
+    with pytest.raises(errors.DataError, match="not a safetensors file"):
+        importers.import_release("t5", tmp_path, tmp_path / "ours")
