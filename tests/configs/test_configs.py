@@ -1,0 +1,68 @@
+"""Every experiment builds at every preset, and its step traces at full size without an array."""
+
+import importlib
+import json
+
+import jax
+import pytest
+
+from defi_jax import errors, objectives
+from defi_jax.models import params as params_lib
+
+STAGES = ("gfdm", "gidm", "joint")
+PRESETS = ("tiny", "small", "full")
+
+
+def _config(stage: str, preset: str):
+    config = importlib.import_module(f"configs.{stage}").get_config(preset)
+    config.data.mixture = "synthetic"
+    return config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_config_is_locked_json_with_the_keys_that_stay(stage, preset):
+    config = _config(stage, preset)
+    assert config.is_locked
+    json.dumps(config.to_dict())
+    for key in (
+        "steps", "global_batch", "seed", "mesh", "eval_every", "save_every", "log_every",
+        "train_parts", "compute_dtype",
+    ):  # fmt: skip
+        assert key in config
+    assert {"root", "mixture"} <= set(config.data)
+    assert {"gfdm", "gidm"} <= set(config.init)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_unknown_preset_names_the_known_ones(stage):
+    with pytest.raises(errors.UserError, match="did you mean tiny"):
+        importlib.import_module(f"configs.{stage}").get_config("tinny")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_and_gradient_trace(stage, preset):
+    objective = objectives.make(_config(stage, preset))
+    params = jax.eval_shape(objective.init_params, jax.random.key(0))
+    trained = {p for p in params_lib.flatten(params) if objective.is_trainable(p)}
+    assert trained
+
+    def loss(params, batch):
+        return objective.loss_fn(params, objective.init_extra(), batch, jax.random.key(0))
+
+    value, output = jax.eval_shape(loss, params, objective.batch_spec(2))
+    assert value.shape == ()
+    assert "loss" in output.metrics
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [("gfdm", "data.root"), ("gidm", "weights.dinov2"), ("joint", "init.gfdm")],
+)
+def test_full_preset_without_files_says_all_that_is_missing(stage, key):
+    config = importlib.import_module(f"configs.{stage}").get_config()
+    with pytest.raises(errors.UserError, match="synthetic") as caught:
+        objectives.make(config)
+    assert key in str(caught.value)
+    assert "data.mixture" in str(caught.value)
