@@ -184,7 +184,7 @@ def test_evaluation_is_written_and_not_repeated_on_resume(tmp_path):
     objective = toy_run.ToyObjective()
     changes = {"eval_every": 2, "eval_batches": 3, "save_every": 2}
     with pytest.raises(Killed):
-        train(tmp_path, objective=objective, loader=killed_at(2), **changes)
+        train(tmp_path, objective=objective, loader=killed_at(3), **changes)
     # The save at step 2 came after the evaluation at step 2, and knows of it.
     train(tmp_path, objective=objective, **changes)
     assert [row["step"] for row in rows(tmp_path, "eval")] == [2, 4]

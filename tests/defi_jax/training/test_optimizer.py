@@ -1,9 +1,12 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import toy_run
 
 from defi_jax import errors
+from defi_jax.objectives import base
 from defi_jax.training import optimizer
 
 
@@ -37,6 +40,22 @@ def test_tri_stage_has_the_official_numbers():
     middle = 1e-10 + 0.5 * (1e-4 - 1e-10)
     want = [1e-5, 1e-5 + 9e-8, 1e-5 + 999 * 9e-8, 1e-4, 1e-4, 1e-4, middle, 1e-10]
     assert found == pytest.approx(want, rel=1e-4, abs=1e-12)
+
+
+def test_microbatches_take_every_example_once_draw_their_own_noise_and_pass_extra_on():
+    def loss_and_grad(extra, batch, rng):
+        noise = jax.random.uniform(rng)
+        output = base.LossOutput(metrics={"noise": noise}, extra=extra * 2 + batch[0])
+        return (jnp.mean(batch), output), batch.sum()
+
+    key, batch = jax.random.key(5), jnp.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    loss, metrics, extra, grad = optimizer.accumulate(
+        loss_and_grad, jnp.float32(0), batch, key, num=3
+    )
+    draws = [float(jax.random.uniform(jax.random.fold_in(key, index))) for index in range(3)]
+    assert float(metrics["noise"]) == pytest.approx(np.mean(draws))
+    assert float(loss) == pytest.approx(63 / 6) and float(grad) == pytest.approx(63 / 3)
+    assert float(extra) == (1 * 2 + 2) * 2 + 4  # microbatches begin with examples 0, 1, 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("schedule", "cosign"), ("name", "lion")])
