@@ -456,6 +456,7 @@ def _linear(
     return nnx.Linear(
         in_dim,
         out_dim,
+        dot_general=layers.flat_dot_general,
         use_bias=use_bias,
         kernel_init=nnx.initializers.normal(0.02),
         dtype=dtype,

@@ -82,7 +82,7 @@ def count(params: Params) -> int:
 
 def subtree(params: Params, name: str) -> Params:
     """Returns `params[name]`, or {} where a part (a frozen encoder) has no parameters."""
-    return params[name] if name in params else {}
+    return params.get(name, {})
 
 
 def _to_nested(state: nnx.State) -> Params:

@@ -25,12 +25,24 @@ def torch_linear(
     return nnx.Linear(
         in_dim,
         out_dim,
+        dot_general=flat_dot_general,
         use_bias=use_bias,
         kernel_init=_uniform(bound),
         bias_init=_uniform(bound),
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def flat_dot_general(
+    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
+) -> jax.Array:
+    """Multiplies [..., in] by [in, out] in 2-D, where CPU gradients are twice as fast."""
+    del dimension_numbers  # always the last axis with the first
+    flat = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options
+    )
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def layer_norm(
