@@ -148,8 +148,8 @@ TASKS: dict[str, Task] = {
     ),
     "button-press-v3": _task(
         250,
-        "press the button on the wall side; push the front button in; press the button "
-        "forward; push the red button away from you",
+        "press the front button; push the button in from the front; press the button forward; "
+        "push the red button away from you",
     ),
     "coffee-button-v3": _task(
         250,
@@ -205,8 +205,8 @@ TASKS: dict[str, Task] = {
     ),
     "sweep-into-v3": _task(
         250,
-        "sweep the puck into the hole; push the puck into the hole; sweep the red cube into "
-        "the hole in the table; drop the puck into the hole by sweeping it",
+        "sweep the block into the hole; push the block into the hole; drop the block into "
+        "the hole by sweeping it; make the block fall into the hole",
     ),
 }
 
