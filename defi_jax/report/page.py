@@ -179,8 +179,8 @@ def _futures(report: Report, images: pictures.Pictures) -> str:
 
 def _motion(uri: str, name: str) -> str:
     return (
-        f'<figure><img class="pixels" src="{uri}" alt="{name} video"><figcaption>{name}, '
-        "in motion</figcaption></figure>"
+        f'<figure><img class="pixels" src="{uri}" alt="{name} video"><figcaption>{name}'
+        "</figcaption></figure>"
     )
 
 
@@ -337,7 +337,7 @@ def _film(row: Report, images: pictures.Pictures) -> str:
     said = f"<q>{_text(row['instruction'])}</q>" if row["instruction"] else "(told nothing)"
     start = row["start"].replace("_", "-")
     return (
-        f'<figure class="film">{film}<figcaption>{said}<br>{_outcome(row)} after {row["steps"]} '
+        f'<figure class="film">{film}<figcaption>{said}<br>{_outcome(row)}, {row["steps"]} '
         f"steps, {start} start</figcaption></figure>"
     )
 

@@ -42,7 +42,7 @@ table { border-collapse: collapse; margin: .6rem 0 1.2rem; font-variant-numeric:
 th { font-weight: 600; font-size: .84rem; color: var(--muted); vertical-align: bottom }
 th, td { text-align: left; padding: .34rem 1.4rem .34rem 0; border-bottom: 1px solid var(--line) }
 td.n, th.n { text-align: right }
-tbody tr.first td { border-top: 1px solid var(--muted) }
+tbody tr.first td { border-top: 2px solid var(--line) }
 tr.total td { font-weight: 600 }
 td code { white-space: nowrap }
 figure { margin: 0 }
@@ -67,7 +67,7 @@ svg.share { width: 13.75rem; height: 1.1rem }
   border-radius: 3px; overflow: hidden }
 .bar span { display: block; height: 100%; background: var(--accent); opacity: .75 }
 .future { display: grid; grid-template-columns: 7.5rem 7.5rem 1fr; gap: .3rem .9rem;
-  align-items: center; margin-bottom: 1.1rem }
+  align-items: start; margin-bottom: 1.1rem }
 .future figure img { width: 100% }
 .strips { display: grid; grid-template-columns: 4.6rem 1fr; gap: .25rem .6rem; align-items: center }
 .strips img { width: 100%; border-radius: 4px }
