@@ -255,7 +255,9 @@ def _building(output: str | epath.Path, overwrite: bool) -> Iterator[pathlib.Pat
 def _publish(directory: pathlib.Path, target: epath.Path, is_local: bool) -> None:
     """Moves a finished bundle; into a bucket file by file, the manifest last."""
     if is_local:
-        directory.chmod(0o755)  # mkdtemp's are private
+        directory.chmod(0o755)  # mkdtemp and safetensors make private ones
+        for path in directory.iterdir():
+            path.chmod(0o644)
         directory.rename(pathlib.Path(target))
         return
     target.mkdir(parents=True, exist_ok=True)
