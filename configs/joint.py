@@ -26,7 +26,8 @@ _NUMBERS = {
         "steps": 1_500, "global_batch": 32, "compute_dtype": "float32",
         "eval_every": 1_500, "save_every": 500, "eval_batches": 8,
         "train_parts": "gidm+adapter",
-        "data.image_size": 64, "data.cameras": ("static", "gripper"),
+        "cache_features": True,
+        "data.image_size": 64, "data.cameras": ("static", "gripper"), "data.window_stride": 2,
         "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
         "optimizer.warmup_steps": 50, "optimizer.ema_decay": 0.99,
     },
@@ -64,6 +65,8 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
     config.model.gfdm = gfdm_config.model(preset)
     config.model.policy = ml_collections.ConfigDict(dataclasses.asdict(policy.PRESETS[preset]))
     config.commitment_weight = 0.25
+    # Compute the frozen forward model's features of all windows once, before training; needs disk.
+    config.cache_features = False
     # adapter | gfdm+adapter | gidm+adapter | all
     config.train_parts = "gidm+adapter"
     # The policy executes this many actions of a chunk before it plans again.

@@ -51,6 +51,8 @@ def _convert() -> commands.Result:
 def _preview() -> commands.Result:
     from defi_jax import objectives
 
+    if _CONFIG.value and _CONFIG.value.objective == "joint":
+        _CONFIG.value.cache_features = False  # a preview shows images
     objective = _CONFIG.value and objectives.make(_CONFIG.value)
     return commands.run_preview(_F.store, _CONFIG.value, objective, _F.output, _F.count)
 

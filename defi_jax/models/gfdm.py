@@ -63,6 +63,13 @@ class GFDMConfig:
         if not 0 <= self.feature_block < len(self.unet.block_out_channels):
             raise ValueError(f"feature_block {self.feature_block} is not an up block of the UNet")
 
+    def feature_shape(self, side: int) -> tuple[int, int, int, int]:
+        """Returns (T, H', W', C') of `GFDM.features` for latents of `side` x `side`."""
+        widths = self.unet.block_out_channels
+        doublings = min(self.feature_block + 1, len(widths) - 1)  # every up block but the last
+        side = side // 2 ** (len(widths) - 1) * 2**doublings
+        return self.num_frames, side, side, sum(widths[-1 - self.feature_block :])
+
 
 class GFDM(nnx.Module):
     """The forward model; latents are scaled (unit variance), conditions unscaled."""
@@ -160,7 +167,8 @@ class GFDM(nnx.Module):
             x * c_in, c_noise, condition, text,
             fps_id=config.feature_fps_id, stop_after_up_block=config.feature_block,
         )  # fmt: skip
-        return svd_unet.up_features(output).astype(jnp.float32)
+        blocks = tuple(range(config.feature_block + 1))
+        return svd_unet.up_features(output, blocks).astype(jnp.float32)
 
     def _input_scalings(self, sigma: Array) -> tuple[Array, Array]:
         _, _, c_in, c_noise = edm.VIDEO.scalings(sigma)

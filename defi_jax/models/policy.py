@@ -27,6 +27,8 @@ from defi_jax.models import transformer_layers as layers
 # Where stage 2's parameters start: policy prefix -> GIDM prefix; names below it are equal.
 STAGE2_PREFIXES: dict[str, str] = {"latent_action": "latent_action"}
 
+_NORM_EPSILON = 1e-5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
@@ -39,6 +41,8 @@ class PolicyConfig:
         condition_frames: the two predicted frames between which the latent action is inferred.
         codebook_weight: weight of the codebook loss.
         commitment_weight: weight of the commitment loss.
+        normalize_features: whether each feature vector is brought to mean 0 and variance 1 first.
+            The reference does not; activations of a UNet trained from scratch have uneven scales.
     """
 
     video_former: video_former.VideoFormerConfig
@@ -47,6 +51,7 @@ class PolicyConfig:
     condition_frames: tuple[int, int]
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
+    normalize_features: bool = False
 
     def __post_init__(self):
         pairs = {
@@ -75,6 +80,7 @@ PRESETS: dict[str, PolicyConfig] = {
         gidm=gidm.PRESETS[name],
         denoiser=action_denoiser.PRESETS[name],
         condition_frames=condition_frames,
+        normalize_features=name == "tiny",
     )
     for name, condition_frames in {"full": (0, 5), "small": (0, 5), "tiny": (0, 3)}.items()
 }
@@ -146,6 +152,8 @@ class Policy(nnx.Module):
             goal: [B, Dg] or [B, 1, Dg] pooled features of the instruction.
             dropout_rng: None for no dropout.
         """
+        if self.config.normalize_features:
+            features = _standardize(features)
         features = features.astype(self.dtype)
         batch_size, _, num_frames, height, width, channels = features.shape
         pair = features[:, 0, jnp.asarray(self.config.condition_frames)]
@@ -214,3 +222,11 @@ class Policy(nnx.Module):
             config.sigma_max,
         )
         return self.denoiser.sample(context.denoiser, noise * config.sigma_max, sigmas)
+
+
+def _standardize(features: Array) -> jax.Array:
+    """Layer norm over C without parameters, in fp32."""
+    features = features.astype(jnp.float32)
+    features = features - features.mean(axis=-1, keepdims=True)
+    variance = jnp.square(features).mean(axis=-1, keepdims=True)
+    return features * jax.lax.rsqrt(variance + _NORM_EPSILON)

@@ -31,6 +31,8 @@ class VideoFormerConfig:
         heads: attention heads.
         num_latents: tokens put out in all, a multiple of num_frames.
         num_frames: T.
+        token_positions: N where each token of a frame has a learned position; 0 for none, as in the
+            reference, whose features carry their position only implicitly.
         scan_unroll: layers per iteration of the layer loop.
         remat: recompute layers in the backward pass.
     """
@@ -42,6 +44,7 @@ class VideoFormerConfig:
     heads: int
     num_latents: int
     num_frames: int
+    token_positions: int = 0
     scan_unroll: int = 1
     remat: bool = False
 
@@ -88,6 +91,7 @@ PRESETS: dict[str, VideoFormerConfig] = {
         heads=4,
         num_latents=24,
         num_frames=6,
+        token_positions=128,  # 8 x 8 of two cameras
     ),
 }
 
@@ -167,6 +171,7 @@ class VideoFormer(nnx.Module):
         self.time_pos_emb = nnx.Param(
             jax.random.normal(rngs.params(), (config.num_frames, 1, config.dim))
         )
+        self.token_pos_emb = _position_embedding(config, rngs) if config.token_positions else None
         self.goal_emb = layers.MLP(
             config.condition_dim, 2 * config.dim, config.dim, dtype=dtype, rngs=rngs
         )
@@ -182,9 +187,12 @@ class VideoFormer(nnx.Module):
         """Returns tokens in frame-major order.
 
         Args:
-            features: tokens of all cameras of each frame, T = num_frames.
+            features: tokens of all cameras of each frame, T = num_frames, N = token_positions
+                where it is not 0.
         """
         media = self.goal_emb(features) + self.time_pos_emb.get_value().astype(self.dtype)
+        if self.token_pos_emb is not None:
+            media = media + self.token_pos_emb.get_value().astype(self.dtype)
         latents = self.latents.get_value().astype(self.dtype)
         latents = jnp.broadcast_to(latents, (features.shape[0], *latents.shape))
         latents, _ = layers.scan_blocks(
@@ -196,3 +204,8 @@ class VideoFormer(nnx.Module):
         )
         tokens = latents.reshape(features.shape[0], self.config.num_latents, self.config.dim)
         return self.norm(tokens)
+
+
+def _position_embedding(config: VideoFormerConfig, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (1, config.token_positions, config.dim)
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))

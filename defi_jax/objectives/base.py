@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -104,4 +104,31 @@ class Objective(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts that travel in checkpoints and bundles."""
+        ...
+
+
+@runtime_checkable
+class FeatureObjective(Protocol):
+    """What an objective has beside, whose frozen features training computes once.
+
+    Attributes:
+        caches_features: whether `batch_spec` has features in the place of images.
+    """
+
+    caches_features: bool
+
+    def image_batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
+        """Abstract batch with images, as it is read from episodes."""
+        ...
+
+    def feature_params(self, params: Params) -> Params:
+        """The frozen parameters that features depend on."""
+        ...
+
+    def feature_facts(self) -> dict[str, Any]:
+        """What features depend on beside parameters and batch, JSON-able."""
+        ...
+
+    def precompute_features(self, params: Params, batch: batch_lib.JointBatch) -> jax.Array:
+        """Features of a batch with images, float16[B, ...], a pure function."""
         ...

@@ -9,8 +9,11 @@ With images of N cameras, an instruction and the actions a that follow (official
 `train_parts` says which parts train beside the adapter (Video Former, feature projections, action
 denoiser): "adapter", "gfdm+adapter", "gidm+adapter" (DeFI's choice) or "all". What does not train
 gets no gradient. The codebook is never restarted here, as in the official release.
+
+With `cache_features` the features (1) of a frozen, deterministic GFDM come with the batch.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +37,8 @@ TRAIN_PARTS = {
     "all": ("gfdm/", "policy/latent_action/"),
 }
 
+_MAX_FLOAT16 = 65504.0
+
 
 class JointObjective:
     """Stage 3; parameters under "gfdm" and "policy", frozen encoders under "encoders"."""
@@ -47,7 +52,10 @@ class JointObjective:
                 "--config.train_parts",
                 f"known: {', '.join(TRAIN_PARTS)}",
             )
+        if config.cache_features:
+            _check_constant_features(config)
         self.config = config
+        self.caches_features = config.cache_features
         self.latents = setup.latent_encoder(config)
         self.texts = {role: setup.text_encoder(config, role) for role in ("gfdm", "gidm", "goal")}
         self.gfdm_config = setup.gfdm_config(config.model.gfdm, self.latents, self.texts["gfdm"])
@@ -56,9 +64,19 @@ class JointObjective:
         self._make_gfdm = lambda rngs: gfdm.GFDM(self.gfdm_config, dtype=dtype, rngs=rngs)
         self._make_policy = lambda rngs: policy.Policy(self.policy_config, dtype=dtype, rngs=rngs)
         self._sample = jax.jit(self.sample_actions)
+        self._sample_from_features = jax.jit(self._actions)
 
     def batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
-        """Abstract batch; see base.Objective."""
+        """Abstract batch, with features instead of images where they are cached."""
+        spec = self.image_batch_spec(batch_size)
+        if not self.caches_features:
+            return spec
+        shape = self.gfdm_config.feature_shape(self._latent_side())
+        shape = (batch_size, len(self.config.data.cameras), *shape)
+        return spec.replace(images=None, features=jax.ShapeDtypeStruct(shape, jnp.float16))
+
+    def image_batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
+        """Abstract batch with images; see base.FeatureObjective."""
         data, denoiser = self.config.data, self.policy_config.denoiser
         size = (len(data.cameras), data.image_size, data.image_size, 3)
         chunk = (batch_size, denoiser.action_horizon)
@@ -100,14 +118,17 @@ class JointObjective:
     ) -> tuple[jax.Array, base.LossOutput]:
         """Equation (3)."""
         video_rng, sigma_rng, eps_rng, context_rng, dropout_rng = jax.random.split(rng, 5)
-        video_noise = jax.random.normal(video_rng, self.video_noise_shape(len(batch.images)))
+        batch_size = len(batch.actions)
+        features = batch.features
+        if features is None:
+            noise = jax.random.normal(video_rng, self.video_noise_shape(batch_size))
+            features = self._features(params, batch.images, batch.text, noise)
         model = params_lib.bind(self._make_policy, params["policy"])
-        context = self._context(params, model, batch.images, batch.text, video_noise, context_rng)
+        context = self._context(params, model, features, batch.text, context_rng)
         denoiser = self.policy_config.denoiser
         sigma = edm.sample_sigma_loglogistic(
-            sigma_rng, (len(batch.images),), denoiser.sigma_data, denoiser.sigma_min,
-            denoiser.sigma_max,
-        )  # fmt: skip
+            sigma_rng, (batch_size,), denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max
+        )
         loss = model.loss(
             context,
             batch.actions,
@@ -132,9 +153,14 @@ class JointObjective:
         """Error of sampled actions on held-out episodes, per dimension, in normalised units."""
         absolute, squared, real = [], [], []
         for index, batch in enumerate(batches):
-            noise = self.draw_noise(len(batch.images), jax.random.fold_in(rng, index))
-            actions = np.asarray(self._sample(params, batch.images, batch.text, noise))
-            error = actions - np.asarray(batch.actions)
+            noise = self.draw_noise(len(batch.actions), jax.random.fold_in(rng, index))
+            if batch.features is None:
+                actions = self._sample(params, batch.images, batch.text, noise)
+            else:
+                actions = self._sample_from_features(
+                    params, batch.features, batch.text, noise["actions"]
+                )
+            error = np.asarray(actions) - np.asarray(batch.actions)
             real.append(np.asarray(batch.action_mask))
             absolute.append(np.abs(error))
             squared.append(np.square(error))
@@ -161,11 +187,34 @@ class JointObjective:
             "train_parts": self.config.train_parts,
         }
 
-    # Sampling; evaluation, export and rollouts all go through `sample_actions`.
+    # Features computed once; see base.FeatureObjective.
+
+    def feature_params(self, params: Params) -> Params:
+        """The forward model and the encoders of its inputs."""
+        flat = params_lib.flatten(params)
+        prefixes = ("gfdm/", "encoders/latents/", "encoders/gfdm_text/")
+        used = {path: leaf for path, leaf in flat.items() if path.startswith(prefixes)}
+        return params_lib.unflatten(used)
+
+    def feature_facts(self) -> dict[str, Any]:
+        """What features depend on beside parameters and batch."""
+        return {
+            "gfdm": dataclasses.asdict(self.gfdm_config),
+            "encoders": self.config.encoders.to_dict(),
+            "compute_dtype": self.config.compute_dtype,
+        }
+
+    def precompute_features(self, params: Params, batch: batch_lib.JointBatch) -> jax.Array:
+        """Equation (1) for a batch with images, float16[B, cams, T, h, w, C]."""
+        noise = jnp.zeros(self.video_noise_shape(len(batch.images)))  # its scale is 0
+        features = self._features(params, batch.images, batch.text, noise)
+        return features.astype(jnp.float16)
+
+    # Sampling; export and rollouts go through `sample_actions`.
 
     def video_noise_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape of the forward model's noise, [B, cams, T, h, w, c]."""
-        side = self.config.data.image_size // self.latents.factor
+        side = self._latent_side()
         frames = self.gfdm_config.num_frames
         cameras = len(self.config.data.cameras)
         return (batch_size, cameras, frames, side, side, self.latents.channels)
@@ -198,31 +247,33 @@ class JointObjective:
             text: tokens by role.
             noise: from `draw_noise`.
         """
+        features = self._features(params, images, text, noise["video"])
+        return self._actions(params, features, text, noise["actions"])
+
+    def _actions(self, params, features, text, noise):
+        """Samples actions for features, by DDIM from unit noise [B, S, A]."""
         model = params_lib.bind(self._make_policy, params["policy"])
-        context = self._context(params, model, images, text, noise["video"], None)
-        return model.sample(context, noise["actions"])
+        return model.sample(self._context(params, model, features, text, None), noise)
+
+    def _latent_side(self) -> int:
+        return self.config.data.image_size // self.latents.factor
 
     def _encoders(self) -> dict[str, Any]:
         texts = {f"{role}_text": encoder for role, encoder in self.texts.items()}
         return {"latents": self.latents, **texts}
 
-    def _context(self, params, model, images, text, video_noise, dropout_rng):
-        """Equations (1) and (2)."""
-        frozen = params_lib.subtree(params, "encoders")
-        encoded = {
-            role: encoder.encode(
-                params_lib.subtree(frozen, f"{role}_text"), text[role].ids, text[role].mask
-            )
-            for role, encoder in self.texts.items()
-        }
-        features = self._features(params, images, encoded["gfdm"].tokens, video_noise)
-        if "gfdm/" not in TRAIN_PARTS[self.config.train_parts]:
-            features = jax.lax.stop_gradient(features)  # frozen: no backward pass through the UNet
+    def _encode(self, params, role, text):
+        """Instructions' features by the role's frozen text encoder."""
+        frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), f"{role}_text")
+        return self.texts[role].encode(frozen, text[role].ids, text[role].mask)
+
+    def _context(self, params, model, features, text, dropout_rng):
+        """Equation (2), for features computed now or once."""
         return model.context(
-            features,
-            encoded["gidm"].tokens,
+            features.astype(jnp.float32),
+            self._encode(params, "gidm", text).tokens,
             text["gidm"].mask,
-            encoded["goal"].pooled,
+            self._encode(params, "goal", text).pooled,
             dropout_rng=dropout_rng,
         )
 
@@ -234,10 +285,40 @@ class JointObjective:
             params_lib.subtree(frozen, "latents"),
             images.reshape(batch * cameras, *images.shape[2:]),
         )
-        per_camera = jnp.broadcast_to(text[:, None], (batch, cameras, *text.shape[1:]))
+        tokens = self._encode(params, "gfdm", text).tokens
+        per_camera = jnp.broadcast_to(tokens[:, None], (batch, cameras, *tokens.shape[1:]))
         features = params_lib.bind(self._make_gfdm, params["gfdm"]).features(
             noise.reshape(batch * cameras, *noise.shape[2:]),
             latents / self.latents.scale,
-            per_camera.reshape(batch * cameras, *text.shape[1:]),
+            per_camera.reshape(batch * cameras, *tokens.shape[1:]),
         )
-        return features.reshape(batch, cameras, *features.shape[1:])
+        features = features.reshape(batch, cameras, *features.shape[1:])
+        if "gfdm/" not in TRAIN_PARTS[self.config.train_parts]:
+            features = jax.lax.stop_gradient(features)  # frozen: no backward pass through the UNet
+        return _round_to_float16(features) if self.caches_features else features
+
+
+def _round_to_float16(features: jax.Array) -> jax.Array:
+    """Rounds to values that float16 holds, keeping the dtype, so that serving equals training.
+
+    Not by casts to and fro: XLA may leave such a pair out.
+    """
+    features = jnp.clip(features, -_MAX_FLOAT16, _MAX_FLOAT16)
+    return jax.lax.reduce_precision(features, exponent_bits=5, mantissa_bits=10)
+
+
+def _check_constant_features(config: Any) -> None:
+    """Raises UserError naming every key that makes features change from step to step."""
+    noise_scale = config.model.gfdm.feature_noise_scale
+    changing = {
+        f"train_parts={config.train_parts}": "gfdm/" in TRAIN_PARTS[config.train_parts],
+        f"model.gfdm.feature_noise_scale={noise_scale}": noise_scale != 0,
+        "data.augment=True": config.data.augment,
+    }
+    found = [f"--config.{key}" for key, is_changing in changing.items() if is_changing]
+    if found:
+        raise errors.UserError(
+            "cache_features=True needs features that stay the same",
+            ", ".join(found),
+            "change these, or give --config.cache_features=False",
+        )

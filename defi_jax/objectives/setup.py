@@ -60,12 +60,13 @@ def gfdm_config(section: Any, latents: Any, text: Any) -> gfdm.GFDMConfig:
 def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.PolicyConfig:
     """Returns the policy's config, its widths taken from the parts around it."""
     fields = config.model.policy.to_dict()
+    side = config.data.image_size // latent_encoder(config).factor
+    num_frames, height, width, channels = forward.feature_shape(side)
+    former_fields = fields.pop("video_former")
+    if former_fields["token_positions"]:
+        former_fields["token_positions"] = len(config.data.cameras) * height * width
     former = video_former.VideoFormerConfig(
-        **fields.pop("video_former")
-        | {
-            "condition_dim": sum(forward.unet.block_out_channels[-1 - forward.feature_block :]),
-            "num_frames": forward.num_frames,
-        }
+        **former_fields | {"condition_dim": channels, "num_frames": num_frames}
     )
     inverse = gidm.GIDMConfig(
         **fields.pop("gidm")
@@ -104,18 +105,12 @@ def with_encoders(params: Params, by_role: dict[str, Any], rng: PRNGKey) -> Para
 def encoder_weights(config: Any, roles: Iterable[str]) -> list[base.WarmStart]:
     """Returns where the pretrained encoders in use come from; `check` asks for missing ones."""
     starts = []
-    for role, encoder in by_role.items():
-        if encoder.name not in config.weights:
-            continue
-        source = config.weights[encoder.name]
-        if source:
+    for role in roles:
+        name = config.encoders[role]
+        if name in config.weights and config.weights[name]:
+            source, ours = config.weights[name], f"encoders/{role}"
             starts.append(
-                base.WarmStart(
-                    source=source,
-                    theirs="",
-                    ours=f"encoders/{role}",
-                    flag=f"weights.{encoder.name}",
-                )
+                base.WarmStart(source=source, theirs="", ours=ours, flag=f"weights.{name}")
             )
     return starts
 

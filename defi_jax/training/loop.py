@@ -1,15 +1,17 @@
 """The one training loop of all stages; a stage is an objective and a config.
 
-Order, fixed: devices and mesh; data; shapes and shardings; start-up by precedence; one compilation
-of the step; then for every step: evaluate, save (state, iterator state, statistics, config), stop
-if asked, take a batch, step, report one step late. Evaluation and save come before the step, so
-that checkpoint n is the state after n steps and what was evaluated at n is written before it.
+Order, fixed: devices and mesh; data; shapes and shardings; start-up by precedence; features that an
+objective wants computed once; one compilation of the step; then for every step: evaluate, save
+(state, iterator state, statistics, config), stop if asked, take a batch, step, report one step
+late. Evaluation and save come before the step, so that checkpoint n is the state after n steps and
+what was evaluated at n is written before it.
 
 Config keys read: steps, global_batch, seed, mesh, eval_every, eval_batches (0: no evaluation),
 save_every, log_every (0: never; the last step is always evaluated and saved), keep_checkpoints,
 max_consecutive_bad_steps, compilation_cache_dir, logging, and those of `optimizer`.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -24,6 +26,7 @@ from defi_jax.training import (
     checkpointing,
     device_batches,
     duties,
+    feature_cache,
     sharding,
     startup,
     step,
@@ -60,9 +63,11 @@ def train(
         sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
         spec = objective.batch_spec(config.global_batch)
         loader = startup.open_loader(config, spec, make_loader, "train")
-        held_out = startup.open_loader(config, spec, make_loader, "eval")
+        image_spec = feature_cache.image_spec(objective, config.global_batch)
+        held_out = startup.open_loader(config, image_spec, make_loader, "eval")
         startup.write_config(config, workdir)
         with (
+            contextlib.closing(loader),
             jax.set_mesh(mesh),
             checkpointing.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpoints,
         ):
@@ -70,6 +75,10 @@ def train(
             startup.log_facts(objective, mesh, abstract, placement)
             facts = startup.facts(config, objective, mesh, loader)
             state, facts = startup.start(config, objective, checkpoints, abstract, loader, facts)
+            held_out = feature_cache.prepare(
+                config, objective, state.frozen, loader, held_out,
+                mesh=mesh, workdir=workdir, watch=watch,
+            )  # fmt: skip
             batches = device_batches.DeviceBatches(loader, spec, mesh)
             train_step = None
             if int(state.step) < config.steps:
@@ -88,7 +97,6 @@ def train(
                 return _loop(config, watch, run, state, batches, train_step)
             finally:
                 run.writer.close()
-                loader.close()
 
 
 def _loop(

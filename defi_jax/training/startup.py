@@ -16,6 +16,7 @@ from defi_jax.objectives import base
 from defi_jax.training import (
     checkpoint_format,
     checkpointing,
+    feature_cache,
     metrics,
     sharding,
     step,
@@ -27,7 +28,10 @@ from defi_jax.training.train_state import TrainState
 CONFIG_FILE = "config.json"
 
 # All that a run writes, and so all that --overwrite deletes.
-_OWN_NAMES = (CONFIG_FILE, metrics.FILE, metrics.MEDIA, checkpointing.DIRECTORY, "logs")
+_OWN_NAMES = (
+    CONFIG_FILE, metrics.FILE, metrics.MEDIA, checkpointing.DIRECTORY, feature_cache.DIRECTORY,
+    "logs",
+)  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
