@@ -23,13 +23,13 @@ from defi_jax.models import policy
 
 _NUMBERS = {
     "tiny": {
-        "steps": 1_500, "global_batch": 32, "compute_dtype": "float32",
-        "eval_every": 1_500, "save_every": 500, "eval_batches": 8,
-        "train_parts": "gidm+adapter",
-        "cache_features": True,
-        "data.image_size": 64, "data.cameras": ("static", "gripper"), "data.window_stride": 2,
+        "steps": 2_000, "global_batch": 16, "compute_dtype": "float32",
+        "eval_every": 2_000, "save_every": 1_000, "eval_batches": 16,
+        "train_parts": "gidm+adapter", "cache_features": True, "noise_draws": 4,
+        "embodiment": "metaworld_sawyer",
+        "data.image_size": 64, "data.cameras": ("static", "gripper"), "data.window_stride": 3,
         "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
-        "optimizer.warmup_steps": 50, "optimizer.ema_decay": 0.99,
+        "optimizer.warmup_steps": 50, "optimizer.b2": 0.99, "optimizer.ema_decay": 0.99,
     },
     "small": {
         "steps": 50_000, "global_batch": 32, "compute_dtype": "bfloat16",
@@ -67,11 +67,12 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
     config.commitment_weight = 0.25
     # Compute the frozen forward model's features of all windows once, before training; needs disk.
     config.cache_features = False
+    # Noise levels and noises drawn per sample and step; they share the sample's context.
+    config.noise_draws = 1
     # adapter | gfdm+adapter | gidm+adapter | all
     config.train_parts = "gidm+adapter"
     # The policy executes this many actions of a chunk before it plans again.
     config.execute_horizon = 10
-    config.embodiment = "metaworld_sawyer" if preset == "tiny" else "franka_panda"
-    config.control_hz = 80.0 if preset == "tiny" else 30.0
+    config.embodiment = "franka_panda"  # a name of defi_jax/embodiment.py
     common.apply(config, _NUMBERS[preset])
     return config.lock()

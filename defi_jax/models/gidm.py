@@ -59,13 +59,13 @@ PRESETS: dict[str, GIDMConfig] = {
     ),
     "tiny": GIDMConfig(
         feature_dim=192,
-        text_dim=128,
-        model_dim=128,
-        num_heads=4,
+        text_dim=64,
+        model_dim=64,
+        num_heads=2,
         latent_dim=32,
         codebook_size=16,
         num_codes=4,
-        encoder_blocks=3,
+        encoder_blocks=2,
         decoder_blocks=2,
     ),
 }

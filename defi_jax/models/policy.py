@@ -82,7 +82,7 @@ PRESETS: dict[str, PolicyConfig] = {
         condition_frames=condition_frames,
         normalize_features=name == "tiny",
     )
-    for name, condition_frames in {"full": (0, 5), "small": (0, 5), "tiny": (0, 3)}.items()
+    for name, condition_frames in {"full": (0, 5), "small": (0, 5), "tiny": (0, 1)}.items()
 }
 
 

@@ -85,12 +85,12 @@ PRESETS: dict[str, VideoFormerConfig] = {
     ),
     "tiny": VideoFormerConfig(
         condition_dim=192,
-        dim=128,
+        dim=96,
         depth=2,
-        dim_head=32,
+        dim_head=24,
         heads=4,
-        num_latents=24,
-        num_frames=6,
+        num_latents=12,
+        num_frames=3,
         token_positions=128,  # 8 x 8 of two cameras
     ),
 }

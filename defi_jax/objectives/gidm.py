@@ -104,7 +104,7 @@ class GIDMObjective:
             return params, extra
         flat = params_lib.flatten(params)
         path = "gidm/latent_action/vq/codebook"
-        due = (step + 1) % every == 0
+        due = step % every == 0
         restarted = vector_quantizer.restart_dead_codes(
             flat[path], extra["usage"], extra["recent_z_e"], rng
         )

@@ -125,18 +125,19 @@ class JointObjective:
             features = self._features(params, batch.images, batch.text, noise)
         model = params_lib.bind(self._make_policy, params["policy"])
         context = self._context(params, model, features, batch.text, context_rng)
-        denoiser = self.policy_config.denoiser
+        denoiser, draws = self.policy_config.denoiser, self.config.noise_draws
         sigma = edm.sample_sigma_loglogistic(
-            sigma_rng, (batch_size,), denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max
-        )
-        loss = model.loss(
-            context,
-            batch.actions,
-            batch.action_mask,
-            sigma,
-            jax.random.normal(eps_rng, batch.actions.shape),
-            dropout_rng=dropout_rng,
-        )
+            sigma_rng, (draws, batch_size), denoiser.sigma_data, denoiser.sigma_min,
+            denoiser.sigma_max,
+        )  # fmt: skip
+        eps = jax.random.normal(eps_rng, (draws, *batch.actions.shape))
+        # The context costs most; several noise draws share it.
+        losses = jax.vmap(
+            lambda sigma, eps, rng: model.loss(
+                context, batch.actions, batch.action_mask, sigma, eps, dropout_rng=rng
+            )
+        )(sigma, eps, jax.random.split(dropout_rng, draws))
+        loss = jax.tree.map(jnp.mean, losses)
         metrics = {
             "loss": loss.total,
             "action": loss.act_loss,

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax.numpy as jnp
+
 from defi_jax import errors
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.models import (
@@ -41,9 +43,17 @@ def feature_encoder(config: Any) -> encoders.FeatureEncoder:
 
 def text_encoder(config: Any, role: str) -> encoders.TextEncoder:
     """Returns the text encoder of a role: "gfdm", "gidm" or "goal"."""
-    section = config.encoders
+    section, name = config.encoders, config.encoders[f"{role}_text"]
+    # Stage 2 was trained on lower-cased text without punctuation, the other roles on raw text.
+    is_normalised = True if config.objective == "gidm" else None
     return encoders.text_encoder(
-        section[f"{role}_text"], length=section.text_length, dim=section.text_dim
+        name,
+        length=section.text_length,
+        dim=section.text_dim,
+        lower_case=is_normalised,
+        strip_punctuation=is_normalised,
+        tokenizer_dir=config.weights.get(name) or "",
+        dtype=jnp.dtype(config.compute_dtype),
     )
 
 
@@ -107,7 +117,7 @@ def encoder_weights(config: Any, roles: Iterable[str]) -> list[base.WarmStart]:
     starts = []
     for role in roles:
         name = config.encoders[role]
-        if name in config.weights and config.weights[name]:
+        if config.weights.get(name):
             source, ours = config.weights[name], f"encoders/{role}"
             starts.append(
                 base.WarmStart(source=source, theirs="", ours=ours, flag=f"weights.{name}")
