@@ -139,13 +139,13 @@ class UNetOutput(NamedTuple):
     up_features: tuple[jax.Array, ...]
 
 
-def up_features(outputs: UNetOutput, blocks: tuple[int, ...] = (0, 1)) -> jax.Array:
-    """Joins tapped up blocks: nearest-upsampled to the last one's size, concatenated on channels.
+def up_features(outputs: UNetOutput) -> jax.Array:
+    """Joins the tapped up blocks: nearest-upsampled to the last one's size, stacked on channels.
 
     Returns:
-        [B, T, h, w, C] where h, w are those of block `blocks[-1]` and C is the sum of widths.
+        [B, T, h, w, C] with h, w of the last tap and C the sum of all taps' widths.
     """
-    taps = [outputs.up_features[block] for block in blocks]
+    taps = outputs.up_features
     height = taps[-1].shape[2]
     return jnp.concatenate(
         [layers.upsample_nearest(tap, height // tap.shape[2]) for tap in taps], axis=-1
