@@ -167,8 +167,7 @@ class GFDM(nnx.Module):
             x * c_in, c_noise, condition, text,
             fps_id=config.feature_fps_id, stop_after_up_block=config.feature_block,
         )  # fmt: skip
-        blocks = tuple(range(config.feature_block + 1))
-        return svd_unet.up_features(output, blocks).astype(jnp.float32)
+        return svd_unet.up_features(output).astype(jnp.float32)
 
     def _input_scalings(self, sigma: Array) -> tuple[Array, Array]:
         _, _, c_in, c_noise = edm.VIDEO.scalings(sigma)
