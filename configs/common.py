@@ -57,7 +57,7 @@ def data() -> ml_collections.ConfigDict:
             "mixture": "",  # "synthetic", or "store[:weight],store[:weight]" under root
             "image_size": 64,
             "cameras": ("static",),
-            "num_frames": 3,
+            "num_frames": 4,
             "frame_stride": 10,  # control steps between clip frames; 0 spreads over the episode
             "pair_offset": (4, 12),  # control steps between the frames of a pair, inclusive
             "action_horizon": 10,
@@ -84,7 +84,7 @@ def encoders() -> ml_collections.ConfigDict:
             "gfdm_text": "bytes",  # | clip_text | t5_encoder
             "gidm_text": "bytes",
             "goal_text": "bytes",  # pooled; | clip_openai
-            "text_length": 32,  # tokens of `bytes`
+            "text_length": 48,  # tokens of `bytes`
             "text_dim": 64,  # width of `bytes`
         }
     )

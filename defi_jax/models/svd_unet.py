@@ -463,12 +463,12 @@ def _levels(*widths: int) -> dict[str, Any]:
 
 
 PRESETS: dict[str, SVDUNetConfig] = {
-    # Three frames of 8x8x192 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
+    # Four frames of 8x8x192 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
     "tiny": SVDUNetConfig(
         sample_size=8,
         in_channels=384,
         out_channels=192,
-        num_frames=3,
+        num_frames=4,
         **_levels(48, 64, 96),
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=48,
