@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import sys
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -460,7 +461,7 @@ class MetaWorldEnv:
         mujoco, model = self._mujoco, self._env.model
         backend = importlib.import_module(f"mujoco.{choose_gl()}")
         # mujoco binds its context class on import, which may have been before the choice.
-        mujoco.gl_context.GLContext = backend.GLContext
+        sys.modules[mujoco.Renderer.__module__].gl_context.GLContext = backend.GLContext
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
         self._renderer = mujoco.Renderer(model, self._image_size, self._image_size)
