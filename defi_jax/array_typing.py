@@ -6,7 +6,7 @@ A action dimension; `cams` cameras.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import beartype
 import jax
@@ -14,7 +14,11 @@ import jaxtyping
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    # numpy and jax arrays are passed for each other everywhere; the shapes are checked at run time.
+    Array: TypeAlias = Any
+else:
+    Array = jax.Array | np.ndarray
 PRNGKey = jax.Array
 Params = dict[str, Any]
 

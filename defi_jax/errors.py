@@ -12,9 +12,9 @@ class UserError(Exception):
 
     exit_code = 2
 
-    def __init__(self, what: str, where: str = "", fix: str = ""):
-        self.what, self.where, self.fix = what, where, fix
-        text = what + (f": {where}" if where else "") + (f"; {fix}" if fix else "")
+    def __init__(self, what: str, where: object = "", fix: str = ""):
+        self.what, self.where, self.fix = what, str(where), fix
+        text = what + (f": {where}" if str(where) else "") + (f"; {fix}" if fix else "")
         super().__init__(" ".join(text.split("\n")))
 
 

@@ -14,7 +14,7 @@ class RolloutError(Exception):
 
     exit_code = EXIT_USAGE
 
-    def __init__(self, what: str, where: str, fix: str):
+    def __init__(self, what: str, where: object, fix: str):
         self.what, self.where, self.fix = what, str(where), fix
         super().__init__(f"{what}: {where}; {fix}")
 
