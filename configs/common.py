@@ -57,7 +57,7 @@ def data() -> ml_collections.ConfigDict:
             "mixture": "",  # "synthetic", or "store[:weight],store[:weight]" under root
             "image_size": 64,
             "cameras": ("static",),
-            "num_frames": 4,
+            "num_frames": 3,
             "frame_stride": 10,  # control steps between clip frames; 0 spreads over the episode
             "pair_offset": (4, 12),  # control steps between the frames of a pair, inclusive
             "action_horizon": 10,

@@ -24,10 +24,11 @@ _NUMBERS = {
     "tiny": {
         "steps": 400, "global_batch": 16, "compute_dtype": "float32",
         "eval_every": 400, "save_every": 200, "eval_batches": 2,
-        "data.image_size": 64, "data.num_frames": 4, "data.frame_stride": 10,
+        "data.image_size": 64, "data.num_frames": 3, "data.frame_stride": 10,
+        "data.cameras": ("static", "gripper"),
         "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
         "optimizer.warmup_steps": 30, "optimizer.ema_decay": 0.98,
-        "model.num_frames": 4, "model.text_copies": 1, "model.feature_noise_scale": 0.0,
+        "model.num_frames": 3, "model.text_copies": 1, "model.feature_noise_scale": 0.0,
         # At 64 px the finest up block is needed: the one before it sees 16 px cells.
         "model.feature_block": 2,
         "model.feature_fps_id": 7.0,

@@ -23,11 +23,11 @@ from defi_jax.models import policy
 
 _NUMBERS = {
     "tiny": {
-        "steps": 2_000, "global_batch": 16, "compute_dtype": "float32",
-        "eval_every": 2_000, "save_every": 1_000, "eval_batches": 16,
+        "steps": 1_700, "global_batch": 16, "compute_dtype": "float32",
+        "eval_every": 1_700, "save_every": 850, "eval_batches": 16,
         "train_parts": "gidm+adapter", "cache_features": True, "noise_draws": 4,
         "embodiment": "metaworld_sawyer",
-        "data.image_size": 64, "data.window_stride": 2,
+        "data.image_size": 64, "data.cameras": ("static", "gripper"), "data.window_stride": 3,
         "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
         "optimizer.warmup_steps": 50, "optimizer.b2": 0.99, "optimizer.ema_decay": 0.99,
     },

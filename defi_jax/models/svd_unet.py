@@ -30,6 +30,13 @@ from defi_jax.models import video_layers as layers
 _DOWN_TYPES = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 _UP_TYPES = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
 REMAT = ("none", "blocks")
+# Fields that are one number for all levels or one per level.
+_PER_LEVEL = (
+    "layers_per_block",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "num_attention_heads",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,8 @@ class SVDUNetConfig:
         ):
             if is_wrong:
                 raise errors.UserError(problem, "svd_unet config", "correct the field")
+        for field in _PER_LEVEL:
+            self.per_level(field)
         for level, width in enumerate(self.block_out_channels):
             if width % self.per_level("num_attention_heads")[level]:
                 raise errors.UserError(
@@ -463,12 +472,12 @@ def _levels(*widths: int) -> dict[str, Any]:
 
 
 PRESETS: dict[str, SVDUNetConfig] = {
-    # Four frames of 8x8x192 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
+    # Three frames of 8x8x192 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
     "tiny": SVDUNetConfig(
         sample_size=8,
         in_channels=384,
         out_channels=192,
-        num_frames=4,
+        num_frames=3,
         **_levels(48, 64, 96),
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=48,

@@ -89,9 +89,9 @@ PRESETS: dict[str, VideoFormerConfig] = {
         depth=2,
         dim_head=24,
         heads=4,
-        num_latents=16,
-        num_frames=4,
-        token_positions=64,  # 8 x 8 of one camera
+        num_latents=18,
+        num_frames=3,
+        token_positions=128,  # 8 x 8 of two cameras
     ),
 }
 
