@@ -48,7 +48,7 @@ class OpenLoopExecutor:
     def next_action(self, observe: Callable[[], Any]) -> np.ndarray:
         """The next action, float32 [A]; `observe` is called only when a new chunk is needed."""
         if self._chunk is None or self._position >= self._execute_horizon:
-            chunk = self._actor.infer(observe())["actions"]
+            chunk: np.ndarray = self._actor.infer(observe())["actions"]
             if len(chunk) < self._execute_horizon:
                 raise errors.UsageError(
                     f"{len(chunk)} actions predicted, {self._execute_horizon} to execute",

@@ -91,9 +91,20 @@ class Environment(Protocol):
 class Benchmark(Protocol):
     """A named, versioned protocol; picklable, because workers are processes of their own."""
 
-    name: str
-    film_every: int
-    film_fps: float
+    @property
+    def name(self) -> str:
+        """What users type."""
+        ...
+
+    @property
+    def film_every(self) -> int:
+        """Of how many episodes one is filmed."""
+        ...
+
+    @property
+    def film_fps(self) -> float:
+        """Frames a second of the films."""
+        ...
 
     def protocol(self) -> dict[str, Any]:
         """All that fixes the numbers, as JSON, with "name" and "version"."""

@@ -149,7 +149,8 @@ class _Environment:
 
 def _camera_size(bundle_spec: spec.BundleSpec) -> tuple[int, int]:
     """Height and width that every camera must have: Meta-World draws squares of one size."""
-    return (bundle_spec.cameras[0].height,) * 2
+    side = bundle_spec.cameras[0].height
+    return side, side
 
 
 def _episode(name: str, index: int, run_seed: int) -> base.Episode:

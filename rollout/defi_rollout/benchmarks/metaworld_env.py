@@ -444,8 +444,8 @@ class MetaWorldEnv:
         from OpenGL import GL
 
         return {
-            "vendor": GL.glGetString(GL.GL_VENDOR).decode(),
-            "name": GL.glGetString(GL.GL_RENDERER).decode(),
+            "vendor": GL.glGetString(GL.GL_VENDOR).decode(),  # pyright: ignore[reportAttributeAccessIssue]
+            "name": GL.glGetString(GL.GL_RENDERER).decode(),  # pyright: ignore[reportAttributeAccessIssue]
         }
 
     def _draw(self, camera: str) -> np.ndarray:

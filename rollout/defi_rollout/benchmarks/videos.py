@@ -6,6 +6,7 @@ Legend: T frames, H W image size.
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def _encode_mp4(path: pathlib.Path, frames: Sequence[np.ndarray], fps: float) ->
         raise ImportError("no mp4 encoder in this PyAV")
     height, width = _display_size(frames[0])
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=round(fps))
+        stream: Any = container.add_stream(codec, rate=round(fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # workers own a share of the cores
         for image in frames:

@@ -244,7 +244,7 @@ def _serve(connection: multiprocessing.connection.Connection, job: Job) -> None:
     environment, loaded = None, None
     while (episode := connection.recv()) is not None:
         try:
-            if loaded != episode.task:
+            if environment is None or loaded != episode.task:
                 if environment is not None:
                     environment.close()
                 environment = job.benchmark.make_environment(episode.task, source.spec)
