@@ -3,6 +3,8 @@
 A preset is numbers, never another code path. Paths come from flags, never from here.
 """
 
+from typing import Any, cast
+
 import ml_collections
 
 from defi_jax import cli, errors
@@ -115,7 +117,7 @@ def apply(config: ml_collections.ConfigDict, numbers: dict) -> None:
     with config.unlocked():
         for key, value in numbers.items():
             *parents, name = key.split(".")
-            node = config
+            node = cast(Any, config)
             for parent in parents:
                 node = node[parent]
             if name not in node:

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipelines import episode_files, media
 from defi_jax import errors
@@ -96,9 +96,20 @@ class EpisodeMeta:
 class EpisodeSource(Protocol):
     """Random access to episodes: `EpisodeStore`, or a source that makes them up."""
 
-    episode_ids: Sequence[str]
-    lengths: np.ndarray  # int64[len]
-    has_actions: np.ndarray  # bool[len]
+    @property
+    def episode_ids(self) -> Sequence[str]:
+        """Ids of all episodes."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[len], frames of each episode."""
+        ...
+
+    @property
+    def has_actions(self) -> np.ndarray:
+        """bool[len], whether each episode has actions."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -110,7 +121,7 @@ class EpisodeSource(Protocol):
         """Returns what is known of episode `i` without reading it."""
         ...
 
-    def frames(self, i: int, camera: str, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns uint8[k, H, W, 3], the given frames in the given order."""
         ...
 
@@ -385,7 +396,7 @@ class EpisodeStore:
         }
         return [frames[int(t)] for t in indices]
 
-    def frames(self, i: int, camera: str, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Decodes the given frames only; see `frame_bytes`.
 
         Returns:

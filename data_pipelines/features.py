@@ -79,6 +79,7 @@ class Scan:
     seed: int
     batch_size: int
     blank: samples.Arrays
+    _ends: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         ends = np.cumsum([len(part.table) for part in self.parts])

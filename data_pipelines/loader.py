@@ -108,6 +108,7 @@ def make_loader(
     reader = _reader(config, objective_name, normalizer, train=split == "train")
     takes_features = _takes_features(batch_spec)
     if takes_features:
+        assert isinstance(reader, samples.JointReader)
         reader = dataclasses.replace(reader, with_images=False)
     batches = samples.Batches(
         parts=_parts(components, reader, config, split),
@@ -157,7 +158,7 @@ class Loader:
         self._pipeline = {key: _digest(value) for key, value in pipeline.items()}
         self._workers = config.workers
         self._max_bad_fraction = config.max_bad_fraction
-        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._iterator: grain.DatasetIterator | None = None
         self._next_batch = 0
         self._bad_records: collections.deque[str] = collections.deque(maxlen=20)
         self.bad_samples: dict[str, int] = {}
@@ -206,6 +207,7 @@ class Loader:
         """
         own = self._batches
         leaves = {name: getattr(spec, name) for name in ("images", "actions", "action_mask")}
+        assert isinstance(own.reader, samples.JointReader)
         scan = features.Scan(
             parts=own.parts,
             reader=dataclasses.replace(own.reader, with_images=True),
@@ -289,7 +291,7 @@ class Loader:
         self._iterator = None
         self._batches = self._batches.starting_at(self._next_batch)
 
-    def _start(self) -> Iterator[dict[str, Any]]:
+    def _start(self) -> grain.DatasetIterator:
         """Starts reading ahead from the next batch."""
         threads = READ_AHEAD if self._workers == 0 else 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import av
+import av.container
+import av.error
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -79,7 +81,8 @@ def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
         width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     else:
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            header = simplejpeg.decode_jpeg_header(data)
+            height, width = int(header[0]), int(header[1])
         except ValueError as error:
             raise errors.DataError(
                 f"damaged image header ({error})", where, "remove or re-export this frame"
@@ -255,7 +258,7 @@ def read_video(
                     )
                 if len(frames) == max_frames:
                     break
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _video_error(f"damaged video ({error})", path) from error
     if not frames:
         raise _video_error("video without a single frame", path)

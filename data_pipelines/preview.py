@@ -127,6 +127,7 @@ def _gidm_row(batch: batch_lib.GIDMBatch, i: int) -> Row:
 
 
 def _joint_row(batch: batch_lib.JointBatch, i: int) -> Row:
+    assert batch.images is not None
     cells = [(image, f"camera {k}") for k, image in enumerate(batch.images[i])]
     mask = batch.action_mask[i]
     plot = plot_actions(batch.actions[i], mask, cells[0][0].shape[:2])

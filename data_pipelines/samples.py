@@ -26,7 +26,10 @@ Arrays = dict[str, np.ndarray]
 class Reader(Protocol):
     """How an objective reads a sample of an episode."""
 
-    needs_actions: bool
+    @property
+    def needs_actions(self) -> bool:
+        """Whether it takes only episodes that have actions."""
+        ...
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """Returns int64, the number of samples of episodes of these lengths."""
@@ -123,7 +126,7 @@ class GIDMReader:
         actions = source.actions(i) if meta.has_actions else None
         known = actions is not None and actions.shape[1] == self.action_dim
         mean = np.zeros(self.action_dim, np.float32)
-        if known:
+        if actions is not None and known:
             first, second = (int(t) for t in pair)
             between = self.normalizer.apply(actions[first : second + 1])
             mean = action.MeanBetween()(between, 0, second - first)
@@ -165,7 +168,9 @@ class JointReader:
     ) -> Arrays:
         """See `Reader`."""
         t = self.window(source.meta(i).length, sample)
-        following = source.actions(i)[t : t + self.chunk.horizon]
+        recorded = source.actions(i)
+        assert recorded is not None, "`needs_actions` leaves episodes without actions out"
+        following = recorded[t : t + self.chunk.horizon]
         actions, mask = self.chunk(self.normalizer.apply(following), 0)
         arrays = {"actions": actions, "action_mask": mask}
         if not self.with_images:
@@ -296,6 +301,7 @@ class Batches:
     fixed_text: bool = False
     features: Callable[[int, int], np.ndarray] | None = None
     first: int = 0
+    _order: grain.MapDataset = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "_order", order(self.parts, self.seed))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -119,7 +120,7 @@ def _feature(feature: memoryview) -> Value | None:
     return value
 
 
-def _int64_list(items: list[memoryview | int]) -> np.ndarray:
+def _int64_list(items: list[Any]) -> np.ndarray:
     if items and isinstance(items[0], int):  # unpacked: one varint each
         return np.array(items, np.uint64).view(np.int64)
     return np.concatenate([_packed_varints(item) for item in items] or [np.zeros(0, np.int64)])
@@ -142,8 +143,11 @@ def _packed_varints(data: memoryview) -> np.ndarray:
     return values.view(np.int64)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Yields (field number, content) of a message; varints as int, everything else as bytes."""
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yields (field number, content) of a message; varints as int, else a memoryview.
+
+    A number where the format has bytes is a TypeError or ValueError of whoever reads it.
+    """
     position, end = 0, len(message)
     while position < end:
         tag, position = _varint(message, position)

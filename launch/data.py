@@ -9,6 +9,7 @@ list      [--root=DIR]            stores, known datasets and mixtures
 
 import dataclasses
 import json
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -45,7 +46,8 @@ flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 def _convert() -> commands.Result:
     names = (field.name for field in dataclasses.fields(commands.ConvertOptions))
-    return commands.run_convert(commands.ConvertOptions(**{name: _F[name].value for name in names}))
+    values: dict[str, Any] = {name: _F[name].value for name in names}
+    return commands.run_convert(commands.ConvertOptions(**values))
 
 
 def _preview() -> commands.Result:

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
             pathlib.Path(_FROM_BUNDLE.value), _OUTPUT.value, overwrite=_OVERWRITE.value
         )
     else:
+        assert _WORKDIR.value is not None
         report = writer.export_bundle(
             _WORKDIR.value,
             _OUTPUT.value,

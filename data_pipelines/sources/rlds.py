@@ -354,7 +354,7 @@ def _unpack_bytes(value: bytes, field: Field) -> np.ndarray:
     return np.frombuffer(value, field.dtype)
 
 
-def _kept_images(images: list[bytes], kept: range, where: str) -> list[bytes]:
+def _kept_images(images: np.ndarray | list[bytes], kept: range, where: str) -> list[bytes]:
     """Picks the steps that remain; reads the headers only, `data.py validate` reads the pixels."""
     for step in kept:
         media.image_size(images[step], where=f"{where}, step {step}")

@@ -115,7 +115,7 @@ class SyntheticSource:
             metadata={},
         )
 
-    def frames(self, i: int, camera: str, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Draws the given frames; see `episodes.EpisodeSource`."""
         if camera not in CAMERAS:
             raise errors.DataError(

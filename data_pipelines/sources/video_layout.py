@@ -112,7 +112,7 @@ def _parse_clip(
         raise ValueError(f"'video_length' is {num_frames!r}")
     actions = _matrix(annotation.get("action"))
     padded = actions is not None and num_frames is not None and len(actions) == num_frames - 1
-    if padded:
+    if actions is not None and padded:
         actions = np.concatenate([actions, _neutral_action(actions)])
     texts = annotation["texts"]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -12,7 +12,10 @@ import numpy as np
 class Tokenizer(Protocol):
     """What a text encoder brings along (defi_jax/models/tokenizers.py); must be picklable."""
 
-    length: int
+    @property
+    def length(self) -> int:
+        """Ids of a text, L."""
+        ...
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids int32[B, L] and mask bool[B, L]."""
