@@ -196,7 +196,7 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x: Array, text: Array) -> jax.Array:
         """Maps x [B, groups, rows, C] with text [B, L, Dc] to the shape of x."""
         B, groups, rows, C = x.shape
-        if self.ff_in is not None:
+        if self.ff_in is not None and self.norm_in is not None:
             x = x + self.ff_in(self.norm_in(x))
         x = x.reshape(B * groups, rows, C)
         x = x + self.attn1(self.norm1(x))

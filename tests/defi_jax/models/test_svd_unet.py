@@ -167,7 +167,7 @@ def test_rematerialised_gradients_equal_the_stored_ones():
 
 
 def test_residual_branches_start_at_zero():
-    params = params_lib.init_params(_make(), jax.random.key(0))
+    params = jax.jit(lambda rng: params_lib.init_params(_make(), rng))(jax.random.key(0))
     flat = params_lib.flatten(params)
     assert not np.any(flat["conv_out/kernel"])
     assert not np.any(flat["mid_block/attentions/0/proj_out/kernel"])
