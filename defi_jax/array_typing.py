@@ -6,7 +6,7 @@ A action dimension; `cams` cameras.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import beartype
 import jax
@@ -29,4 +29,4 @@ __all__ = ["Array", "Bool", "Float", "Int", "Int32", "PRNGKey", "Params", "UInt8
 
 def typed(function: _F) -> _F:
     """Checks the annotated shapes and dtypes of a call while it is traced."""
-    return jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
+    return cast(_F, jaxtyping.jaxtyped(function, typechecker=beartype.beartype))

@@ -17,7 +17,7 @@ def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0)
     """Returns float32[num_steps + 1] by (1) and (3); SVD has 0.002, 700 and 7."""
     _check(num_steps, sigma_min, sigma_max)
     ends = np.asarray([sigma_max, sigma_min], np.float64) ** (1 / rho)
-    return _append_zero(np.linspace(*ends, num_steps) ** rho)
+    return _append_zero(np.linspace(ends[0], ends[1], num_steps) ** rho)
 
 
 def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:

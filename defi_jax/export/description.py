@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from defi_rollout import spec as rollout_spec
@@ -106,7 +106,7 @@ def _text(role: str, tokenizer: tokenizers.Tokenizer) -> rollout_spec.TextSpec:
     if isinstance(tokenizer, tokenizers.BytesTokenizer):
         start_ids, end_ids, pad_id = (), (), 0
     else:
-        special = tokenizer.special
+        special: tokenizers.SpecialIds = cast(Any, tokenizer).special  # all others have them
         start_ids = () if special.start is None else (special.start,)
         end_ids, pad_id = (special.end,), special.pad
     file = _tokenizer_file(tokenizer)

@@ -31,17 +31,26 @@ class TextFeatures:
 class LatentEncoder(Protocol):
     """Frames -> latents with unit variance (about) -> frames.
 
-    Attributes:
-        factor: pixels per latent cell and side.
-        channels: C of the latents.
-        scale: what `encode` multiplied by; the video model's first-frame condition is
-            latents / scale (the official model conditions on the unscaled latent).
+    The video model's first-frame condition is latents / scale (the official model conditions on the
+    unscaled latent).
     """
 
     name: ClassVar[str]
-    factor: int
-    channels: int
-    scale: float
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell and side."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """C of the latents."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """What `encode` multiplied by."""
+        ...
 
     def init_params(self, rng: PRNGKey) -> Params:
         """Random parameters of the right shapes; {} when there are none."""
@@ -57,18 +66,24 @@ class LatentEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Token ids -> features.
-
-    Attributes:
-        dim: D of `TextFeatures.tokens`.
-        pooled_dim: Dp of `TextFeatures.pooled`.
-        tokenizer: texts -> (ids, mask), on the host.
-    """
+    """Token ids -> features."""
 
     name: ClassVar[str]
-    dim: int
-    pooled_dim: int
-    tokenizer: tokenizers.Tokenizer
+
+    @property
+    def dim(self) -> int:
+        """D of `TextFeatures.tokens`."""
+        ...
+
+    @property
+    def pooled_dim(self) -> int:
+        """Dp of `TextFeatures.pooled`."""
+        ...
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """Texts -> (ids, mask), on the host."""
+        ...
 
     def init_params(self, rng: PRNGKey) -> Params:
         """Random parameters of the right shapes; {} when there are none."""
@@ -80,16 +95,19 @@ class TextEncoder(Protocol):
 
 
 class FeatureEncoder(Protocol):
-    """Frames -> patch features.
-
-    Attributes:
-        dim: D of a patch feature.
-        patch_size: pixels per patch and side.
-    """
+    """Frames -> patch features."""
 
     name: ClassVar[str]
-    dim: int
-    patch_size: int
+
+    @property
+    def dim(self) -> int:
+        """D of a patch feature."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per patch and side."""
+        ...
 
     def init_params(self, rng: PRNGKey) -> Params:
         """Random parameters of the right shapes; {} when there are none."""

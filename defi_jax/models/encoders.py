@@ -76,7 +76,7 @@ def text_encoder(
     """
     _check_name(name, TEXT_ENCODERS, "text encoder")
     is_scratch = name == "bytes"
-    rules = {
+    rules: dict[str, Any] = {
         "lower_case": is_scratch if lower_case is None else lower_case,
         "strip_punctuation": is_scratch if strip_punctuation is None else strip_punctuation,
     }

@@ -165,7 +165,8 @@ class SelfAttention(nnx.Module):
 
     def _project(self, x: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        return tuple(layers.split_heads(y, self.num_heads) for y in (q, k, v))
+        q, k, v = (layers.split_heads(y, self.num_heads) for y in (q, k, v))
+        return q, k, v
 
 
 class SpatialBlock(nnx.Module):
@@ -209,7 +210,7 @@ class SpatioTemporalBlock(nnx.Module):
 class _Transformer(nnx.Module):
     """Stem, position code, language tokens appended, stacked blocks, optional output layer."""
 
-    block: type[nnx.Module]
+    block: type[SpatialBlock] | type[SpatioTemporalBlock]
 
     def __init__(self, config: TransformerConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config

@@ -149,7 +149,7 @@ class T5Encoder(nnx.Module):
         )
         return self.final_layer_norm(x)
 
-    def _buckets(self, length: int) -> np.ndarray:
+    def _buckets(self, length: int) -> Array:
         """int32[L, L]: bucket of key position minus query position."""
         distance = np.arange(length)[None, :] - np.arange(length)[:, None]
         return relative_position_buckets(

@@ -34,7 +34,20 @@ _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class Tokenizer(Protocol):
     """A callable from texts to fixed-length ids."""
 
-    length: int
+    @property
+    def length(self) -> int:
+        """Ids of a text, L."""
+        ...
+
+    @property
+    def lower_case(self) -> bool:
+        """See `normalize_text`."""
+        ...
+
+    @property
+    def strip_punctuation(self) -> bool:
+        """See `normalize_text`."""
+        ...
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids int32[B, L] and mask bool[B, L], True for real tokens."""

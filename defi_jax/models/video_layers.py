@@ -252,6 +252,7 @@ class ResnetBlock(nnx.Module):
         """Maps x [B * R, P, Q, in_dim] to out_dim channels; emb [B, E] serves R rows each."""
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert emb is not None
             shift = self.time_emb_proj(nnx.silu(emb))
             rows = (emb.shape[0], x.shape[0] // emb.shape[0], shift.shape[-1])
             shift = jnp.broadcast_to(shift[:, None], rows)

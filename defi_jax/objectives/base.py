@@ -10,6 +10,7 @@ import numpy as np
 
 from defi_jax import batch as batch_lib
 from defi_jax.array_typing import Params, PRNGKey
+from defi_jax.models import tokenizers as tokenizers_lib
 
 
 @flax.struct.dataclass
@@ -68,6 +69,10 @@ class Objective(Protocol):
 
     def batch_spec(self, batch_size: int) -> batch_lib.Batch:
         """Abstract batch of `batch_size` examples."""
+        ...
+
+    def tokenizers(self) -> Mapping[str, tokenizers_lib.Tokenizer]:
+        """Tokenizer of each text role in the batch."""
         ...
 
     def init_params(self, rng: PRNGKey) -> Params:

@@ -73,7 +73,9 @@ class JointObjective:
             return spec
         shape = self.gfdm_config.feature_shape(self._latent_side())
         shape = (batch_size, len(self.config.data.cameras), *shape)
-        return spec.replace(images=None, features=jax.ShapeDtypeStruct(shape, jnp.float16))
+        return dataclasses.replace(
+            spec, images=None, features=jax.ShapeDtypeStruct(shape, jnp.float16)
+        )
 
     def image_batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
         """Abstract batch with images; see base.FeatureObjective."""
@@ -207,6 +209,7 @@ class JointObjective:
 
     def precompute_features(self, params: Params, batch: batch_lib.JointBatch) -> jax.Array:
         """Equation (1) for a batch with images, float16[B, cams, T, h, w, C]."""
+        assert batch.images is not None
         noise = jnp.zeros(self.video_noise_shape(len(batch.images)))  # its scale is 0
         features = self._features(params, batch.images, batch.text, noise)
         return features.astype(jnp.float16)

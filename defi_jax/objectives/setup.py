@@ -63,8 +63,8 @@ def gfdm_config(section: Any, latents: Any, text: Any) -> gfdm.GFDMConfig:
     unet = fields.pop("unet")
     unet["in_channels"], unet["out_channels"] = 2 * latents.channels, latents.channels
     unet["cross_attention_dim"] = text.dim * fields["text_copies"]
-    unet = {k: tuple(v) if isinstance(v, list) else v for k, v in unet.items()}
-    return gfdm.GFDMConfig(unet=svd_unet.SVDUNetConfig(**unet), **fields)
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in unet.items()}
+    return gfdm.GFDMConfig(unet=svd_unet.SVDUNetConfig(**sizes), **fields)
 
 
 def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.PolicyConfig:

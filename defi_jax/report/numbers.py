@@ -40,7 +40,7 @@ def compute(files: files_lib.RunFiles) -> dict[str, Any]:
     phases = _phase_seconds(files)
     configs = {stage: files.config(stage) for stage in files_lib.STAGES}
     stages = {stage: _stage(files, stage, configs[stage]) for stage in files_lib.STAGES}
-    metadata = {s: checkpointing.load_metadata(files.root / s) for s in files_lib.STAGES}
+    metadata = {s: checkpointing.load_metadata(str(files.root / s)) for s in files_lib.STAGES}
     sources = _sources(metadata)
     bundle, results = files.bundle(), files.results()
     return {

@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -226,7 +226,7 @@ class _Progress:
         )  # fmt: skip
 
 
-def _is_cached(objective: base.Objective) -> bool:
+def _is_cached(objective: base.Objective) -> TypeGuard[base.FeatureObjective]:
     return isinstance(objective, base.FeatureObjective) and objective.caches_features
 
 

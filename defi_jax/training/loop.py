@@ -121,6 +121,7 @@ def _loop(
         if stopping:
             raise run.preempted(now)
 
+        assert train_step is not None
         batch = batches.take()
         with jax.transfer_guard("disallow"):
             state, scalars = train_step(state, batch)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from defi_jax import errors
-from defi_jax.array_typing import Params
+from defi_jax.array_typing import Array, Params
 
 # Warm-up starts at this share of the peak and takes this share of the run; then the hold
 # (method.md 3.7: 1e-5 -> 1e-4, phases 0.02, 0.08, 0.9).
@@ -116,7 +116,7 @@ def _warmup_cosine(config: Any, steps: int) -> optax.Schedule:
     warmup, peak = config.warmup_steps, config.learning_rate
     final = peak * config.final_scale
 
-    def schedule(count: jax.Array) -> jax.Array:
+    def schedule(count: Array) -> Array:
         rise = peak * (count + 1) / max(1, warmup)
         return jnp.where(count < warmup, rise, _cosine(count - warmup, steps - warmup, peak, final))
 
@@ -129,7 +129,7 @@ def _tri_stage(config: Any, steps: int) -> optax.Schedule:
     final = peak * config.final_scale
     warmup, hold = round(_TRI_STAGE_WARMUP * steps), round(_TRI_STAGE_HOLD * steps)
 
-    def schedule(count: jax.Array) -> jax.Array:
+    def schedule(count: Array) -> Array:
         rise = start + (peak - start) * count / max(1, warmup)
         decay = _cosine(count - warmup - hold, steps - warmup - hold, peak, final)
         return jnp.where(count < warmup, rise, jnp.where(count < warmup + hold, peak, decay))

@@ -52,7 +52,10 @@ class Placement:
     bytes_per_device: int
 
 
-def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(
+    config: Any,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> jax.sharding.Mesh:
     """Returns the mesh of `config` {"replica": n, "fsdp": n, "tensor": n}; one -1 takes the rest.
 
     Raises:
@@ -181,5 +184,6 @@ def path_string(key_path: Sequence[Any]) -> str:
 
 
 def _num_bytes(dtype: Any, shape: Sequence[int]) -> int:
-    size = 4 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+    is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # pyright: ignore[reportPrivateImportUsage]
+    size = 4 if is_key else np.dtype(dtype).itemsize
     return math.prod(shape) * size

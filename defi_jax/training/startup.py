@@ -71,7 +71,8 @@ def enable_compilation_cache(directory: str) -> None:
 
     A directory set through JAX_COMPILATION_CACHE_DIR wins over "".
     """
-    if not directory and jax.config.jax_compilation_cache_dir is None:
+    known = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if not directory and known is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         directory = os.path.join(home, "defi_jax", "xla")
     if directory:

@@ -3,13 +3,15 @@
 Config keys read: steps, global_batch, `optimizer` (see optimizer.py).
 """
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from defi_jax.array_typing import Params
 from defi_jax.objectives import base
 from defi_jax.training import optimizer, sharding
 from defi_jax.training.train_state import TrainState, merge_params, split_params
@@ -53,7 +55,7 @@ def train_step(
 
     tx = optimizer.make_optimizer(numbers, config.steps)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(Params, optax.apply_updates(state.params, updates))
     # The objective sees all parameters, but only trained ones may change.
     params, extra = objective.after_step(
         merge_params(params, state.frozen), extra, state.step + 1, after_rng
@@ -67,7 +69,8 @@ def train_step(
     new = (params, ema, opt_state, extra)
     old = (state.params, state.ema_params, state.opt_state, state.extra)
     params, ema, opt_state, extra = jax.tree.map(functools.partial(jnp.where, is_finite), new, old)
-    next_state = state.replace(
+    next_state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         ema_params=ema,

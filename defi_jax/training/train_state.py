@@ -38,8 +38,8 @@ class TrainState:
 
     def all_params(self, *, ema: bool = True) -> Params:
         """Trained (the average where there is one and `ema` asks for it) and frozen together."""
-        average = ema and self.ema_params is not None
-        return merge_params(self.ema_params if average else self.params, self.frozen)
+        average = self.ema_params if ema else None
+        return merge_params(self.params if average is None else average, self.frozen)
 
 
 def split_params(params: Params, is_trainable: Callable[[str], bool]) -> tuple[Params, Params]:

@@ -1,5 +1,6 @@
 """Parameters that start from files: an earlier run, one checkpoint, or imported weights."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +45,8 @@ def apply(
             "%s: %d arrays of %s from %s", start.flag, len(found), start.ours, start.source
         )
     nested = {name: params_lib.unflatten(leaves) for name, leaves in flat.items()}
-    return state.replace(
+    return dataclasses.replace(
+        state,
         params=nested["params"],
         frozen=nested["frozen"],
         ema_params=None if state.ema_params is None else nested["ema_params"],

@@ -297,8 +297,9 @@ def _stack(
     """Joins the slices of one parameter on a leading axis, in the order of their index."""
     if None in layers:
         return np.ascontiguousarray(layers[None]).reshape(layers[None].shape)
-    ordered = [layers[index] for index in sorted(layers)]
-    if len({value.shape for value in ordered}) > 1 or sorted(layers) != list(range(len(layers))):
+    indices = sorted(index for index in layers if index is not None)
+    ordered = [layers[index] for index in indices]
+    if len({value.shape for value in ordered}) > 1 or indices != list(range(len(layers))):
         problems.append(f"misshapen layers of {path}: {[value.shape for value in ordered]}")
         return None
     return np.ascontiguousarray(np.stack(ordered))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import ml_dtypes
 import numpy as np
@@ -86,6 +86,12 @@ class TorchArchive(Mapping):
         if len(top) != 1:
             raise errors.DataError("archive without one data.pkl", self._path, _FIX)
         return top[0][: -len("data.pkl")]
+
+    @overload
+    def _member(self, name: str) -> bytes: ...
+
+    @overload
+    def _member(self, name: str, *, optional: bool) -> bytes | None: ...
 
     def _member(self, name: str, *, optional: bool = False) -> bytes | None:
         try:
