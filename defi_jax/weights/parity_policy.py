@@ -1,9 +1,7 @@
 """Parity runners of the DeFI modules: official weights and inputs in, official outputs out."""
 
-import dataclasses
-import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +12,10 @@ from defi_jax.array_typing import Params
 from defi_jax.diffusion import schedules
 from defi_jax.models import action_denoiser, gidm, latent_action, policy, video_former
 from defi_jax.models import params as params_lib
+from defi_jax.weights import fields as fields_lib
 from defi_jax.weights import gidm_table, policy_table, table
 
 Arrays = Mapping[str, np.ndarray]
-_C = TypeVar("_C")
 
 
 def run_gidm(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -36,7 +34,9 @@ def run_gidm(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> dict[
         UserError: unknown, missing or contradictory config fields.
         DataError: names or shapes that do not fit the config.
     """
-    model_config = _make_config(gidm.GIDMConfig, {"mask_order": "tiled", **config}, "gidm")
+    model_config = fields_lib.make_config(
+        gidm.GIDMConfig, {"mask_order": "tiled", **config}, "gidm"
+    )
 
     def make(rngs):
         return gidm.GIDM(model_config, rngs=rngs)
@@ -82,7 +82,7 @@ def run_video_former(
         UserError: unknown, missing or contradictory config fields.
         DataError: names or shapes that do not fit the config.
     """
-    model_config = _make_config(video_former.VideoFormerConfig, config, "video_former")
+    model_config = fields_lib.make_config(video_former.VideoFormerConfig, config, "video_former")
 
     def make(rngs):
         return video_former.VideoFormer(model_config, rngs=rngs)
@@ -113,7 +113,9 @@ def run_action_denoiser(
         UserError: unknown, missing or contradictory config fields.
         DataError: names or shapes that do not fit the config.
     """
-    model_config = _make_config(action_denoiser.ActionDenoiserConfig, config, "action_denoiser")
+    model_config = fields_lib.make_config(
+        action_denoiser.ActionDenoiserConfig, config, "action_denoiser"
+    )
 
     def make(rngs):
         return action_denoiser.ActionDenoiser(model_config, rngs=rngs)
@@ -224,33 +226,10 @@ def _make_policy_config(config: Mapping[str, Any]) -> policy.PolicyConfig:
         if name not in fields:
             raise errors.UserError("missing config part", f"joint_policy.{name}", "add it")
         extra = {"mask_order": mask_order} if name == "gidm" else {}
-        fields[name] = _make_config(config_type, {**extra, **fields[name]}, f"joint_policy.{name}")
-    if "condition_frames" in fields:
-        fields["condition_frames"] = tuple(fields["condition_frames"])
-    return _make_config(policy.PolicyConfig, fields, "joint_policy")
-
-
-def _make_config(config_type: type[_C], fields: Mapping[str, Any], where: str) -> _C:
-    """Builds a config dataclass, naming what does not fit."""
-    known = {field.name: field for field in dataclasses.fields(config_type)}
-    unknown = sorted(fields.keys() - known.keys())
-    if unknown:
-        near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
-        hint = ", ".join(sorted({name for names in near for name in names})) or "nothing near"
-        raise errors.UserError(
-            f"unknown config field {', '.join(unknown)}", where, f"known and near: {hint}"
+        fields[name] = fields_lib.make_config(
+            config_type, {**extra, **fields[name]}, f"joint_policy.{name}"
         )
-    missing = sorted(
-        name
-        for name, field in known.items()
-        if field.default is dataclasses.MISSING and name not in fields
-    )
-    if missing:
-        raise errors.UserError(f"missing config field {', '.join(missing)}", where, "add it")
-    try:
-        return config_type(**fields)
-    except ValueError as error:
-        raise errors.UserError(str(error), where, "correct the config") from error
+    return fields_lib.make_config(policy.PolicyConfig, fields, "joint_policy")
 
 
 def _import(make, entries, params: Arrays, dropped: table.Dropped, where: str) -> Params:

@@ -31,6 +31,7 @@ def entries(config: policy.PolicyConfig) -> list[Entry]:
     Raises:
         UserError: the config has parts that the reference does not know.
     """
+    _refuse_parts_of_ours("policy", normalize_features=config.normalize_features)
     return [
         *gidm_table.linear("goal_emb/fc1", "goal_emb.0"),
         *gidm_table.linear("goal_emb/fc2", "goal_emb.2"),
@@ -51,8 +52,7 @@ def video_former_entries(config: video_former.VideoFormerConfig) -> list[Entry]:
     Raises:
         UserError: the config has parts that the reference does not know.
     """
-    if config.token_positions:
-        raise ValueError("token_positions is ours: such a Video Former has no official names")
+    _refuse_parts_of_ours("video_former", token_positions=config.token_positions > 0)
     linear, norm = gidm_table.linear, gidm_table.norm
     rows = [
         Entry("latents", "latents"),
@@ -83,16 +83,11 @@ def denoiser_entries(config: action_denoiser.ActionDenoiserConfig) -> list[Entry
     Raises:
         UserError: the config has parts that the reference does not know.
     """
-    ours_only = {"action_positions": config.action_positions} | {
-        "modulation_offset": config.modulation_offset != 0.0
-    }
-    if any(ours_only.values()):
-        names = ", ".join(name for name, is_used in ours_only.items() if is_used)
-        raise errors.UserError(
-            "the official denoiser has no such part",
-            f"denoiser.{names}",
-            "official weights need a config without it, as presets small and full",
-        )
+    _refuse_parts_of_ours(
+        "denoiser",
+        action_positions=config.action_positions,
+        modulation_offset=config.modulation_offset != 0.0,
+    )
     linear, norm = gidm_table.linear, gidm_table.norm
     rows = [
         *(row for name in ("tok_emb", "tok_emb_token") for row in linear(name, name)),
@@ -133,3 +128,14 @@ def _attention(ours: str, theirs: str, layer: int) -> list[Entry]:
     for name in ("key", "query", "value"):
         rows += gidm_table.linear(f"{ours}/{name}", f"{theirs}.{name}", layer=layer)
     return rows
+
+
+def _refuse_parts_of_ours(where: str, **is_used: bool) -> None:
+    """Raises UserError when the config uses a part that official weights do not have."""
+    names = ", ".join(f"{where}.{name}" for name, used in is_used.items() if used)
+    if names:
+        raise errors.UserError(
+            "the official policy has no such part",
+            names,
+            "official weights need a config without it, as presets small and full",
+        )
