@@ -155,7 +155,8 @@ def _collect(options: ConvertOptions) -> Result:
 def run_stats(store: str) -> Result:
     """Computes (or reads) the statistics of actions and states."""
     _require(store, "--store")
-    found = statistics.cached(episodes.EpisodeStore(store), pathlib.Path(store))
+    source: Any = episodes.EpisodeStore(store)
+    found = statistics.cached(source, pathlib.Path(store))
     lines = []
     for column, values in found.items():
         lines.append(f"{column}: {values.count} steps")
@@ -196,7 +197,8 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
     _require(output, "--output")
     if config is None:
         _require(store, "--store or --config")
-        sheet = preview.store_sheet(episodes.EpisodeStore(store), count=count)
+        source: Any = episodes.EpisodeStore(store)
+        sheet = preview.store_sheet(source, count=count)
     else:
         sheet = _batch_sheet(config, objective, count)
     path = pathlib.Path(output)

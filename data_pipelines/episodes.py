@@ -366,7 +366,7 @@ class EpisodeStore:
         values |= {name: tuple(line[name]) for name in ("instructions", "cameras")}
         return EpisodeMeta(**values)
 
-    def frame_bytes(self, i: int, camera: str, indices: Sequence[int]) -> list[bytes]:
+    def frame_bytes(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """Returns the encoded images of the given frames, in the given order.
 
         Raises:

@@ -240,7 +240,7 @@ def read_video(
     total_bytes = 0
     try:
         # An open file, not a path: FFmpeg then cannot follow protocols or references.
-        with path.open("rb") as file, av.open(file, format=container_format) as container:
+        with path.open("rb") as file, av.open(file, mode="r", format=container_format) as container:
             stream = _video_stream(container, path)
             rate = stream.average_rate or stream.guessed_rate
             for image in _decoded_frames(container, stream, every, path):

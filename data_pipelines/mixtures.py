@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from data_pipelines import episode_files, episodes, statistics
 from data_pipelines.sources import synthetic
@@ -103,13 +104,16 @@ def load(
         Component(
             name=name,
             weight=weight,
-            source=episodes.EpisodeStore(directories[name])
-            if name in directories
-            else make_synthetic(),
+            source=_open(directories.get(name), make_synthetic),
             directory=directories.get(name),
         )
         for name, weight in weights.items()
     ]
+
+
+def _open(directory: Any, make_synthetic: Callable[[], Any]) -> Any:
+    """Opens a store, or makes the synthetic source where there is no directory."""
+    return make_synthetic() if directory is None else episodes.EpisodeStore(directory)
 
 
 def _is_store(directory: pathlib.Path) -> bool:

@@ -301,7 +301,7 @@ class Batches:
     fixed_text: bool = False
     features: Callable[[int, int], np.ndarray] | None = None
     first: int = 0
-    _order: grain.MapDataset = dataclasses.field(init=False, repr=False, compare=False)
+    _order: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "_order", order(self.parts, self.seed))

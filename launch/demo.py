@@ -62,7 +62,7 @@ def _phases(out: str, videos: list[str]) -> dict[str, list[str]]:
             f"{train}/joint.py:tiny --workdir={out}/joint {data} --config.data.mixture=metaworld "
             f"--config.init.gfdm={out}/gfdm --config.init.gidm={out}/gidm"
         ],
-        "export": [f"launch/export.py --workdir={out}/joint --output={out}/bundle"],
+        "export": [f"launch/export.py --workdir={out}/joint --output={out}/bundle --overwrite"],
         "evaluate": [
             f"-m defi_rollout evaluate {out}/bundle --benchmark=metaworld --tasks={_TASKS} "
             f"--episodes=20 --language --resume --output={out}/evaluation"
@@ -80,13 +80,16 @@ def main(argv: list[str]) -> None:
     seconds = json.loads(notes.read_text()) if notes.exists() else {}
     if "setup" not in seconds and os.path.exists(_SETUP.value):
         seconds["setup"] = json.loads(pathlib.Path(_SETUP.value).read_text())["setup_seconds"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(out.resolve() / "xla")}  # shared by all phases
     for name, commands in _phases(str(out), _VIDEO.value).items():
         if name in seconds and name != "report":
             continue
         start = time.monotonic()
         for command in commands:
             print(f"\n[{name}] python {command}", file=sys.stderr, flush=True)
-            done = subprocess.run([sys.executable, *shlex.split(command)], check=False)
+            done = subprocess.run(
+                [sys.executable, *shlex.split(command)], check=False, env=os.environ | cache
+            )
             if done.returncode:
                 raise errors.CheckFailed(
                     f"phase {name} ended with exit code {done.returncode}", f"python {command}",

@@ -45,7 +45,8 @@ def latent_encoder(name: str, *, factor: int, dtype: Any = jnp.float32) -> Laten
     _check_name(name, LATENT_ENCODERS, "latent encoder")
     if name == "svd_vae":
         return pretrained_encoders.SVDVAELatents(dtype=dtype)
-    return scratch_encoders.SpaceToDepth(factor=factor)
+    encoder: Any = scratch_encoders.SpaceToDepth(factor=factor)
+    return encoder
 
 
 def text_encoder(

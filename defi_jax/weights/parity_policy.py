@@ -243,7 +243,8 @@ def _import(make, entries, params: Arrays, dropped: table.Dropped, where: str) -
 
 
 def _sampling_sigmas(config: action_denoiser.ActionDenoiserConfig) -> jax.Array:
-    return schedules.exponential(config.sampling_steps, config.sigma_min, config.sigma_max)
+    sigmas = schedules.exponential(config.sampling_steps, config.sigma_min, config.sigma_max)
+    return jnp.asarray(sigmas)
 
 
 def _to_numpy(outputs: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
