@@ -51,7 +51,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections reports unknown or mistyped config keys through these types.
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error.args[0]) if error.args else str(error)  # a KeyError's str is quoted
+        where = "" if isinstance(error, flags.Error) else "--config: "
+        print(f"error: {where}{' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
