@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -48,13 +49,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
+        _check_config_file(argv)
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections reports unknown or mistyped config keys through these types.
-        text = str(error.args[0]) if error.args else str(error)  # a KeyError's str is quoted
-        where = "" if isinstance(error, flags.Error) else "--config: "
-        print(f"error: {where}{' '.join(text.split())}", file=sys.stderr)
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ml_collections reports unknown or mistyped config keys through these, quoted twice.
+        text = str(error).replace("\\n", " ").replace("\\'", "").strip("'\"")
+        print(f"error: --config: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """Raises UserError where `--config` names no file; ml_collections would say so much later."""
+    for argument in argv:
+        name, _, value = argument.lstrip("-").partition("=")
+        path = value.partition(":")[0]
+        if name == "config" and not os.path.isfile(path):
+            raise errors.UserError(
+                "no such config file", path or argument, "give --config=configs/gfdm.py[:preset]"
+            )

@@ -1,0 +1,30 @@
+"""What launch/train.py says of wrong input, in one line and with exit code 2."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/gfdm.py:tinny"], "did you mean tiny"),
+        (["--config=configs/nope.py"], "no such config file: configs/nope.py"),
+        (["--config=configs/gfdm.py:tiny", "--config.stepz=3"], 'Did you mean "steps"'),
+        (["--config=configs/gfdm.py"], "--config.data.root"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
+    workdir = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", *flags, f"--workdir={workdir}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and words in lines[0] and "Traceback" not in done.stderr
+    assert not workdir.exists()
