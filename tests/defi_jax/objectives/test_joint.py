@@ -107,11 +107,13 @@ def test_rounding_survives_compilation_and_stays_finite():
     np.testing.assert_array_equal(rounded, expected.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_loss_is_the_same_from_features_and_from_images(cached, params, images, with_features):
     loss = jax.jit(lambda batch: cached.loss_fn(params, {}, batch, jax.random.key(1))[0])
     np.testing.assert_allclose(loss(with_features), loss(images), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_from_features_and_from_images(
     cached, params, images, with_features
 ):
