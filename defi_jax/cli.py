@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -52,16 +53,34 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _check_config_file(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_flag_error(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections reports unknown or mistyped config keys through these, quoted twice.
-        text = str(error).replace("\\n", " ").replace("\\'", "").strip("'\"")
-        print(f"error: --config: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {_config_error(str(error), argv)}", file=sys.stderr)
         sys.exit(2)
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _flag_error(text: str) -> str:
+    """Rewords what absl says of a flag."""
+    missing = re.fullmatch(r"flag --(\w+)=None: Flag --\w+ must have a value .*", text)
+    if missing:
+        return f"a flag is missing: --{missing[1]}; see --help"
+    return " ".join(text.split())
+
+
+def _config_error(text: str, argv: list[str]) -> str:
+    """Rewords what ml_collections says of a config key it does not know, quoted twice."""
+    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
+    unknown = re.match(r"[\"']*(\w+)['\"]*( Did you mean \"(\w+)\")?", text)
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
+    where = [name for name in names if unknown and unknown[1] in name.split(".")[1:]]
+    if not unknown or not where:
+        return f"--config: {text.strip(chr(39) + chr(34))}"
+    fix = f"did you mean {unknown[3]}?" if unknown[3] else "the keys are in configs/"
+    return f"unknown config key '{unknown[1]}': --{where[0]}; {fix}"
 
 
 def _check_config_file(argv: list[str]) -> None:

@@ -4,6 +4,9 @@
         --config.data.mixture=synthetic
 
 Resumes what the workdir holds; `--overwrite` starts it anew. Presets: tiny, small, full (default).
+
+Many hosts run the same command. Where jax does not know the cluster, each also gets the environment
+variables JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and its own JAX_PROCESS_ID from 0.
 """
 
 import functools
@@ -24,15 +27,16 @@ def main(argv: list[str]) -> None:
     del argv
     from data_pipelines import loader
     from defi_jax import objectives
-    from defi_jax.training import loop, startup
+    from defi_jax.training import loop, startup, supervisor
 
-    config = _CONFIG.value
-    objective = objectives.make(config)
-    workdir = startup.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
-    make_loader = functools.partial(
-        loader.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
-    )
-    loop.train(config, objective, make_loader, workdir)
+    with supervisor.processes():
+        config = _CONFIG.value
+        objective = objectives.make(config)
+        workdir = startup.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
+        make_loader = functools.partial(
+            loader.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
+        )
+        loop.train(config, objective, make_loader, workdir)
 
 
 if __name__ == "__main__":

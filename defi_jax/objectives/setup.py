@@ -1,9 +1,11 @@
 """From the config to the pieces that objectives share: encoders, model configs, warm starts."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epath
 
 from defi_jax import errors
 from defi_jax.array_typing import Params, PRNGKey
@@ -20,6 +22,8 @@ from defi_jax.objectives import base
 
 SCRATCH = "scratch"
 SYNTHETIC = "synthetic"
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 # Encoder keys that each objective uses.
 _ENCODERS = {
@@ -134,10 +138,64 @@ def stage(config: Any, name: str, theirs: str, ours: str) -> list[base.WarmStart
 
 
 def check(config: Any) -> None:
-    """Raises one UserError naming all that real data needs and the config lacks.
+    """Raises UserError for what the config lacks or has wrong, before anything is compiled.
 
     Synthetic data needs nothing: pretrained encoders without weights are then random.
     """
+    _check_complete(config)
+    _check_numbers(config)
+    _check_directories(config)
+
+
+def _check_numbers(config: Any) -> None:
+    """Raises UserError for numbers that would fail much later, in a worse place."""
+    for name, least in (("steps", 0), ("global_batch", 1)):
+        if config[name] < least:
+            raise errors.UserError(
+                f"{name} is {config[name]}", f"--config.{name}", f"give at least {least}"
+            )
+    if config.compute_dtype not in _DTYPES:
+        raise errors.UserError(
+            f"unknown compute_dtype '{config.compute_dtype}'",
+            "--config.compute_dtype",
+            f"known: {', '.join(_DTYPES)}",
+        )
+    cell = _cell(config)
+    if config.data.image_size < cell or config.data.image_size % cell:
+        raise errors.UserError(
+            f"images of {config.data.image_size} pixels do not divide into cells of {cell}",
+            "--config.data.image_size",
+            f"use a multiple of {cell}",
+        )
+
+
+def _cell(config: Any) -> int:
+    """Pixels of a side that images must be a multiple of."""
+    section = config.encoders
+    cells = [1]
+    if config.objective != "gfdm" and section.features == "patches":  # dinov2 resizes by itself
+        cells.append(section.features_patch)
+    if config.objective != "gidm":
+        forward = config.model if config.objective == "gfdm" else config.model.gfdm
+        halvings = len(forward.unet.block_out_channels) - 1
+        cells.append(latent_encoder(config).factor << halvings)
+    return math.lcm(*cells)
+
+
+def _check_directories(config: Any) -> None:
+    """Raises UserError for a directory of parameters that the config names and that is absent."""
+    named = {f"init.{name}": source for name, source in config.init.items() if source != SCRATCH}
+    named |= {f"weights.{name}": source for name, source in config.weights.items()}
+    for flag, source in named.items():
+        if source and not epath.Path(source).is_dir():
+            raise errors.UserError(
+                f"no such directory for {flag}", source,
+                "give a run's workdir, a checkpoint or a directory of imported weights",
+            )  # fmt: skip
+
+
+def _check_complete(config: Any) -> None:
+    """Raises one UserError naming all that real data needs and the config lacks."""
     missing = []
     if not config.data.mixture:
         missing.append("--config.data.mixture (stores to train on)")

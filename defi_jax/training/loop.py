@@ -65,7 +65,7 @@ def train(
         loader = startup.open_loader(config, spec, make_loader, "train")
         image_spec = feature_cache.image_spec(objective, config.global_batch)
         held_out = startup.open_loader(config, image_spec, make_loader, "eval")
-        startup.write_config(config, workdir)
+        startup.write_config(config, workdir, replace=False)
         with (
             contextlib.closing(loader),
             jax.set_mesh(mesh),
@@ -75,6 +75,7 @@ def train(
             startup.log_facts(objective, mesh, abstract, placement)
             facts = startup.facts(config, objective, mesh, loader)
             state, facts = startup.start(config, objective, checkpoints, abstract, loader, facts)
+            startup.write_config(config, workdir)  # now it is known to fit what is there
             held_out = feature_cache.prepare(
                 config, objective, state.frozen, loader, held_out,
                 mesh=mesh, workdir=workdir, watch=watch,

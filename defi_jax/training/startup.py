@@ -32,6 +32,8 @@ _OWN_NAMES = (
     CONFIG_FILE, metrics.FILE, metrics.MEDIA, checkpointing.DIRECTORY, feature_cache.DIRECTORY,
     "logs",
 )  # fmt: skip
+# Parts of the config that a run keeps for life, most telling first.
+_OF_A_RUN = ("objective", "encoders", "model")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
@@ -56,14 +58,56 @@ def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
         raise errors.UserError(
             f"the workdir holds files, but no run's {CONFIG_FILE}", str(path), "name another one"
         )
-    if overwrite and supervisor.is_primary():
-        for name in _OWN_NAMES:
-            child = path / name
-            if child.is_dir():
-                child.rmtree()
-            else:
-                child.unlink(missing_ok=True)
+    if overwrite:
+        supervisor.barrier("the workdir is looked at")
+        if supervisor.is_primary():
+            _delete_run(path)
+        supervisor.barrier("the workdir is cleared")
     return path
+
+
+def _delete_run(path: epath.Path) -> None:
+    for name in _OWN_NAMES:
+        child = path / name
+        if child.is_dir():
+            child.rmtree()
+        else:
+            child.unlink(missing_ok=True)
+
+
+def check_same_run(config: Any, workdir: epath.Path) -> None:
+    """Raises UserError where the workdir has checkpoints of another objective or model."""
+    path = workdir / CONFIG_FILE
+    if not path.exists() or not checkpointing.committed_steps(workdir):
+        return
+    try:
+        theirs = json.loads(path.read_text())
+        ours = json.loads(json.dumps(config.to_dict()))
+        found = {name: _leaves(theirs[name], name) for name in _OF_A_RUN}
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.DataError(
+            f"the run's config cannot be read ({error})", str(path),
+            "restore it from a copy, name another --workdir, or give --overwrite",
+        ) from error  # fmt: skip
+    changed = []
+    for name in _OF_A_RUN:
+        have, want = found[name], _leaves(ours[name], name)
+        keys = sorted(key for key in have.keys() | want.keys() if have.get(key) != want.get(key))
+        changed += [f"{key} {have.get(key)}, not {want.get(key)}" for key in keys]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise errors.UserError(
+            f"the workdir holds a run of another config ({'; '.join(changed[:3])}{more})",
+            str(workdir),
+            "name another --workdir, or give --overwrite to delete that run",
+        )
+
+
+def _leaves(value: Any, path: str) -> dict[str, Any]:
+    """Values of a JSON tree of objects by dotted key."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for name in value for k, v in _leaves(value[name], f"{path}.{name}").items()}
 
 
 def enable_compilation_cache(directory: str) -> None:
@@ -94,9 +138,9 @@ def open_loader(config: Any, spec: Any, make_loader: Callable[..., Any], split: 
     )
 
 
-def write_config(config: Any, workdir: epath.Path) -> None:
-    """Writes the resolved config to the workdir."""
-    if supervisor.is_primary():
+def write_config(config: Any, workdir: epath.Path, *, replace: bool = True) -> None:
+    """Writes the resolved config to the workdir; one that is there stays without `replace`."""
+    if supervisor.is_primary() and (replace or not (workdir / CONFIG_FILE).exists()):
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 

@@ -66,3 +66,25 @@ def test_full_preset_without_files_says_all_that_is_missing(stage, key):
         objectives.make(config)
     assert key in str(caught.value)
     assert "data.mixture" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "words"),
+    [
+        ("gfdm", {"steps": -1}, "give at least 0"),
+        ("gidm", {"global_batch": 0}, "give at least 1"),
+        ("gfdm", {"compute_dtype": "float17"}, "known: float32, bfloat16"),
+        ("gfdm", {"data.image_size": 33}, "use a multiple of 32"),
+        ("gfdm", {"data.image_size": 0}, "use a multiple of 32"),
+        ("gidm", {"data.image_size": 33}, "use a multiple of 8"),
+        ("joint", {"data.image_size": 40}, "use a multiple of 32"),
+        ("joint", {"init.gfdm": "/no/such"}, "no such directory for init.gfdm: /no/such"),
+        ("gfdm", {"weights.svd_vae": "/no/such"}, "no such directory for weights.svd_vae"),
+    ],
+)
+def test_impossible_numbers_and_absent_directories_fail_first(stage, changes, words):
+    config = _config(stage, "tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(errors.UserError, match=words) as caught:
+        objectives.make(config)
+    assert caught.value.exit_code == 2

@@ -14,7 +14,15 @@ ROOT = pathlib.Path(__file__).parents[2]
     [
         (["--config=configs/gfdm.py:tinny"], "did you mean tiny"),
         (["--config=configs/nope.py"], "no such config file: configs/nope.py"),
-        (["--config=configs/gfdm.py:tiny", "--config.stepz=3"], 'Did you mean "steps"'),
+        (
+            ["--config=configs/gfdm.py:tiny", "--config.stepz=3"],
+            "unknown config key 'stepz': --config.stepz; did you mean steps?",
+        ),
+        (
+            ["--config=configs/gfdm.py:tiny", "--config.data.qqq.x=3"],
+            "unknown config key 'qqq': --config.data.qqq.x; the keys are in configs/",
+        ),
+        ([], "a flag is missing: --config;"),
         (["--config=configs/gfdm.py"], "--config.data.root"),
     ],
 )
