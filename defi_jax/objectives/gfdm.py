@@ -23,7 +23,7 @@ from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import encoders, gfdm
 from defi_jax.models import params as params_lib
-from defi_jax.objectives import base, image_metrics, setup
+from defi_jax.objectives import base, host, image_metrics, setup
 
 
 class GFDMObjective:
@@ -102,8 +102,8 @@ class GFDMObjective:
         scores: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "psnr_repeat": []}
         rows: list[np.ndarray] = []
         for index, batch in enumerate(batches):
-            predicted = np.asarray(self._sample(params, batch, jax.random.fold_in(rng, index)))
-            true = np.asarray(batch.video)
+            predicted = self._sample(params, batch, jax.random.fold_in(rng, index))
+            predicted, true = host.fetch((predicted, batch.video))
             still = np.broadcast_to(true[:, :1], true.shape)
             scores["psnr"].append(image_metrics.psnr(predicted[:, 1:], true[:, 1:]))
             scores["ssim"].append(image_metrics.ssim(predicted[:, 1:], true[:, 1:]))

@@ -21,7 +21,7 @@ from defi_jax import batch as batch_lib
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.models import encoders, gidm, vector_quantizer
 from defi_jax.models import params as params_lib
-from defi_jax.objectives import base, probe, setup
+from defi_jax.objectives import base, host, probe, setup
 
 
 class GIDMObjective:
@@ -36,7 +36,7 @@ class GIDMObjective:
         self.model_config = setup.gidm_config(config.model, self.features, self.text)
         dtype = jnp.dtype(config.compute_dtype)
         self._make = lambda rngs: gidm.GIDM(self.model_config, dtype=dtype, rngs=rngs)
-        self._forward = jax.jit(self._apply)
+        self._forward = jax.jit(self._evaluate_batch)
 
     def batch_spec(self, batch_size: int) -> batch_lib.GIDMBatch:
         """Abstract batch; see base.Objective."""
@@ -115,16 +115,16 @@ class GIDMObjective:
     def evaluate(self, params: Params, batches: Iterable[Any], rng: PRNGKey) -> base.EvalOutput:
         """Reconstruction, code usage and the action probe on held-out pairs."""
         del rng
-        pairs = [(batch, jax.device_get(self._forward(params, batch))) for batch in batches]
-        outputs = [output for _, output in pairs]
+        found = [host.fetch((batch, *self._forward(params, batch))) for batch in batches]
+        pairs, outputs, copy_losses = zip(*found, strict=True)
         latents = np.concatenate([o.z_q.reshape(len(o.z_q), -1) for o in outputs])
-        actions = np.concatenate([np.asarray(batch.action) for batch, _ in pairs])
-        known = np.concatenate([np.asarray(batch.action_mask) for batch, _ in pairs])
-        frames = np.concatenate([np.asarray(batch.frames) for batch, _ in pairs])
-        scalars = {"reconstruction": float(np.mean([o.recon_loss for o in outputs]))}
-        scalars["reconstruction_copy"] = float(
-            np.mean([self._copy_loss(params, batch) for batch, _ in pairs])
-        )
+        actions = np.concatenate([batch.action for batch in pairs])
+        known = np.concatenate([batch.action_mask for batch in pairs])
+        frames = np.concatenate([batch.frames for batch in pairs])
+        scalars = {
+            "reconstruction": float(np.mean([o.recon_loss for o in outputs])),
+            "reconstruction_copy": float(np.mean(copy_losses)),
+        }
         if known.sum() >= probe.MIN_EXAMPLES:
             scalars |= probe.linear_probe(latents[known], actions[known])
         if outputs[0].indices is None:
@@ -156,10 +156,13 @@ class GIDMObjective:
         model = params_lib.bind(self._make, params["gidm"])
         return model(self._encode(params, batch), text.tokens, batch.text.mask)
 
-    def _copy_loss(self, params: Params, batch: batch_lib.GIDMBatch) -> float:
-        """Reconstruction loss of predicting no change."""
-        features = np.asarray(self._encode(params, batch))
-        return float(np.mean(np.square(features[:, 1] - features[:, 0])))
+    def _evaluate_batch(
+        self, params: Params, batch: batch_lib.GIDMBatch
+    ) -> tuple[gidm.GIDMOutput, jax.Array]:
+        """The model's output, and the reconstruction loss of predicting no change."""
+        features = self._encode(params, batch)
+        copy_loss = jnp.mean(jnp.square(features[:, 1] - features[:, 0]))
+        return self._apply(params, batch), copy_loss
 
     @staticmethod
     def _recent(recent: jax.Array, z_e: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import encoders, gfdm, policy
 from defi_jax.models import params as params_lib
-from defi_jax.objectives import base, setup
+from defi_jax.objectives import base, host, setup
 
 # train_parts -> prefixes of the parameters that train beside the adapter's.
 TRAIN_PARTS = {
@@ -163,8 +163,9 @@ class JointObjective:
                 actions = self._sample_from_features(
                     params, batch.features, batch.text, noise["actions"]
                 )
-            error = np.asarray(actions) - np.asarray(batch.actions)
-            real.append(np.asarray(batch.action_mask))
+            actions, true, known = host.fetch((actions, batch.actions, batch.action_mask))
+            error = actions - true
+            real.append(known)
             absolute.append(np.abs(error))
             squared.append(np.square(error))
         known = np.concatenate(real)

@@ -21,11 +21,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from defi_jax import errors
 from defi_jax.array_typing import Params
-from defi_jax.training import checkpoint_format, integrity, train_state
+from defi_jax.training import checkpoint_format, integrity, supervisor, train_state
 
 DIRECTORY = "checkpoints"
 
@@ -68,7 +67,7 @@ class Checkpointer:
         self._closed = False
         if jax.process_index() == 0:
             _set_aside_uncommitted(self.directory)
-        _barrier("uncommitted steps set aside")
+        supervisor.barrier("uncommitted steps set aside")
         mode = ocp.options.AtomicityMode.COMMIT_FILE
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -261,13 +260,13 @@ class Checkpointer:
 
     def _quarantine(self, steps: list[int]) -> None:
         """Puts damaged steps out of the way, so that the run can write them again."""
-        _barrier("before quarantine")
+        supervisor.barrier("before quarantine")
         if jax.process_index() == 0:
             for step in steps:
                 path = self.directory / str(step)
                 _rename_free(path, "corrupt")
                 integrity.digests_path(path).unlink(missing_ok=True)
-        _barrier("after quarantine")
+        supervisor.barrier("after quarantine")
         self._manager.reload()
 
 
@@ -409,8 +408,3 @@ def _rename_free(path: epath.Path, suffix: str) -> None:
     while target.exists():
         target, number = path.parent / f"{path.name}.{suffix}{number}", number + 1
     path.rename(target)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
