@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -89,27 +90,14 @@ def make_loader(
         UserError: stores are absent, a number is impossible, or nothing is held out.
         DataError: a store lacks what the objective needs, or is damaged.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}")
-    if global_batch % process_count:
-        raise errors.UserError(
-            f"global_batch {global_batch} is not a multiple of {process_count} processes",
-            "global_batch", f"give a multiple of {process_count}",
-        )  # fmt: skip
+    _check(split, global_batch, process_count)
     config = data_config
-    components = mixtures.load(
-        config.mixture,
-        config.root,
-        lambda: synthetic.SyntheticSource(
-            image_size=config.image_size, action_dim=config.action_dim
-        ),
-    )
+    components = _components(config)
     normalizer = _normalizer(config, objective_name, components)
-    reader = _reader(config, objective_name, normalizer, train=split == "train")
     takes_features = _takes_features(batch_spec)
-    if takes_features:
-        assert isinstance(reader, samples.JointReader)
-        reader = dataclasses.replace(reader, with_images=False)
+    reader = _reader(
+        config, objective_name, normalizer, train=split == "train", with_images=not takes_features
+    )
     batches = samples.Batches(
         parts=_parts(components, reader, config, split),
         reader=reader,
@@ -123,14 +111,11 @@ def make_loader(
     )
     pipeline = {
         "split": split,
-        "seed": seed,
-        "global_batch": global_batch,
         "objective": objective_name,
         "sources": [[c.name, c.weight, c.source.fingerprint()] for c in components],
         "transforms": samples.describe(config),
         "normalizer": normalizer.to_json(),
-        "features": takes_features,
-        "tokenizers": batches.tokenize.describe(),
+        **_order(batches),
     }
     return Loader(batches, objective_name, batch_spec, pipeline, normalizer, config)
 
@@ -279,7 +264,7 @@ class Loader:
                 "frames": int(part.source.lengths[part.table.episodes].sum()),
                 "samples": len(part.table),
                 "episodes_with_actions": int(part.source.has_actions[part.table.episodes].sum()),
-                "start_digests": _start_digests(part),
+                "start_digests": part.start_digests(),
             }
             for part in self._batches.parts
         ]
@@ -346,6 +331,33 @@ def _assemble(objective_name: str, raw: Mapping[str, Any]) -> batch_lib.Batch:
     return batch_lib.JointBatch(text=tokens, **{"images": None, **arrays})
 
 
+def _check(split: str, global_batch: int, process_count: int) -> None:
+    """Raises UserError where the batch cannot be divided over the processes."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}")
+    if global_batch % process_count:
+        what = f"global_batch {global_batch} is not a multiple of {process_count} processes"
+        raise errors.UserError(what, "global_batch", f"give a multiple of {process_count}")
+
+
+def _components(config: Any) -> list[mixtures.Component]:
+    """Opens the sources of the mixture."""
+    make_synthetic = functools.partial(
+        synthetic.SyntheticSource, image_size=config.image_size, action_dim=config.action_dim
+    )
+    return mixtures.load(config.mixture, config.root, make_synthetic)
+
+
+def _order(batches: samples.Batches) -> dict[str, Any]:
+    """What decides the batches beside sources and readers; not who reads which part of them."""
+    return {
+        "seed": batches.seed,
+        "global_batch": batches.global_batch,
+        "features": batches.fixed_text,
+        "tokenizers": batches.tokenize.describe(),
+    }
+
+
 def _takes_features(batch_spec: batch_lib.Batch) -> bool:
     return isinstance(batch_spec, batch_lib.JointBatch) and batch_spec.features is not None
 
@@ -355,7 +367,12 @@ def _digest(value: Any) -> str:
 
 
 def _reader(
-    config: Any, objective_name: str, normalizer: statistics.Normalizer, *, train: bool
+    config: Any,
+    objective_name: str,
+    normalizer: statistics.Normalizer,
+    *,
+    train: bool,
+    with_images: bool,
 ) -> samples.Reader:
     """Returns how the objective reads a sample."""
     prepare = frame.prepare(config.image_size, augment=config.augment and train)
@@ -379,6 +396,7 @@ def _reader(
             cameras=tuple(config.cameras),
             prepare=prepare,
             normalizer=normalizer,
+            with_images=with_images,
         )
     raise ValueError(f"objective {objective_name!r}")
 
@@ -479,9 +497,3 @@ def _usable(component: mixtures.Component, reader: samples.Reader, config: Any) 
     if left_out:
         logging.warning("%s: %d episodes lack actions or cameras", component.name, left_out)
     return with_cameras
-
-
-def _start_digests(part: samples.Part) -> list[str]:
-    """Returns the digests that the simulator's episodes carry in their metadata, sorted."""
-    metadata = (part.source.meta(int(i)).metadata for i in part.table.episodes)
-    return sorted({entry["start_digest"] for entry in metadata if "start_digest" in entry})

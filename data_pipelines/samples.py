@@ -224,6 +224,11 @@ class Part:
     source: episodes.EpisodeSource
     table: Table
 
+    def start_digests(self) -> list[str]:
+        """Returns the digests that the simulator's episodes carry in their metadata, sorted."""
+        metadata = (self.source.meta(int(i)).metadata for i in self.table.episodes)
+        return sorted({entry["start_digest"] for entry in metadata if "start_digest" in entry})
+
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
