@@ -43,6 +43,21 @@ def records_path(index: pathlib.Path) -> pathlib.Path:
     return index.with_name(index.name.removesuffix(INDEX_SUFFIX) + RECORDS_SUFFIX)
 
 
+def make_directory(directory: pathlib.Path) -> None:
+    """Makes the directory of a store.
+
+    Raises:
+        UserError: a file is in its place, or it may not be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"data directory cannot be made ({error.strerror})", directory,
+            "choose another --output",
+        ) from error  # fmt: skip
+
+
 def sync(path: pathlib.Path) -> None:
     """Flushes a file or directory to disk, so that a rename never outlives its content."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -192,7 +192,7 @@ class EpisodeWriter:
         if not re.fullmatch(r"[A-Za-z0-9_]+", shard):
             raise errors.UserError("shard name has characters other than A-Za-z0-9_", repr(shard))
         self._directory = pathlib.Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        episode_files.make_directory(self._directory)
         self._source = source
         self._prefix = f"episodes-{shard}-"
         self._episodes_per_shard = episodes_per_shard

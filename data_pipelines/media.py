@@ -20,6 +20,7 @@ import itertools
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,7 @@ def _decode_jpeg(data: bytes, where: str) -> np.ndarray:
 def _decode_png(data: bytes, where: str) -> np.ndarray:
     image_size(data, where=where)
     try:
+        _check_png_chunks(data)
         with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             mode = image.mode
             if mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
@@ -115,6 +117,24 @@ def _decode_png(data: bytes, where: str) -> np.ndarray:
     raise errors.DataError(
         f"PNG of mode {mode} is not an 8-bit colour image", where, "export 8-bit RGB frames"
     )
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Raises ValueError unless every chunk is whole, up to the last.
+
+    Pillow shows an image whose last rows are missing as if they were black. A chunk is: uint32
+    length | byte[4] kind | byte[length] | uint32 crc32(kind and bytes), big-endian.
+    """
+    position, kind = len(_PNG_MAGIC), b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[position : position + 4])
+        end = position + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("cut short")
+        kind = data[position + 4 : position + 8]
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError(f"checksum of chunk {kind!r} differs")
+        position = end + 4
 
 
 def _check_image_size(height: int, width: int, where: str) -> None:

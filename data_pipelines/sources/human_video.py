@@ -50,7 +50,7 @@ def open_source(
         splits: of the annotation layout.
 
     Raises:
-        UserError: no such folder, no captions, or several caption files and none chosen.
+        UserError: no such folder or file, no captions, or several caption files and none chosen.
         DataError: the caption file is damaged.
     """
     directory = pathlib.Path(directory)
@@ -62,6 +62,8 @@ def open_source(
             directory, name=name, embodiment=embodiment, options=options, splits=splits
         )
     path = _find_captions(directory) if captions is None else pathlib.Path(captions)
+    if not path.is_file():
+        raise errors.UserError("no such caption file", str(path), "check --captions")
     return CaptionedFolder(
         directory,
         name=name,

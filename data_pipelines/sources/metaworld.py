@@ -32,7 +32,7 @@ import tqdm
 from defi_rollout import errors as rollout_errors
 from defi_rollout.benchmarks import metaworld_env
 
-from data_pipelines import episodes, media
+from data_pipelines import episode_files, episodes, media
 from defi_jax import errors
 
 SOURCE = "metaworld"
@@ -214,7 +214,7 @@ def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
                 "repeat those, or choose another output directory",
             )  # fmt: skip
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    episode_files.make_directory(directory)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)

@@ -250,3 +250,10 @@ def test_damaged_image_names_the_episode(tmp_path):
 def test_episode_refuses_what_contradicts_the_schema(changes, message):
     with pytest.raises(errors.DataError, match=message):
         _episode("a", **changes)
+
+
+def test_a_file_in_the_place_of_a_store_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.UserError, match=r"File exists.*choose another --output"):
+        episodes.EpisodeWriter(tmp_path / "file", source="s")
+    assert (tmp_path / "file").read_text() == "mine"

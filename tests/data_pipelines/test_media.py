@@ -85,6 +85,20 @@ def test_forged_png_size_is_refused_before_allocation():
         media.decode_image(_png_header(20000, 20000))
 
 
+@pytest.mark.parametrize("missing", [1, 12, 20, 100])
+def test_png_that_is_cut_short_is_refused(missing):
+    data = media.encode_png(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8))
+    with pytest.raises(errors.DataError, match=r"damaged PNG .cut short.: frame 3"):
+        media.decode_image(data[:-missing], where="frame 3")
+
+
+def test_png_with_a_flipped_bit_is_refused():
+    data = bytearray(media.encode_png(np.zeros((32, 48, 3), np.uint8)))
+    data[-16] ^= 1  # checksum of the pixels
+    with pytest.raises(errors.DataError, match=r"damaged PNG .checksum of chunk"):
+        media.decode_image(bytes(data))
+
+
 def test_sixteen_bit_png_is_refused():
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.zeros((8, 8), np.uint16)).save(buffer, format="PNG")

@@ -104,6 +104,12 @@ def test_folder_without_captions_says_what_is_expected(folder):
         _read(folder)
 
 
+def test_absent_caption_file_is_a_user_error(folder):
+    with pytest.raises(errors.UserError, match=r"no such caption file: .*; check --captions") as e:
+        _read(folder, captions=folder / "no.json")
+    assert e.value.exit_code == 2
+
+
 def test_several_caption_files_need_a_choice(folder):
     _caption(folder, {"a.mp4": "x"}, "one.json")
     _caption(folder, {"a.mp4": "y"}, "two.json")
