@@ -20,11 +20,7 @@ def is_due(now: int, every: int) -> bool:
 
 
 class Duties:
-    """The periodic work of one run.
-
-    Attributes:
-        writer: where scalars and media go.
-    """
+    """The periodic work of one run; close it at its end."""
 
     def __init__(
         self,
@@ -40,9 +36,13 @@ class Duties:
         self._config, self._objective, self._workdir = config, objective, workdir
         self._watch, self._checkpoints, self._held_out = watch, checkpoints, held_out
         self._facts = facts
-        self.writer = metrics.MetricWriter(workdir, config, facts["step"])
+        self._writer = metrics.MetricWriter(workdir, config, facts["step"])
         self._progress = metrics.Progress(facts["step"], config.steps)
         self._pending: tuple[int, Any, float, int] | None = None
+
+    def close(self) -> None:
+        """Flushes what was reported."""
+        self._writer.close()
 
     def evaluate(self, now: int, state: TrainState) -> None:
         """Evaluates, unless that was done at this step before the run was interrupted."""
@@ -56,7 +56,7 @@ class Duties:
                 state,
                 self._held_out,
                 rng=jax.random.key(self._config.seed),
-                writer=self.writer,
+                writer=self._writer,
                 stop_requested=self._watch.stop_requested,
             )
         if done:
@@ -99,7 +99,7 @@ class Duties:
         self._progress.add(values, starved)
         if is_due(now, self._config.log_every) or now == self._config.steps:
             means = self._progress.report(now)
-            self.writer.scalars(now, "train", {**means, "bad_samples": bad_samples})
+            self._writer.scalars(now, "train", {**means, "bad_samples": bad_samples})
         self._check_finite(now, int(values["bad_steps"]))
 
     def preempted(self, now: int) -> errors.Preempted:

@@ -62,9 +62,7 @@ def train(
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
         spec = objective.batch_spec(config.global_batch)
-        loader = startup.open_loader(config, spec, make_loader, "train")
-        image_spec = feature_cache.image_spec(objective, config.global_batch)
-        held_out = startup.open_loader(config, image_spec, make_loader, "eval")
+        loader, held_out = _open_loaders(config, objective, make_loader)
         startup.write_config(config, workdir, replace=False)
         with (
             contextlib.closing(loader),
@@ -85,7 +83,7 @@ def train(
             if int(state.step) < config.steps:
                 batches.prefetch()  # input problems fail before the compilation
                 train_step = _compile(config, objective, mesh, abstract)
-            run = duties.Duties(
+            periodic = duties.Duties(
                 config=config,
                 objective=objective,
                 workdir=workdir,
@@ -94,10 +92,20 @@ def train(
                 facts=facts,
                 held_out=device_batches.HeldOut(held_out, config.eval_batches, spec, mesh),
             )
-            try:
+            with contextlib.closing(periodic) as run:
                 return _loop(config, watch, run, state, batches, train_step)
-            finally:
-                run.writer.close()
+
+
+def _open_loaders(
+    config: Any, objective: base.Objective, make_loader: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """Opens the training split, and the held-out one or None."""
+    spec = objective.batch_spec(config.global_batch)
+    image_spec = feature_cache.image_spec(objective, config.global_batch)
+    return (
+        startup.open_loader(config, spec, make_loader, "train"),
+        startup.open_loader(config, image_spec, make_loader, "eval"),
+    )
 
 
 def _loop(

@@ -16,6 +16,10 @@ from defi_jax.objectives import base
 from defi_jax.training import optimizer, sharding
 from defi_jax.training.train_state import TrainState, merge_params, split_params
 
+# The program that makes the state runs once and has a random kernel for every parameter: XLA's
+# optimizations for the CPU take longer than they save.
+_INIT_OPTIONS = {"xla_backend_optimization_level": 0}
+
 
 def init_state(rng: jax.Array, *, objective: base.Objective, config: Any) -> TrainState:
     """State at step 0, from scratch; traced for its shapes, jitted for its values."""
@@ -118,7 +122,8 @@ def abstract_state(
 def initialize(config: Any, objective: base.Objective, abstract: TrainState) -> TrainState:
     """State at step 0, each array made where `abstract` wants it."""
     init = functools.partial(init_state, objective=objective, config=config)
-    jitted = jax.jit(init, out_shardings=_shardings(abstract))
+    options = _INIT_OPTIONS if jax.default_backend() == "cpu" else None
+    jitted = jax.jit(init, out_shardings=_shardings(abstract), compiler_options=options)
     return jitted(jax.random.key(config.seed))
 
 
