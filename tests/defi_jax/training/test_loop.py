@@ -1,6 +1,4 @@
-import contextlib
 import json
-import logging
 import os
 import pathlib
 import signal
@@ -50,19 +48,6 @@ def rows(workdir, split):
     return [row for row in map(json.loads, lines) if row["split"] == split]
 
 
-@contextlib.contextmanager
-def compilations(caplog):
-    """Collects the names of the programs that are compiled."""
-    names = []
-    handler = logging.Handler()
-    handler.emit = lambda record: names.append(record.getMessage())
-    logger = logging.getLogger("jax._src.interpreters.pxla")
-    logger.addHandler(handler)
-    with jax.log_compiles():
-        yield names
-    logger.removeHandler(handler)
-
-
 def spawn(workdir, options):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
     command = [sys.executable, str(SCRIPT), str(workdir), json.dumps(options)]
@@ -109,7 +94,7 @@ def test_losses_of_a_resumed_run_are_those_of_the_straight_one(tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_step_is_compiled_exactly_once(tmp_path, caplog, accumulation):
+def test_the_step_is_compiled_exactly_once(tmp_path, accumulation):
     changes = {
         "optimizer.accumulation_steps": accumulation,
         "eval_every": 1,
@@ -117,17 +102,17 @@ def test_the_step_is_compiled_exactly_once(tmp_path, caplog, accumulation):
         "save_every": 1,
         "steps": 5,
     }
-    with compilations(caplog) as names, pytest.raises(Killed):
+    with toy_run.compilations() as names, pytest.raises(Killed):
         train(tmp_path, loader=killed_at(3), **changes)
     assert sum("train_step" in name for name in names) == 1
-    with compilations(caplog) as names:
+    with toy_run.compilations() as names:
         train(tmp_path, **changes)
     assert sum("train_step" in name for name in names) == 1
 
 
-def test_a_complete_run_comes_back_without_compiling(tmp_path, caplog):
+def test_a_complete_run_comes_back_without_compiling(tmp_path):
     first = train(tmp_path)
-    with compilations(caplog) as names:
+    with toy_run.compilations() as names:
         again = train(tmp_path)
     assert not [name for name in names if "train_step" in name]
     assert_equal(first, again)

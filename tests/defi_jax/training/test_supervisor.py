@@ -1,11 +1,13 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
+import jax
 import pytest
 
 from defi_jax import errors
@@ -59,6 +61,75 @@ with supervisor.Supervisor({str(tmp_path)!r}, supervisor.Deadlines(step=0.4)) as
 
 def test_one_process_joins_nobody():
     supervisor.initialize_processes({"TPU_WORKER_HOSTNAMES": "localhost"})
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed.initialize is called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    for module in (sys, threading):  # the hooks come back after the test
+        monkeypatch.setattr(module, "excepthook", module.excepthook)
+    return calls
+
+
+def test_the_environment_says_which_process_this_is(joined):
+    numbers = {"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    supervisor.initialize_processes({"JAX_COORDINATOR_ADDRESS": "host:1", **numbers})
+    assert (joined[0]["num_processes"], joined[0]["process_id"]) == (4, 3)
+
+
+def test_a_known_cluster_says_it_itself(joined):
+    supervisor.initialize_processes({"TPU_WORKER_HOSTNAMES": "a,b"})
+    assert (joined[0]["num_processes"], joined[0]["process_id"]) == (None, None)
+
+
+@pytest.mark.parametrize("number", [{}, {"JAX_PROCESS_ID": "first"}])
+def test_half_a_place_among_processes_is_refused(joined, number):
+    environ = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", **number}
+    with pytest.raises(errors.UserError, match="JAX_PROCESS_ID"):
+        supervisor.initialize_processes(environ)
+    assert not joined
+
+
+def test_an_error_of_one_process_alone_passes_through():
+    with pytest.raises(errors.DataError, match="damaged"), supervisor.processes({}):
+        raise errors.DataError("damaged")
+
+
+@pytest.mark.slow
+def test_an_expected_error_in_one_process_ends_all_of_them():
+    code = """
+import jax
+from defi_jax import cli, errors
+from defi_jax.training import supervisor
+def main(argv):
+    with supervisor.processes():
+        if jax.process_index() == 1:
+            raise errors.DataError("no data here")
+        supervisor.barrier("waits for the other")
+cli.run(main)
+"""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO), "JAX_NUM_PROCESSES": "2",
+        "JAX_COORDINATOR_ADDRESS": address, "JAX_COORDINATOR_BIND_ADDRESS": address,
+    }  # fmt: skip
+    waiting, failing = (
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=env | {"JAX_PROCESS_ID": str(number)}, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    )  # fmt: skip
+    try:
+        assert "error: no data here" in failing.communicate(timeout=120)[1]
+        assert failing.returncode == 65
+        assert waiting.wait(timeout=120) != 0
+    finally:
+        waiting.kill()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A tiny objective with every trait the loop must carry, and a command line to run it alone."""
 
+import contextlib
 import json
+import logging
 import pathlib
 import sys
 import tempfile
@@ -181,6 +183,19 @@ def make_loader(**options):
         return ToyLoader(local, **(options if split == "train" else {}))
 
     return make
+
+
+@contextlib.contextmanager
+def compilations():
+    """Collects the names of the programs that are compiled."""
+    names = []
+    handler = logging.Handler()
+    handler.emit = lambda record: names.append(record.getMessage())
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield names
+    logger.removeHandler(handler)
 
 
 def leaves(state):

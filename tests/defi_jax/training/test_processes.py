@@ -1,0 +1,73 @@
+"""launch/train.py in two processes on this machine equals the same in one."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+import real_stages
+import toy_run
+
+from defi_jax.training import checkpointing
+
+EVALUATED = {
+    "gfdm": {"psnr", "ssim", "psnr_repeat"},
+    "gidm": {"reconstruction", "reconstruction_copy", "code_usage", "code_perplexity"},
+    "joint": {"action_mse", "action_mae", "action_mae/dim0"},
+}
+pytestmark = pytest.mark.slow
+
+
+def start(name, workdir, devices, **environ):
+    env = real_stages.environment(devices, **environ)
+    command = [
+        sys.executable, str(real_stages.REPO / "launch/train.py"),
+        f"--config={real_stages.HERE / 'real_stages.py'}:{name}", f"--workdir={workdir}",
+        f"--config.compilation_cache_dir={toy_run.PROGRAMS}", "--config.steps=2",
+        "--config.eval_batches=1", "--overwrite",
+    ]  # fmt: skip
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(processes):
+    logs = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n\n".join(logs)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def numbers(workdir):
+    """What was measured, by (split, step, name), but for speed."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return {
+        (row["split"], row["step"], name): value
+        for row in map(json.loads, lines)
+        for name, value in row.items()
+        if name not in ("split", "step", "time", "steps_per_second", "data_wait_share")
+    }
+
+
+@pytest.mark.parametrize("name", ["gidm", "gfdm", "joint"])
+def test_two_processes_measure_what_one_does(tmp_path, name):
+    finish([start(name, tmp_path / "one", devices=2)])
+    address = f"127.0.0.1:{free_port()}"
+    finish([
+        start(
+            name, tmp_path / "two", devices=1,
+            JAX_COORDINATOR_ADDRESS=address, JAX_COORDINATOR_BIND_ADDRESS=address,
+            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ])  # fmt: skip
+    one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
+    assert {("train", 2, "loss")} | {("eval", 2, value) for value in EVALUATED[name]} <= one.keys()
+    assert two == pytest.approx(one, rel=1e-5)
+    assert checkpointing.latest_verified_step(tmp_path / "two") == 2
+    metadata = checkpointing.load_metadata(tmp_path / "two")
+    assert metadata["mesh"] == {"replica": 1, "fsdp": 2, "tensor": 1}
