@@ -7,11 +7,13 @@ RUN := runs/demo
 BIN := $(VENV)/bin
 # Folders of videos or of RLDS to mix in as action-free data: DEMO_VIDEO=DIR[,DIR]
 DEMO_VIDEO ?=
+# Such as --episodes=10 --steps=20 --rollouts=1, to see the road in minutes
+DEMO_FLAGS ?=
 
 .PHONY: demo test test-fast lint setup clean
 
 demo: setup
-	$(BIN)/python launch/demo.py --output=$(RUN) --video=$(DEMO_VIDEO)
+	$(BIN)/python launch/demo.py --output=$(RUN) --video="$(DEMO_VIDEO)" $(DEMO_FLAGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
