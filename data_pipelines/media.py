@@ -444,6 +444,11 @@ def contact_sheet(
     return sheet
 
 
+def text_width(text: str) -> int:
+    """Returns how wide `text_strip` must be to show the whole text, pixels."""
+    return math.ceil(PIL.ImageFont.load_default(size=10).getlength(text)) + 4
+
+
 def text_strip(text: str, width: int) -> np.ndarray:
     """Draws one line of text, cut at the right edge, in the colours of a contact sheet.
 

@@ -21,6 +21,7 @@ _COLORS = (
     (240, 50, 230), (210, 245, 60),
 )  # fmt: skip
 _MASKED = (90, 90, 90)
+_CAPTION_WIDTH = 800  # pixels; narrow pictures leave that much room for their captions
 
 Cells = list[tuple[np.ndarray, str]]  # uint8[H, W, 3] with a label
 
@@ -155,7 +156,8 @@ def _sheet(rows: Sequence[Row]) -> np.ndarray:
         images, labels = zip(*row.cells, strict=True)
         picture = media.contact_sheet(images, labels, columns=len(images))
         blocks.append((row.caption, picture))
-    width = max(picture.shape[1] for _, picture in blocks)
+    captions = (min(media.text_width(caption), _CAPTION_WIDTH) for caption, _ in blocks)
+    width = max(*(picture.shape[1] for _, picture in blocks), *captions)
     parts = []
     for caption, picture in blocks:
         pad = ((0, 0), (0, width - picture.shape[1]), (0, 0))

@@ -167,10 +167,11 @@ class JointReader:
         self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
     ) -> Arrays:
         """See `Reader`."""
-        t = self.window(source.meta(i).length, sample)
-        recorded = source.actions(i)
-        assert recorded is not None, "`needs_actions` leaves episodes without actions out"
-        following = recorded[t : t + self.chunk.horizon]
+        meta = source.meta(i)
+        t = self.window(meta.length, sample)
+        stored = source.actions(i)
+        assert stored is not None, "`needs_actions` leaves episodes without actions out"
+        following = action.recorded(stored, meta.metadata)[t : t + self.chunk.horizon]
         actions, mask = self.chunk(self.normalizer.apply(following), 0)
         arrays = {"actions": actions, "action_mask": mask}
         if not self.with_images:

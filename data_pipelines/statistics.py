@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import episodes
+from data_pipelines.transforms import action
 from defi_jax import errors
 
 KINDS = ("none", "normal", "bounds", "bounds_q99")
@@ -96,6 +97,8 @@ def of_source(source: episodes.EpisodeSource) -> dict[str, Statistics]:
         for name, column in (("actions", source.actions(i)), ("states", source.states(i))):
             if column is None:
                 continue
+            if name == "actions":
+                column = action.recorded(column, source.meta(i).metadata)
             first = columns[name][0] if columns[name] else column
             if column.shape[1] != first.shape[1]:
                 raise errors.DataError(

@@ -28,7 +28,7 @@ flags.DEFINE_string("store", "", "stats, validate, preview: directory of an epis
 flags.DEFINE_string("root", "", "list: directory of episode stores.")
 flags.DEFINE_string("name", "", "convert: name of the dataset instead of its own.")
 flags.DEFINE_list("splits", [], "convert: splits to read; all by default.")
-flags.DEFINE_string("embodiment", "human", "convert: who acts in videos.")
+flags.DEFINE_string("embodiment", "", "convert: who acts in videos; human without actions.")
 flags.DEFINE_string("captions", "", "convert: caption file of a video folder.")
 flags.DEFINE_integer("shorter_side", 256, "convert: shrink video frames to this, pixels.", 16)
 flags.DEFINE_integer("every", 1, "convert: keep every n-th video frame.", 1)

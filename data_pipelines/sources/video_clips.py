@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines import episodes, media
 from data_pipelines.sources import base
+from data_pipelines.transforms import action
 from defi_jax import errors
 
 
@@ -62,10 +63,16 @@ class Clip:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Who acts in a clip of which nobody said so; hands leave no action vectors.
+_HUMAN, _ROBOT = "human", "robot"
+
+
 def read_clip(
     clip: Clip, *, source: str, embodiment: str, options: ClipOptions
 ) -> episodes.Episode | base.Reject:
     """Decodes a clip; whatever is wrong with it becomes a reject, so that the others go on.
+
+    An `embodiment` of "" becomes "robot" where the clip has actions, and else "human".
 
     Raises:
         UserError: frames of a clip with actions or states are to be left out.
@@ -82,16 +89,19 @@ def read_clip(
             frames[camera] = [media.encode_jpeg(x, options.jpeg_quality) for x in decoded.frames]
             digests[camera] = hashlib.sha256(path.read_bytes()).hexdigest()
         length = len(next(iter(frames.values())))
+        metadata = dict(clip.metadata)
+        if length != clip.num_frames and action.LAST_IS_PADDING in metadata:
+            metadata[action.LAST_IS_PADDING] = False  # it was cut off
         return episodes.Episode(
             episode_id=clip.episode_id,
             source=source,
-            embodiment=embodiment,
+            embodiment=embodiment or (_HUMAN if clip.actions is None else _ROBOT),
             instructions=clip.instructions,
             frames=frames,
             actions=_first(clip.actions, length),
             states=_first(clip.states, length),
             fps=rates[0],
-            metadata={**clip.metadata, "video_sha256": digests, "every": options.every},
+            metadata={**metadata, "video_sha256": digests, "every": options.every},
         )
     except errors.DataError as error:
         return base.Reject(clip.item, str(error))

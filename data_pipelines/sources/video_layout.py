@@ -24,6 +24,7 @@ import numpy as np
 
 from data_pipelines import episodes
 from data_pipelines.sources import base, video_clips
+from data_pipelines.transforms import action
 from defi_jax import errors
 
 ANNOTATION = "annotation"
@@ -136,7 +137,7 @@ def _parse_clip(
         metadata={
             "annotation": str(path.relative_to(directory)),
             "official_episode_id": str(annotation["episode_id"]),
-            "last_action_is_padding": padded,
+            action.LAST_IS_PADDING: padded,
         },
     )
 

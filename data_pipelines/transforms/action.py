@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+# Metadata of an episode whose source has one action fewer than frames: the last was made up.
+LAST_IS_PADDING = "last_action_is_padding"
+
+
+def recorded(actions: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Returns float32[n or n - 1, A], the actions that the source has, from float32[n, A]."""
+    return actions[:-1] if metadata.get(LAST_IS_PADDING) else actions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

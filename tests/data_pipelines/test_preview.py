@@ -1,6 +1,6 @@
 import numpy as np
 
-from data_pipelines import preview
+from data_pipelines import media, preview
 from data_pipelines.sources import synthetic
 from defi_jax import batch as batch_lib
 
@@ -77,3 +77,12 @@ def test_tokens_are_shown_as_the_model_gets_them():
     ids = np.array([49406, 320, 49407, 0])
     assert preview.describe_tokens(ids, ids > 0) == "ids 49406 320 49407"
     assert preview.describe_tokens(np.zeros(4, int), np.zeros(4, bool)) == "(empty text)"
+
+
+def test_a_long_instruction_is_not_cut():
+    caption = "pretending to pour water out of bottle but bottle is empty"
+    batch = batch_lib.GFDMBatch(video=_noise(2, 1, 16, 16), text=_tokens(caption, length=80))
+    sheet = preview.batch_sheet(batch)
+    assert _contains(sheet, media.text_strip(caption, media.text_width(caption)))
+    endless = batch_lib.GFDMBatch(video=_noise(2, 1, 16, 16), text=_tokens("o" * 900, length=900))
+    assert preview.batch_sheet(endless).shape[1] < 900

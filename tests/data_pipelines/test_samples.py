@@ -3,9 +3,9 @@ import collections
 import numpy as np
 import pytest
 
-from data_pipelines import samples
+from data_pipelines import episodes, media, samples, statistics
 from data_pipelines.sources import synthetic
-from data_pipelines.transforms import frame, text, trajectory
+from data_pipelines.transforms import action, frame, text, trajectory
 from defi_jax import errors
 
 
@@ -209,3 +209,31 @@ def test_features_are_looked_up_by_part_and_replaced_sample():
         assert set(batch["arrays"]["features"][:, 0]) == {0, 1}
     assert {entry.record for entry in bad} == {"synthetic-000002#0"}
     assert {entry.part for entry in bad} == {"a"}
+
+
+def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
+    image = media.encode_png(np.zeros((8, 8, 3), np.uint8))
+    actions = np.array([[1.0], [2.0], [50.0]], np.float32)
+    with episodes.EpisodeWriter(tmp_path, source="s") as writer:
+        for name, is_padding in (("a", True), ("b", False)):
+            writer.write(
+                episodes.Episode(
+                    episode_id=name, source="s", embodiment="x", instructions=("go",),
+                    frames={"static": [image] * 3}, actions=actions, states=None, fps=1.0,
+                    metadata={action.LAST_IS_PADDING: is_padding},
+                )
+            )  # fmt: skip
+    store = episodes.EpisodeStore(tmp_path)
+    mask = (True,)
+    reader = samples.JointReader(
+        window=trajectory.Window(stride=1),
+        chunk=action.Chunk(horizon=3),
+        cameras=("static",),
+        prepare=frame.prepare(8, augment=False),
+        normalizer=statistics.Normalizer(kind="none", statistics=None, mask=mask),
+    )
+    rng = np.random.default_rng(0)
+    masks = [[reader(store, i, t, rng)["action_mask"].sum() for t in range(3)] for i in (0, 1)]
+    assert masks == [[2, 1, 0], [3, 2, 1]]
+    found = statistics.of_source(store)["actions"]
+    assert found.count == 5 and found.mean[0] == (1 + 2 + 1 + 2 + 50) / 5

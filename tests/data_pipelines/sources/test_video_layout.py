@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 
@@ -44,6 +45,16 @@ def test_missing_last_action_is_neutral_and_said_so(tmp_path):
     np.testing.assert_array_equal(clip.states, state)
     assert clip.metadata["last_action_is_padding"] is True
     assert clip.metadata["official_episode_id"] == "9"
+    (first,) = _read(tmp_path, dataclasses.replace(OPTIONS, max_frames=3))
+    assert first.metadata["last_action_is_padding"] is False  # that row was cut off
+
+
+@pytest.mark.parametrize("action", [None, np.zeros((5, 7)).tolist()])
+def test_who_acts_follows_from_actions_unless_it_is_said(tmp_path, action):
+    _write_clip(tmp_path, "1", action=action)
+    source = video_layout.VideoLayoutSource(tmp_path, name="s", embodiment="", options=OPTIONS)
+    (clip,) = source.read()
+    assert clip.embodiment == ("human" if action is None else "robot")
 
 
 def test_two_videos_are_static_and_gripper(tmp_path):
