@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import toy_run
 
-from defi_jax.training import step
+from defi_jax.training import sharding, step
 
 
 def one_step(accumulation, *, noise=0.0):
@@ -28,6 +28,18 @@ def test_accumulation_equals_the_big_batch():
             np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-6, err_msg=path)
         for name in ("loss", "grad_norm", "output"):
             np.testing.assert_allclose(scalars[name], big_scalars[name], rtol=1e-5)
+
+
+def test_the_quickly_compiled_first_state_has_the_values_of_the_optimized_program():
+    config, objective = toy_run.config(), toy_run.ToyObjective(hidden=16)
+    mesh = sharding.make_mesh(config.mesh)
+    abstract, _ = step.abstract_state(config, objective, mesh)
+    found = toy_run.leaves(step.initialize(config, objective, abstract))
+    init = functools.partial(step.init_state, objective=objective, config=config)
+    want = toy_run.leaves(jax.jit(init)(jax.random.key(config.seed)))
+    assert found.keys() == want.keys()
+    for path, leaf in want.items():  # fused multiply-adds round differently
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
 def test_noise_differs_from_step_to_step_and_is_the_same_for_the_same_step():
