@@ -81,6 +81,7 @@ def encoders() -> ml_collections.ConfigDict:
         {
             "latents": "space_to_depth",  # | svd_vae
             "latents_factor": 8,  # pixels per latent cell of space_to_depth
+            "latents_frequencies": 4,  # kept per side of a cell; latents_factor keeps all
             "features": "patches",  # | dinov2
             "features_patch": 8,  # pixels per patch of `patches`
             "gfdm_text": "bytes",  # | clip_text | t5_encoder

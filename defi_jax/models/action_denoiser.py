@@ -136,6 +136,7 @@ PRESETS: dict[str, ActionDenoiserConfig] = {
         mlp_dropout=0.0,
         action_positions=True,
         modulation_offset=1.0,
+        scan_unroll=3,
     ),
 }
 

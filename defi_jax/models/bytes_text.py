@@ -1,4 +1,4 @@
-"""Byte ids -> frozen random n-gram features [B, L, D]: language without weights or files.
+"""Byte ids -> frozen random n-gram features, one token a word: language without weights or files.
 
 A vector per position is a hash of the bytes that end there, at several widths, so that the end of
 each word carries the whole word and equal words get equal vectors wherever they stand. There are no
@@ -15,9 +15,10 @@ The rule, per scale s (the word widths in order, then the context width) and pos
    contexts seldom repeat between paraphrases. fmix is MurmurHash3's 32-bit finaliser.
 
 The scales share D equally, in order. Padding gets zeros. `pooled` [B, D] is the mean over the valid
-positions, rescaled to unit root mean square (zeros for empty text).
+positions, rescaled to unit root mean square (zeros for empty text). The tokens are the vectors at
+the words' ends; words past the first L / 4 are left out of them.
 
-B batch, L language tokens, D width.
+B batch, L bytes, W words, D width.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from defi_jax.array_typing import Array, Bool, Float, Int32, typed
 
 _FNV_PRIME = 16777619
 _GOLDEN = 0x9E3779B9
+_BYTES_PER_WORD = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class BytesTextConfig:
 def ngram_features(
     config: BytesTextConfig, ids: Int32[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
-    """Returns (tokens, pooled), float32; see the module's rule."""
+    """Returns (a vector per byte, pooled), float32; see the module's rule."""
     ids = jnp.where(mask, ids, 0)
     scales = [(width, True) for width in config.word_widths] + [(config.context_width, False)]
     hashes = [
@@ -80,6 +82,19 @@ def ngram_features(
     total = tokens.sum(axis=1)
     mean_square = jnp.mean(jnp.square(total), axis=-1, keepdims=True)
     return tokens, total * jax.lax.rsqrt(jnp.maximum(mean_square, 1e-12))
+
+
+@typed
+def word_ends(
+    ids: Int32[Array, "B L"], mask: Bool[Array, "B L"], vectors: Float[Array, "B L D"]
+) -> tuple[Float[Array, "B W D"], Bool[Array, "B W"]]:
+    """Returns (tokens, mask): the vectors at the ends of the first W = ceil(L / 4) words."""
+    in_word = _is_word_byte(ids) & mask
+    ends = in_word & ~jnp.pad(in_word[:, 1:], ((0, 0), (0, 1)))
+    slots = -(-ids.shape[1] // _BYTES_PER_WORD)
+    order = jnp.cumsum(ends, axis=1) - 1
+    picks = ends[:, None] & (order[:, None] == jnp.arange(slots)[:, None])  # [B, W, L]
+    return picks.astype(vectors.dtype) @ vectors, picks.any(axis=-1)
 
 
 def _ngram_hash(ids: jax.Array, width: int, within_word: bool, seed: int) -> jax.Array:

@@ -20,11 +20,13 @@ class TextFeatures:
     """What a text encoder says about a text.
 
     Attributes:
-        tokens: float[B, L, D].
+        tokens: float[B, L, D]; L may be less than the number of token ids.
+        mask: bool[B, L], False for padding.
         pooled: float[B, Dp], one vector for the whole text.
     """
 
     tokens: jax.Array
+    mask: jax.Array
     pooled: jax.Array
 
 
@@ -90,7 +92,7 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> TextFeatures:
-        """int32[B, L], bool[B, L] -> features."""
+        """int32[B, ids], bool[B, ids] -> features."""
         ...
 
 

@@ -6,7 +6,7 @@ protocols. An encoder is a frozen dataclass of numbers; its parameters, if any, 
 parameter tree under "encoders/<role>" and are handed to each call. From-scratch encoders have none:
 `init_params` returns {}.
 
-    latent_encoder("space_to_depth", factor=8)
+    latent_encoder("space_to_depth", factor=8, frequencies=4)
     text_encoder("bytes", length=48, dim=64)
     feature_encoder("patches", patch=8)
 """
@@ -31,21 +31,26 @@ TEXT_ENCODERS = ("bytes", "clip_text", "clip_openai", "t5_encoder")
 FEATURE_ENCODERS = ("patches", "dinov2")
 
 
-def latent_encoder(name: str, *, factor: int, dtype: Any = jnp.float32) -> LatentEncoder:
+def latent_encoder(
+    name: str, *, factor: int, frequencies: int, dtype: Any = jnp.float32
+) -> LatentEncoder:
     """Returns the latent encoder called `name`.
 
     Args:
         name: one of `LATENT_ENCODERS`.
         factor: pixels per latent cell and side; used by `space_to_depth`.
+        frequencies: kept per side of a cell; used by `space_to_depth`.
         dtype: compute dtype; used by `svd_vae`.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or more frequencies than pixels.
     """
     _check_name(name, LATENT_ENCODERS, "latent encoder")
     if name == "svd_vae":
         return pretrained_encoders.SVDVAELatents(dtype=dtype)
-    encoder: Any = scratch_encoders.SpaceToDepth(factor=factor)
+    encoder: Any = scratch_encoders.SpaceToDepth(
+        factor=factor, frequencies=frequencies
+    )
     return encoder
 
 

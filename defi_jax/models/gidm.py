@@ -67,6 +67,7 @@ PRESETS: dict[str, GIDMConfig] = {
         num_codes=4,
         encoder_blocks=2,
         decoder_blocks=2,
+        scan_unroll=2,
     ),
 }
 

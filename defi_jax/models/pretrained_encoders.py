@@ -204,7 +204,7 @@ class CLIPTextEncoder(_PretrainedText):
         """See `TextEncoder`."""
         output = params_lib.bind(self.make, params)(ids, mask)
         return encoder_types.TextFeatures(
-            tokens=output.last_hidden_state, pooled=output.text_embeds
+            tokens=output.last_hidden_state, mask=mask, pooled=output.text_embeds
         )
 
 
@@ -226,10 +226,9 @@ class CLIPOpenAIEncoder(CLIPTextEncoder):
         self, params: Params, ids: Int32[Array, "B L"], mask: Bool[Array, "B L"]
     ) -> encoder_types.TextFeatures:
         """See `TextEncoder`; OpenAI's tower is only causal, padding is not masked."""
-        del mask
         output = params_lib.bind(self.make, params)(ids)
         return encoder_types.TextFeatures(
-            tokens=output.last_hidden_state, pooled=output.text_embeds
+            tokens=output.last_hidden_state, mask=mask, pooled=output.text_embeds
         )
 
 
@@ -273,7 +272,8 @@ class T5TextEncoder(_PretrainedText):
         weights = mask[..., None].astype(jnp.float32)
         total = jnp.sum(tokens.astype(jnp.float32) * weights, axis=1)
         pooled = total / jnp.maximum(weights.sum(axis=1), 1.0)
-        return encoder_types.TextFeatures(tokens=tokens, pooled=pooled.astype(tokens.dtype))
+        pooled = pooled.astype(tokens.dtype)
+        return encoder_types.TextFeatures(tokens=tokens, mask=mask, pooled=pooled)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -472,11 +472,11 @@ def _levels(*widths: int) -> dict[str, Any]:
 
 
 PRESETS: dict[str, SVDUNetConfig] = {
-    # Three frames of 8x8x192 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
+    # Three frames of 8x8x48 space-to-depth latents (64 px); taps of up blocks 0 and 1 end at 8x8.
     "tiny": SVDUNetConfig(
         sample_size=8,
-        in_channels=384,
-        out_channels=192,
+        in_channels=96,
+        out_channels=48,
         num_frames=3,
         **_levels(48, 64, 96),
         addition_time_embed_dim=16,

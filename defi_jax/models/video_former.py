@@ -91,7 +91,8 @@ PRESETS: dict[str, VideoFormerConfig] = {
         heads=4,
         num_latents=18,
         num_frames=3,
-        token_positions=128,  # 8 x 8 of two cameras
+        token_positions=64,
+        scan_unroll=2,
     ),
 }
 

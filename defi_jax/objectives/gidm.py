@@ -154,7 +154,7 @@ class GIDMObjective:
             params_lib.subtree(frozen, "gidm_text"), batch.text.ids, batch.text.mask
         )
         model = params_lib.bind(self._make, params["gidm"])
-        return model(self._encode(params, batch), text.tokens, batch.text.mask)
+        return model(self._encode(params, batch), text.tokens, text.mask)
 
     def _evaluate_batch(
         self, params: Params, batch: batch_lib.GIDMBatch

@@ -274,10 +274,11 @@ class JointObjective:
 
     def _context(self, params, model, features, text, dropout_rng):
         """Equation (2), for features computed now or once."""
+        instruction = self._encode(params, "gidm", text)
         return model.context(
             features.astype(jnp.float32),
-            self._encode(params, "gidm", text).tokens,
-            text["gidm"].mask,
+            instruction.tokens,
+            instruction.mask,
             self._encode(params, "goal", text).pooled,
             dropout_rng=dropout_rng,
         )

@@ -36,7 +36,11 @@ _ENCODERS = {
 def latent_encoder(config: Any) -> encoders.LatentEncoder:
     """Returns the frames-to-latents encoder named by `encoders.latents`."""
     section = config.encoders
-    return encoders.latent_encoder(section.latents, factor=section.latents_factor)
+    return encoders.latent_encoder(
+        section.latents,
+        factor=section.latents_factor,
+        frequencies=section.latents_frequencies,
+    )
 
 
 def feature_encoder(config: Any) -> encoders.FeatureEncoder:
