@@ -58,8 +58,6 @@ def main(name):
     sharding.FSDP_MIN_SIZE = 1  # the shrunk parameters are split like large ones
     startup.enable_compilation_cache(toy_run.PROGRAMS)
     config = real_stages.get_config(name)
-    with config.unlocked():
-        config.train_parts = "all"
     objective, _ = real_stages.make(config)
     first = sharding.make_mesh(MESHES["one"], jax.devices()[:1])
     abstract, _ = step.abstract_state(config, objective, first)

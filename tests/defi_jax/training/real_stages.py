@@ -22,11 +22,12 @@ _SHARED = {
     "steps": 4, "global_batch": 8, "seed": 3, "save_every": 2, "eval_every": 0, "eval_batches": 0,
     "log_every": 1, "data.mixture": "synthetic", "data.image_size": 16,
     "data.window_stride": 31, "encoders.text_length": 4, "encoders.text_dim": 16,
+    "encoders.latents_factor": 4,
     "optimizer.ema_decay": 0.9, "optimizer.warmup_steps": 1,
 }  # fmt: skip
 _UNET = {
     "block_out_channels": (8, 16), "num_attention_heads": (1, 2), "norm_num_groups": 4,
-    # The block in the middle attends to the text.
+    # The block in the middle attends: at 2x2 cells of 16 px, to the text and over two frames.
     "down_block_types": ("DownBlockSpatioTemporal",) * 2,
     "up_block_types": ("UpBlockSpatioTemporal",) * 2,
     "layers_per_block": 1,
