@@ -31,7 +31,10 @@ def perturbed(state):
 
 
 def gradient(config, objective, state, mesh):
-    """Loss and gradient leaves of one batch, and the axes that the parameters are split over."""
+    """Loss and gradient leaves of one batch, and the axes that the parameters are split over.
+
+    Scalar leaves, such as the UNet's mixing factors, are compared together as one vector.
+    """
     # Noise for frames: all leaves get a gradient that is well above the rounding errors.
     batch = batch_lib.fake(objective.batch_spec(config.global_batch))
     with jax.set_mesh(mesh):
@@ -41,7 +44,13 @@ def gradient(config, objective, state, mesh):
         jitted = jax.jit(compute)
         loss, _, _, grads = jitted(jax.device_put(state, placed), batch, jax.random.key(1))
     axes = {axis for leaf in jax.tree.leaves(placed.params) for axis in leaf.spec if axis}
-    return {"loss": np.asarray(loss), **toy_run.leaves(grads)}, sorted(axes)
+    leaves = toy_run.leaves(grads)
+    scalars = {path: leaf for path, leaf in leaves.items() if not leaf.ndim}
+    found = {path: leaf for path, leaf in leaves.items() if leaf.ndim} | {"loss": np.asarray(loss)}
+    if scalars:
+        # Each is one sum of thousands of terms that may cancel: its own size is no measure.
+        found["scalars"] = np.stack(list(scalars.values()))
+    return found, sorted(axes)
 
 
 def difference(want, got):
