@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
         config = _CONFIG.value
         objective = objectives.make(config)
         workdir = startup.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
+        startup.check_same_run(config, workdir)
         make_loader = functools.partial(
             loader.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
         )
