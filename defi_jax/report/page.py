@@ -201,13 +201,21 @@ def _codes(report: Report, images: pictures.Pictures) -> str:
         ["error of the reconstructed second frame", f"{report['gidm_reconstruction']:.4f}"],
         ["the same when the first frame is copied", f"{report['gidm_reconstruction_copy']:.4f}"],
     ]
-    return (
-        "<p>The inverse model says what happened between two frames with a few discrete codes, and "
-        "it is never shown an action. Held-out pairs that share the code of the first token, "
-        "before and after side by side, should show the same kind of motion; a linear probe says "
-        "how much of the true action can be read from the codes.</p>"
-        f"{_table(['held-out pairs', '#'], facts)}{_folded(rows, _CODES_OPEN, 'more codes')}"
-    )
+    if report["gidm_code_usage"] is None:
+        text = (
+            "The inverse model says what happened between two frames with a few continuous "
+            "numbers (its codebook is switched off), and it is never shown an action. A linear "
+            "probe says how much of the true action can be read from them."
+        )
+    else:
+        text = (
+            "The inverse model says what happened between two frames with a few discrete codes, "
+            "and it is never shown an action. Held-out pairs that share the code of the first "
+            "token, before and after side by side, should show the same kind of motion; a linear "
+            "probe says how much of the true action can be read from the codes."
+        )
+    table = _table(["held-out pairs", "#"], facts)
+    return f"<p>{text}</p>{table}{_folded(rows, _CODES_OPEN, 'more codes')}"
 
 
 def _actions(report: Report) -> str:

@@ -43,7 +43,7 @@ class Pictures:
     Attributes:
         sheets: contact sheet by source.
         futures: held-out clips.
-        codes: by code, frame pairs to which the GIDM gives it.
+        codes: by code, frame pairs to which the GIDM gives it; empty without a codebook.
         films: video by episode id; episodes whose film would make the page too large are absent.
     """
 
@@ -62,7 +62,9 @@ def collect(files: files_lib.RunFiles, report: dict[str, Any]) -> Pictures:
     """
     sheets = {name: _sheet(files.contact_sheet(name)) for name in report["trained_on"]}
     futures = [_future(*clip) for clip in _clips(files)]
-    codes = [[_webp(_beside(pair)) for pair in row] for row in _pairs(files)]
+    has_codes = report["gidm_code_usage"] is not None
+    pairs = _pairs(files) if has_codes else []
+    codes = [[_webp(_beside(pair)) for pair in row] for row in pairs]
     used = sum(map(len, sheets.values())) + sum(len(uri) for row in codes for uri in row)
     used += sum(len(uri) for future in futures for uri in dataclasses.astuple(future))
     rows = {row["id"]: row for row in report["shown"]["rollouts"] + report["shown"]["language"]}

@@ -97,3 +97,17 @@ def test_films_beyond_the_limit_are_named_instead(root, monkeypatch):
     writer.write(root)
     text = (root / writer.PAGE).read_text()
     assert "<video" not in text and "videos/drawer-open-v3-0000.mp4" in text
+
+
+def test_a_run_without_codebook_has_a_report(root, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(root, run)
+    for path in (run / "gidm/media").glob("*pairs_by_code*"):
+        path.unlink()
+    lines = [json.loads(line) for line in (run / "gidm/metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith("code_")} for line in lines]
+    (run / "gidm/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    report = writer.write(run)
+    assert report["gidm_code_usage"] is None and report["probe_r2"] == 0.625
+    text = (run / writer.PAGE).read_text()
+    assert "its codebook is switched off" in text and 'class="code"' not in text
