@@ -67,8 +67,9 @@ def test_page_says_the_numbers_and_escapes_what_others_wrote(root):
     outline = Outline()
     outline.feed((root / writer.PAGE).read_text())
     words = " ".join(" ".join(outline.text).split())
-    for expected in ("67 %", "24.2 dB", "at most 50 %", "press <the> button", "20.0 min"):
+    for expected in ("67 %", "24.2 dB", "at most 50 %", "press <the> button"):
         assert expected in words, expected
+    assert re.search(r"20\.\d min", words)  # and the seconds of the report itself
 
 
 @pytest.mark.parametrize(
