@@ -97,7 +97,7 @@ def optimizer() -> ml_collections.ConfigDict:
     """Returns the optimizer section."""
     return ml_collections.ConfigDict(
         {
-            "name": "adamw",
+            "name": "adamw",  # | muon
             "learning_rate": 1e-3,
             "schedule": "warmup_cosine",  # constant | warmup_cosine | tri_stage
             "warmup_steps": 50,

@@ -22,12 +22,13 @@ from defi_jax.models import svd_unet
 
 _NUMBERS = {
     "tiny": {
-        "steps": 400, "global_batch": 16, "compute_dtype": "float32",
-        "eval_every": 400, "save_every": 200, "eval_batches": 2,
+        "steps": 300, "global_batch": 16, "compute_dtype": "float32",
+        "eval_every": 300, "save_every": 150, "eval_batches": 2,
         "data.image_size": 64, "data.num_frames": 3, "data.frame_stride": 10,
-        "data.cameras": ("static", "gripper"),
-        "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
-        "optimizer.warmup_steps": 30, "optimizer.ema_decay": 0.98,
+        "sigma_log_mean": 1.0,
+        "optimizer.name": "muon", "optimizer.learning_rate": 3e-3,
+        "optimizer.schedule": "warmup_cosine", "optimizer.warmup_steps": 30,
+        "optimizer.ema_decay": 0.98,
         "model.num_frames": 3, "model.text_copies": 1, "model.feature_noise_scale": 0.0,
         # At 64 px the finest up block is needed: the one before it sees 16 px cells.
         "model.feature_block": 2,

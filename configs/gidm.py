@@ -21,11 +21,11 @@ from defi_jax.models import gidm
 
 _NUMBERS = {
     "tiny": {
-        "steps": 800, "global_batch": 32, "compute_dtype": "float32",
-        "eval_every": 800, "save_every": 400, "eval_batches": 24,
+        "steps": 400, "global_batch": 32, "compute_dtype": "float32",
+        "eval_every": 400, "save_every": 200, "eval_batches": 24,
         "data.image_size": 64, "data.pair_offset": (8, 12),
-        "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
-        "optimizer.warmup_steps": 30,
+        "optimizer.name": "muon", "optimizer.learning_rate": 2e-3,
+        "optimizer.schedule": "warmup_cosine", "optimizer.warmup_steps": 30,
         "restart_every": 50,
     },
     "small": {

@@ -23,13 +23,14 @@ from defi_jax.models import policy
 
 _NUMBERS = {
     "tiny": {
-        "steps": 1_700, "global_batch": 16, "compute_dtype": "float32",
-        "eval_every": 1_700, "save_every": 850, "eval_batches": 16,
+        "steps": 2_400, "global_batch": 32, "compute_dtype": "float32",
+        "eval_every": 2_400, "save_every": 1_200, "eval_batches": 8,
         "train_parts": "gidm+adapter", "cache_features": True, "noise_draws": 4,
         "embodiment": "metaworld_sawyer",
-        "data.image_size": 64, "data.cameras": ("static", "gripper"), "data.window_stride": 3,
-        "optimizer.learning_rate": 1e-3, "optimizer.schedule": "warmup_cosine",
-        "optimizer.warmup_steps": 50, "optimizer.b2": 0.99, "optimizer.ema_decay": 0.99,
+        "data.image_size": 64, "data.window_stride": 2,
+        "optimizer.name": "muon", "optimizer.learning_rate": 3e-3,
+        "optimizer.schedule": "warmup_cosine", "optimizer.warmup_steps": 50,
+        "optimizer.b2": 0.99, "optimizer.ema_decay": 0.99,
     },
     "small": {
         "steps": 50_000, "global_batch": 32, "compute_dtype": "bfloat16",

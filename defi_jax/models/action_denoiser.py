@@ -56,6 +56,7 @@ class ActionDenoiserConfig:
         resid_dropout: after attention's output projection.
         mlp_dropout: after the feed-forward's output projection.
         action_positions: learn a position embedding of the actions.
+        init_std: of initial kernels; None is 1 / sqrt(fan-in), which learns faster at small widths.
         modulation_offset: added to the modulation's scales; 1 makes it start as the identity.
         scan_unroll: layers per iteration of the layer loops.
         remat: recompute layers in the backward pass.
@@ -80,6 +81,7 @@ class ActionDenoiserConfig:
     resid_dropout: float = 0.1
     mlp_dropout: float = 0.05
     action_positions: bool = False
+    init_std: float | None = 0.02
     modulation_offset: float = 0.0
     scan_unroll: int = 1
     remat: bool = False
@@ -135,6 +137,7 @@ PRESETS: dict[str, ActionDenoiserConfig] = {
         resid_dropout=0.0,
         mlp_dropout=0.0,
         action_positions=True,
+        init_std=None,
         modulation_offset=1.0,
         scan_unroll=3,
     ),
@@ -166,10 +169,10 @@ class Attention(nnx.Module):
         dim = config.embed_dim
         self.heads = config.heads
         self.dropout_rate = config.attn_dropout
-        self.key = _linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.query = _linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.value = _linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.c_proj = _linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.key = _linear(config, dim, dim, dtype=dtype, rngs=rngs)
+        self.query = _linear(config, dim, dim, dtype=dtype, rngs=rngs)
+        self.value = _linear(config, dim, dim, dtype=dtype, rngs=rngs)
+        self.c_proj = _linear(config, dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def keys_values(self, memory: Array) -> tuple[jax.Array, jax.Array]:
         """Returns keys and values [B, M, heads, Dh] of [B, M, D]."""
@@ -196,9 +199,10 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Linear, exact GELU, linear; no biases."""
 
-    def __init__(self, dim: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.c_fc = _linear(dim, 4 * dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.c_proj = _linear(4 * dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
+        dim = config.embed_dim
+        self.c_fc = _linear(config, dim, 4 * dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.c_proj = _linear(config, 4 * dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., D] to the same shape."""
@@ -208,10 +212,19 @@ class FeedForward(nnx.Module):
 class Embedding(nnx.Module):
     """Linear, activation, linear: the reference's small embedders."""
 
-    def __init__(self, in_dim: int, out_dim: int, activation: Any, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ActionDenoiserConfig,
+        in_dim: int,
+        activation: Any,
+        *,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        dim = config.embed_dim
         self.activation = activation
-        self.fc1 = _linear(in_dim, 2 * out_dim, dtype=dtype, rngs=rngs)
-        self.fc2 = _linear(2 * out_dim, out_dim, dtype=dtype, rngs=rngs)
+        self.fc1 = _linear(config, in_dim, 2 * dim, dtype=dtype, rngs=rngs)
+        self.fc2 = _linear(config, 2 * dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., in_dim] to [..., out_dim]."""
@@ -227,7 +240,7 @@ class EncoderBlock(nnx.Module):
         self.ln_1 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.ln_2 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.mlp = FeedForward(dim, dtype=dtype, rngs=rngs)
+        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, rng: PRNGKey | None) -> jax.Array:
         """Maps [B, M, D] to the same shape."""
@@ -249,8 +262,8 @@ class DecoderBlock(nnx.Module):
         self.cross_att = Attention(config, dtype=dtype, rngs=rngs)
         self.ln3 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
         self.ln_2 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.mlp = FeedForward(dim, dtype=dtype, rngs=rngs)
-        self.modulation = _linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
+        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.modulation = _linear(config, dim, 6 * dim, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Array, condition: Array, keys: Array, values: Array, rng: PRNGKey | None
@@ -280,13 +293,13 @@ class ActionDenoiser(nnx.Module):
         dim = config.embed_dim
         self.config = config
         self.dtype = dtype
-        self.tok_emb = _linear(config.observation_dim, dim, dtype=dtype, rngs=rngs)
-        self.tok_emb_token = _linear(config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
-        self.lang_emb = Embedding(config.goal_dim, dim, layers.gelu, dtype=dtype, rngs=rngs)
+        self.tok_emb = _linear(config, config.observation_dim, dim, dtype=dtype, rngs=rngs)
+        self.tok_emb_token = _linear(config, config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
+        self.lang_emb = Embedding(config, config.goal_dim, layers.gelu, dtype=dtype, rngs=rngs)
         # fp32: neighbouring noise levels must not round to one embedding.
-        self.sigma_emb = Embedding(dim, dim, jax.nn.mish, dtype=jnp.float32, rngs=rngs)
-        self.action_emb = _linear(config.action_dim, dim, dtype=dtype, rngs=rngs)
-        self.action_pred = _linear(dim, config.action_dim, dtype=dtype, rngs=rngs)
+        self.sigma_emb = Embedding(config, dim, jax.nn.mish, dtype=jnp.float32, rngs=rngs)
+        self.action_emb = _linear(config, config.action_dim, dim, dtype=dtype, rngs=rngs)
+        self.action_pred = _linear(config, dim, config.action_dim, dtype=dtype, rngs=rngs)
         self.encoder_blocks = layers.stack_blocks(
             lambda block_rngs: EncoderBlock(config, dtype=dtype, rngs=block_rngs),
             config.encoder_layers,
@@ -451,15 +464,22 @@ class ActionDenoiser(nnx.Module):
 
 
 def _linear(
-    in_dim: int, out_dim: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs
+    config: ActionDenoiserConfig,
+    in_dim: int,
+    out_dim: int,
+    *,
+    use_bias: bool = True,
+    dtype: Any,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """Linear layer with the reference's init: N(0, 0.02), zero bias."""
+    """Linear layer with kernel N(0, init_std), zero bias."""
+    std = in_dim**-0.5 if config.init_std is None else config.init_std
     return nnx.Linear(
         in_dim,
         out_dim,
         dot_general=layers.flat_dot_general,
         use_bias=use_bias,
-        kernel_init=nnx.initializers.normal(0.02),
+        kernel_init=nnx.initializers.normal(std),
         dtype=dtype,
         rngs=rngs,
     )

@@ -48,9 +48,7 @@ def latent_encoder(
     _check_name(name, LATENT_ENCODERS, "latent encoder")
     if name == "svd_vae":
         return pretrained_encoders.SVDVAELatents(dtype=dtype)
-    encoder: Any = scratch_encoders.SpaceToDepth(
-        factor=factor, frequencies=frequencies
-    )
+    encoder: Any = scratch_encoders.SpaceToDepth(factor=factor, frequencies=frequencies)
     return encoder
 
 

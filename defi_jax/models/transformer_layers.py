@@ -18,10 +18,16 @@ _SQRT_HALF = math.sqrt(0.5)
 
 
 def torch_linear(
-    in_dim: int, out_dim: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs
+    in_dim: int,
+    out_dim: int,
+    *,
+    use_bias: bool = True,
+    gain: float = 1.0,
+    dtype: Any,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """Returns a linear layer with PyTorch's default init: U(-1/sqrt(in), 1/sqrt(in)) for both."""
-    bound = in_dim**-0.5
+    """Returns a linear layer with PyTorch's default init, U(-1/sqrt(in), 1/sqrt(in)), * gain."""
+    bound = gain * in_dim**-0.5
     return nnx.Linear(
         in_dim,
         out_dim,

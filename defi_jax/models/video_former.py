@@ -33,6 +33,9 @@ class VideoFormerConfig:
         num_frames: T.
         token_positions: N where each token of a frame has a learned position; 0 for none, as in the
             reference, whose features carry their position only implicitly.
+        query_key_gain: factor on the initial queries and keys of the perceiver attention. Above 1,
+            latents start by reading different tokens instead of the mean of all (ours; the
+            reference has 1).
         scan_unroll: layers per iteration of the layer loop.
         remat: recompute layers in the backward pass.
     """
@@ -45,6 +48,7 @@ class VideoFormerConfig:
     num_latents: int
     num_frames: int
     token_positions: int = 0
+    query_key_gain: float = 1.0
     scan_unroll: int = 1
     remat: bool = False
 
@@ -92,6 +96,7 @@ PRESETS: dict[str, VideoFormerConfig] = {
         num_latents=18,
         num_frames=3,
         token_positions=64,
+        query_key_gain=3.0,
         scan_unroll=2,
     ),
 }
@@ -105,8 +110,12 @@ class PerceiverAttention(nnx.Module):
         self.heads = config.heads
         self.norm_media = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
         self.norm_latents = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.to_q = layers.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
-        self.to_k = layers.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_q = layers.torch_linear(
+            dim, inner, use_bias=False, gain=config.query_key_gain, dtype=dtype, rngs=rngs
+        )
+        self.to_k = layers.torch_linear(
+            dim, inner, use_bias=False, gain=config.query_key_gain, dtype=dtype, rngs=rngs
+        )
         self.to_v = layers.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_out = layers.torch_linear(inner, dim, use_bias=False, dtype=dtype, rngs=rngs)
 
@@ -209,4 +218,4 @@ class VideoFormer(nnx.Module):
 
 def _position_embedding(config: VideoFormerConfig, rngs: nnx.Rngs) -> nnx.Param:
     shape = (1, config.token_positions, config.dim)
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+    return nnx.Param(jax.random.normal(rngs.params(), shape))

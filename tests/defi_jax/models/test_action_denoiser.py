@@ -202,3 +202,11 @@ def test_config_refuses_contradictions():
     for changes in ({"heads": 3}, {"cross_attention": "none"}):
         with pytest.raises(ValueError, match=r"heads|cross_attention"):
             dataclasses.replace(CONFIG, **changes)
+
+
+def test_initial_kernels_have_the_configured_or_the_fan_in_deviation():
+    for std in (0.02, None):
+        config = dataclasses.replace(CONFIG, embed_dim=64, init_std=std)
+        flat = params_lib.flatten(params_lib.init_params(_make(config), jax.random.key(0)))
+        kernel = flat["decoder_blocks/mlp/c_proj/kernel"]
+        np.testing.assert_allclose(kernel.std(), std or kernel.shape[-2] ** -0.5, rtol=0.05)

@@ -88,3 +88,12 @@ def test_token_positions_tell_tokens_apart(params):
         params_lib.bind(_make(), without)(_features()),
         rtol=1e-6, atol=1e-6,
     )  # fmt: skip
+
+
+def test_query_key_gain_scales_the_first_queries_and_keys_alone(params):
+    config = dataclasses.replace(CONFIG, query_key_gain=3.0)
+    sharper = params_lib.init_params(_make(config), jax.random.key(0))
+    first, second = params_lib.flatten(params), params_lib.flatten(sharper)
+    for path in first:
+        gain = 3.0 if path.endswith(("to_q/kernel", "to_k/kernel")) else 1.0
+        np.testing.assert_allclose(second[path], gain * first[path], rtol=1e-5, err_msg=path)

@@ -75,3 +75,38 @@ def test_adamw_and_clipping_match_their_formulas():
     clipped = grads["w"] * 0.5 / 5.0
     want = params["w"] - 1e-2 * (clipped / (np.abs(clipped) + 1e-8) + 0.01 * params["w"])
     np.testing.assert_allclose(optax.apply_updates(params, updates)["w"], want, rtol=1e-5)
+
+
+def _muon_update(params, grads):
+    numbers = {"name": "muon", "schedule": "constant", "warmup_steps": 0, "grad_clip_norm": 0.0}
+    numbers["weight_decay"] = 0.0
+    config = toy_run.config(**{f"optimizer.{name}": value for name, value in numbers.items()})
+    tx = optimizer.make_optimizer(config.optimizer, 10)
+    return tx.update(grads, tx.init(params), params)[0], config.optimizer.learning_rate
+
+
+def _random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_muon_makes_each_matrix_orthogonal_at_the_size_of_adams_steps():
+    params = {"layers": {"kernel": _random(2, 24, 48)}, "conv": {"kernel": _random(3, 3, 24, 48)}}
+    params["last"] = {"kernel": _random(48, 24)}
+    grads = {name: {"kernel": _random(*p["kernel"].shape, seed=1)} for name, p in params.items()}
+    updates, rate = _muon_update(params, grads)
+    for name, update in updates.items():
+        values = np.linalg.svd(np.asarray(update["kernel"]), compute_uv=False)
+        assert values.max() / values.min() < 2.0, name  # the gradients': 5 and more
+        size = np.sqrt(np.mean(np.square(update["kernel"]), axis=(-2, -1)))
+        np.testing.assert_allclose(size, 0.2 * rate, rtol=0.2)
+        descent = -np.sum(np.asarray(update["kernel"]) * grads[name]["kernel"], axis=(-2, -1))
+        assert (descent > 0).all()
+
+
+def test_muon_leaves_small_matrices_and_vectors_to_adam():
+    params = {"in": {"kernel": _random(4, 64)}, "norm": {"scale": _random(64)}}
+    grads = jax.tree.map(lambda leaf: 3.0 * leaf, params)
+    updates, rate = _muon_update(params, grads)
+    for path in (("in", "kernel"), ("norm", "scale")):
+        update, grad = updates[path[0]][path[1]], grads[path[0]][path[1]]
+        np.testing.assert_allclose(update, -rate * np.sign(grad), rtol=1e-3)
