@@ -20,8 +20,8 @@ from defi_jax.models import bytes_text, encoder_types, tokenizers
 # uint8 pixels are mapped to [-1, 1]; natural pictures then have a standard deviation near 1/2.
 _PIXEL_GAIN = 2.0
 
-# Deviation of the mean colour of a square (pixels in [-1, 1]), and how fast deviations fall with the
-# frequency in half cycles a pixel: fitted to Meta-World pictures of 64 px; photographs are alike.
+# Deviation of the mean colour of a square (pixels in [-1, 1]), and how fast deviations fall with
+# the frequency in half cycles a pixel: fitted to Meta-World pictures of 64 px.
 _PIXEL_DEVIATION = 0.14
 _SPECTRUM_DECAY = 12.0
 

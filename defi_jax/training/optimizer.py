@@ -1,10 +1,9 @@
 """Optimizer, learning-rate schedules, moving average and accumulation, all from `config.optimizer`.
 
-Keys read: name ("adamw" | "muon"), learning_rate, schedule ("constant" | "warmup_cosine" | "tri_stage"),
-warmup_steps, final_scale (of learning_rate, at the last step), b1, b2, eps, weight_decay,
-grad_clip_norm (0: none), accumulation_steps, ema_decay (0: no average). "constant" ignores
-final_scale, "tri_stage" ignores warmup_steps: its phases are shares of the run. With "muon",
-learning_rate and weight_decay are those of matrices; other parameters get AdamW at the same rate.
+Keys read: name ("adamw" | "muon"), learning_rate, schedule ("constant" | "warmup_cosine" |
+"tri_stage"), warmup_steps, final_scale (of learning_rate, at the last step), b1, b2, eps,
+weight_decay, grad_clip_norm (0: none), accumulation_steps, ema_decay (0: no average). "constant"
+ignores final_scale, "tri_stage" ignores warmup_steps: its phases are shares of the run.
 """
 
 import math

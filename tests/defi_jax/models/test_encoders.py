@@ -89,7 +89,7 @@ def test_bad_names_and_sizes_are_user_errors():
     with pytest.raises(errors.UserError, match="30x32 are not a multiple of 8"):
         encoder = encoders.latent_encoder("space_to_depth", factor=8, frequencies=4)
         encoder.encode({}, _frames(1, 30, 32, 3))
-    with pytest.raises(errors.UserError, match="9 frequencies do not fit 8 pixels.*give 1 to 8"):
+    with pytest.raises(errors.UserError, match=r"9 frequencies do not fit 8 pixels.*give 1 to 8"):
         encoders.latent_encoder("space_to_depth", factor=8, frequencies=9)
 
 
