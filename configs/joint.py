@@ -23,8 +23,8 @@ from defi_jax.models import policy
 
 _NUMBERS = {
     "tiny": {
-        "steps": 2_400, "global_batch": 32, "compute_dtype": "float32",
-        "eval_every": 2_400, "save_every": 1_200, "eval_batches": 8,
+        "steps": 1_700, "global_batch": 32, "compute_dtype": "float32",
+        "eval_every": 1_700, "save_every": 850, "eval_batches": 8,
         "train_parts": "gidm+adapter", "cache_features": True, "noise_draws": 4,
         "embodiment": "metaworld_sawyer",
         "data.image_size": 64, "data.window_stride": 2,
