@@ -76,9 +76,8 @@ def test_token_positions_tell_tokens_apart(params):
     make = _make(dataclasses.replace(CONFIG, token_positions=5))
     own = params_lib.init_params(make, jax.random.key(0))
     assert own["token_pos_emb"].shape == (1, 5, 16)
-    assert 0.01 < np.std(own["token_pos_emb"]) < 0.03
-    larger = {**own, "token_pos_emb": 50 * own["token_pos_emb"]}
-    model = params_lib.bind(make, larger)
+    assert 0.8 < np.std(own["token_pos_emb"]) < 1.2
+    model = params_lib.bind(make, own)
     shuffled = _features()[:, :, jnp.array([3, 0, 4, 1, 2])]
     assert np.abs(model(_features()) - model(shuffled)).max() > 1e-2
     none = {**own, "token_pos_emb": jnp.zeros((1, 5, 16))}

@@ -155,4 +155,4 @@ def test_presets_cache_only_where_features_stay_the_same():
     caches = {p: joint_config.get_config(p).cache_features for p in ("tiny", "small", "full")}
     assert caches == {"tiny": True, "small": False, "full": False}
     strides = {p: joint_config.get_config(p).data.window_stride for p in caches}
-    assert strides == {"tiny": 3, "small": 1, "full": 1}
+    assert strides == {"tiny": 2, "small": 1, "full": 1}
