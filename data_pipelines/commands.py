@@ -43,8 +43,9 @@ class ConvertOptions:
         embodiment: of videos; RLDS datasets know theirs.
         captions: caption file of a video folder; "" searches.
         shorter_side, every, max_frames, fps: of videos, see `video_clips.ClipOptions`.
-        tasks, episodes, image_size, seed, workers, strip_actions: of simulated demonstrations,
-            see `sources.metaworld.collect`.
+        tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
+            `sources.metaworld.collect`.
+        strip_actions: make action-free video.
     """
 
     source: str
@@ -73,7 +74,8 @@ class ConvertOptions:
             "captions": pathlib.Path(self.captions).name,
         }
         same = ("name", "splits", "embodiment", "shorter_side", "every", "max_frames", "fps")
-        return values | {name: getattr(self, name) for name in same}
+        values |= {name: getattr(self, name) for name in same}
+        return values | ({"strip_actions": True} if self.strip_actions else {})
 
 
 def open_source(options: ConvertOptions) -> base.Source:
@@ -123,7 +125,10 @@ def run_convert(options: ConvertOptions) -> Result:
     if options.source == "metaworld":
         return _collect(options)
     start = time.monotonic()
-    manifest = convert.convert(open_source(options), options.output, origin=options.origin())
+    source = open_source(options)
+    if options.strip_actions:
+        source = base.WithoutActions(source)
+    manifest = convert.convert(source, options.output, origin=options.origin())
     return manifest, convert.summary(manifest, time.monotonic() - start)
 
 

@@ -50,7 +50,7 @@ from absl import flags, logging
 
 from data_pipelines import features, mixtures, samples, statistics
 from data_pipelines.sources import synthetic
-from data_pipelines.transforms import action, frame, text, trajectory
+from data_pipelines.transforms import text
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -95,7 +95,7 @@ def make_loader(
     components = _components(config)
     normalizer = _normalizer(config, objective_name, components)
     takes_features = _takes_features(batch_spec)
-    reader = _reader(
+    reader = samples.make_reader(
         config, objective_name, normalizer, train=split == "train", with_images=not takes_features
     )
     batches = samples.Batches(
@@ -364,41 +364,6 @@ def _takes_features(batch_spec: batch_lib.Batch) -> bool:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _reader(
-    config: Any,
-    objective_name: str,
-    normalizer: statistics.Normalizer,
-    *,
-    train: bool,
-    with_images: bool,
-) -> samples.Reader:
-    """Returns how the objective reads a sample."""
-    prepare = frame.prepare(config.image_size, augment=config.augment and train)
-    one_camera = samples.Cameras(names=tuple(config.cameras), draw=train)
-    if objective_name == "gfdm":
-        clip = trajectory.Clip(num_frames=config.num_frames, stride=config.frame_stride)
-        return samples.GFDMReader(clip=clip, cameras=one_camera, prepare=prepare)
-    if objective_name == "gidm":
-        low, high = config.pair_offset
-        return samples.GIDMReader(
-            pair=trajectory.FramePair(min_offset=low, max_offset=high),
-            cameras=one_camera,
-            prepare=prepare,
-            normalizer=normalizer,
-            action_dim=config.action_dim,
-        )
-    if objective_name == "joint":
-        return samples.JointReader(
-            window=trajectory.Window(stride=config.window_stride),
-            chunk=action.Chunk(horizon=config.action_horizon),
-            cameras=tuple(config.cameras),
-            prepare=prepare,
-            normalizer=normalizer,
-            with_images=with_images,
-        )
-    raise ValueError(f"objective {objective_name!r}")
 
 
 def _normalizer(

@@ -180,6 +180,65 @@ class JointReader:
         return {"images": np.stack(images), **arrays}
 
 
+def make_reader(
+    config: Any,
+    objective_name: str,
+    normalizer: statistics.Normalizer,
+    *,
+    train: bool,
+    with_images: bool,
+) -> Reader:
+    """Returns how an objective reads a sample.
+
+    Args:
+        config: the `data` section.
+        objective_name: "gfdm", "gidm" or "joint".
+        normalizer: of actions.
+        train: draw cameras and augmentations.
+        with_images: False where features come instead.
+
+    Raises:
+        UserError: the numbers of a clip, pair, window or chunk are impossible.
+    """
+    make = {"gfdm": _gfdm_reader, "gidm": _gidm_reader, "joint": _joint_reader}[objective_name]
+    prepare = frame.prepare(config.image_size, augment=config.augment and train)
+    try:
+        return make(config, prepare, normalizer, train, with_images)
+    except ValueError as error:
+        raise errors.UserError(str(error), "--config.data", "change these numbers") from error
+
+
+def _gfdm_reader(config, prepare, normalizer, train, with_images) -> Reader:
+    del normalizer, with_images
+    clip = trajectory.Clip(num_frames=config.num_frames, stride=config.frame_stride)
+    cameras = Cameras(names=tuple(config.cameras), draw=train)
+    return GFDMReader(clip=clip, cameras=cameras, prepare=prepare)
+
+
+def _gidm_reader(config, prepare, normalizer, train, with_images) -> Reader:
+    del with_images
+    low, high = config.pair_offset
+    return GIDMReader(
+        pair=trajectory.FramePair(min_offset=low, max_offset=high),
+        cameras=Cameras(names=tuple(config.cameras), draw=train),
+        prepare=prepare,
+        normalizer=normalizer,
+        action_dim=config.action_dim,
+    )
+
+
+def _joint_reader(config, prepare, normalizer, train, with_images) -> Reader:
+    del train
+    return JointReader(
+        window=trajectory.Window(stride=config.window_stride),
+        chunk=action.Chunk(horizon=config.action_horizon),
+        cameras=tuple(config.cameras),
+        prepare=prepare,
+        normalizer=normalizer,
+        with_images=with_images,
+    )
+
+
 class Table:
     """Samples of one source in a row: sample number -> episode and number within the episode.
 

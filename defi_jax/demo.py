@@ -115,7 +115,8 @@ def _convert_video(folder: str, output: str) -> list[str]:
     is_rlds = any(pathlib.Path(folder).glob("**/*.tfrecord-*"))
     kind = "rlds" if is_rlds else "human_video"
     return [
-        "launch/data.py", "convert", f"--source={kind}", f"--input={folder}", f"--output={output}"
+        "launch/data.py", "convert", f"--source={kind}", f"--input={folder}", "--strip_actions",
+        f"--output={output}",
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ flags.DEFINE_integer("episodes", 50, "metaworld: episodes a task.", 1)
 flags.DEFINE_integer("image_size", 64, "metaworld: side of a picture, pixels.", 8)
 flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
 flags.DEFINE_integer("workers", 2, "metaworld: parallel processes.", 1)
-flags.DEFINE_bool("strip_actions", False, "metaworld: write action-free video.")
+flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
 flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 

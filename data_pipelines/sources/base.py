@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,3 +44,17 @@ class Source(Protocol):
             DataError: the dataset as a whole is damaged.
         """
         ...
+
+
+class WithoutActions:
+    """A source as action-free video: its episodes lose actions and states."""
+
+    def __init__(self, source: Source):
+        self.name, self.total = source.name, source.total
+        self._source = source
+
+    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | Reject]:
+        """See `Source`."""
+        for item in self._source.read(skip):
+            is_reject = isinstance(item, Reject)
+            yield item if is_reject else dataclasses.replace(item, actions=None, states=None)

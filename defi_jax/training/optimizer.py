@@ -74,24 +74,27 @@ def _muon(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation
         schedule,
         beta=_MUON_MOMENTUM,
         weight_decay=config.weight_decay,
-        muon_weight_dimension_numbers=lambda stacks: dict.fromkeys(stacks, _STACKED_MATRICES),
+        muon_weight_dimension_numbers=_all_matrices,
         consistent_rms=_MUON_RMS,
     )
     adamw = _adamw(config, schedule)
 
-    def init(params: Params) -> dict[str, Any]:
+    def init(params: Any) -> Any:
         stacks, others = _split_matrices(params)
         return {"muon": muon.init(stacks), "adamw": adamw.init(others)}
 
-    def update(updates: Params, state: dict[str, Any], params: Any = None) -> tuple[Params, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         stacks, others = _split_matrices(params)
-        stack_updates, other_updates = _split_matrices(updates)
-        stack_updates, muon_state = muon.update(stack_updates, state["muon"], stacks)
-        other_updates, adamw_state = adamw.update(other_updates, state["adamw"], others)
-        merged = _merge_matrices(updates, stack_updates, other_updates)
-        return merged, {"muon": muon_state, "adamw": adamw_state}
+        new: list[Any] = list(_split_matrices(updates))
+        new[0], muon_state = muon.update(new[0], state["muon"], stacks)
+        new[1], adamw_state = adamw.update(new[1], state["adamw"], others)
+        return _merge_matrices(updates, *new), {"muon": muon_state, "adamw": adamw_state}
 
     return optax.GradientTransformation(init, update)
+
+
+def _all_matrices(stacks: Any) -> dict[str, Any]:
+    return dict.fromkeys(stacks, _STACKED_MATRICES)
 
 
 def _matrix_shape(path: str, leaf: Any) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import commands, media
+from data_pipelines import commands, episodes, media
 from data_pipelines.sources import metaworld
 from defi_jax import errors
 
@@ -40,6 +40,18 @@ def test_store_goes_through_all_commands(store, tmp_path):
     assert media.decode_image(picture.read_bytes()).shape[1] > 100
     for result in (statistics, checked, listed):
         json.dumps(result)
+
+
+def test_robot_data_becomes_action_free_video(write_rlds, rlds_tools, tmp_path):
+    directory = write_rlds([[rlds_tools["episode"](i) for i in range(2)]])
+    output = str(tmp_path / "video")
+    _convert("rlds", input=str(directory), output=output, strip_actions=True)
+    stripped = episodes.EpisodeStore(output)
+    assert len(stripped) == 2 and stripped.lengths.sum() > 0
+    assert not any(stripped.meta(i).has_actions for i in range(2))
+    assert stripped.states(0) is None
+    with pytest.raises(errors.UserError, match="another origin"):
+        _convert("rlds", input=str(directory), output=output)
 
 
 def test_captioned_folder_by_flags(tmp_path):

@@ -256,6 +256,21 @@ def test_nothing_held_out_is_an_error(tmp_path):
         _loader(split="eval", root=str(tmp_path), mixture="a", holdout_percent=0)
 
 
+@pytest.mark.parametrize(
+    ("objective", "numbers"),
+    [
+        ("gidm", {"pair_offset": (5, 2)}),
+        ("joint", {"window_stride": 0}),
+        ("joint", {"action_horizon": 0}),
+        ("gfdm", {"num_frames": 0}),
+    ],
+)
+def test_impossible_numbers_are_an_error(tmp_path, objective, numbers):
+    _store(tmp_path, "a", count=3)
+    with pytest.raises(errors.UserError, match=r"impossible.*change these numbers"):
+        _loader(objective, root=str(tmp_path), mixture="a", **numbers)
+
+
 def test_uneven_global_batch_is_an_error():
     with pytest.raises(errors.UserError, match="multiple of 3"):
         _loader(count=3)

@@ -27,6 +27,7 @@ def test_action_free_video_is_simulated_unless_folders_are_named(tmp_path):
     kinds = [_flag(command, "source") for command in phases["collect"][:3]]
     assert kinds == ["human_video", "rlds", "metaworld"]
     assert _flag(phases["collect"][0], "input") == "/some where/clips"
+    assert all("--strip_actions" in command for command in phases["collect"][:2])
 
 
 def test_size_reaches_every_phase():
