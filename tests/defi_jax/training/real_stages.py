@@ -21,7 +21,8 @@ NAMES = ("gfdm", "gidm", "joint", "joint_cached")
 _SHARED = {
     "steps": 4, "global_batch": 8, "seed": 3, "save_every": 2, "eval_every": 0, "eval_batches": 0,
     "log_every": 1, "data.mixture": "synthetic", "data.image_size": 16,
-    "data.window_stride": 31, "encoders.text_length": 4, "encoders.text_dim": 16,
+    "data.window_stride": 31, "encoders.text_length": 12, "encoders.text_dim": 16,  # three words
+
     "encoders.latents_factor": 4,
     "optimizer.ema_decay": 0.9, "optimizer.warmup_steps": 1,
 }  # fmt: skip
