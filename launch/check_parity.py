@@ -1,9 +1,9 @@
 """Compares our modules with recorded reference outputs, number by number.
 
-python launch/check_parity.py FIXTURE.safetensors...
+python launch/check_parity.py FIXTURE.safetensors... defi_golden.npz
 
-Prints `kind output max_abs rel_l2 PASS|FAIL` per output. Exit 1 on any FAIL, 2 on an unknown kind
-or config field, 65 on a damaged file. --json prints one object with the same rows instead.
+Prints `kind output max_abs rel_l2 PASS|FAIL` per output. Exit 1 on any FAIL, 2 on an unknown kind,
+config field or vector, 65 on a damaged file. --json prints one object with the same rows instead.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ def main(argv: list[str]) -> None:
     paths = argv[1:]
     if not paths:
         raise errors.UserError(
-            "no fixture given", "check_parity", "type launch/check_parity.py FILE.safetensors..."
+            "no fixture given", "check_parity", "type launch/check_parity.py FILE..."
         )
     results = []
     for path in paths:
-        for comparison in parity.check(parity.read_fixture(path)):
+        for comparison in parity.check_file(path):
             results.append(comparison)
             if not _JSON.value:
                 print(comparison, flush=True)

@@ -24,7 +24,7 @@ def entries(config: gidm.GIDMConfig) -> list[Entry]:
     return [
         *table.with_prefixes(latent_action_entries(config), ours="latent_action/"),
         *linear(f"{ours}patch_up", "patch_up"),
-        *_transformer(f"{ours}transformer", "decoder", config.decoder_blocks, is_temporal=False),
+        *transformer(f"{ours}transformer/", "decoder.", config.decoder_blocks, is_temporal=False),
         *linear(f"{ours}transformer/out", "decoder.out"),
     ]
 
@@ -35,7 +35,7 @@ def latent_action_entries(config: latent_action.LatentActionConfig) -> list[Entr
     return [
         Entry("encoder/action_latent", "action_latent"),
         *linear("encoder/lang_proj", "lang_proj"),
-        *_transformer("encoder/transformer", "encoder", config.encoder_blocks, is_temporal=True),
+        *transformer("encoder/transformer/", "encoder.", config.encoder_blocks, is_temporal=True),
         *linear("encoder/to_codebook", "to_codebook"),
         *codebook,
         *linear("action_up", "action_up"),
@@ -56,17 +56,17 @@ def norm(ours: str, theirs: str, *, use_bias: bool = True, layer: int | None = N
     return [*rows, Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer)] if use_bias else rows
 
 
-def _transformer(ours: str, theirs: str, num_blocks: int, *, is_temporal: bool) -> list[Entry]:
-    """Rows of the stem and the stacked blocks."""
+def transformer(ours: str, theirs: str, num_blocks: int, *, is_temporal: bool) -> list[Entry]:
+    """Returns the rows of the stem and the stacked blocks; prefixes end in "/" and "."."""
     rows = [
-        *norm(f"{ours}/stem_norm_in", f"{theirs}.ffn.0"),
-        *linear(f"{ours}/stem_proj", f"{theirs}.ffn.1"),
-        *norm(f"{ours}/stem_norm_out", f"{theirs}.ffn.2"),
+        *norm(f"{ours}stem_norm_in", f"{theirs}ffn.0"),
+        *linear(f"{ours}stem_proj", f"{theirs}ffn.1"),
+        *norm(f"{ours}stem_norm_out", f"{theirs}ffn.2"),
     ]
     for layer in range(num_blocks):
         rows += _block(
-            f"{ours}/transformer_blocks",
-            f"{theirs}.transformer_blocks.{layer}",
+            f"{ours}transformer_blocks",
+            f"{theirs}transformer_blocks.{layer}",
             layer,
             attentions=("spatial_attn", "temporal_attn") if is_temporal else ("spatial_attn",),
         )

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from defi_jax import errors
-from defi_jax.weights import parity_policy, parity_text, parity_video
+from defi_jax.weights import parity_golden, parity_policy, parity_text, parity_video
 
 # Relative L2 error that a float output in fp32 may have.
 TOLERANCE = 1e-4
@@ -29,6 +29,7 @@ Runner = Callable[[Mapping[str, Any], Arrays, Arrays], Mapping[str, np.ndarray]]
 KINDS: dict[str, Runner] = {**parity_video.KINDS, **parity_text.KINDS, **parity_policy.KINDS}
 
 _GROUPS = ("param", "in", "out")
+_GOLDEN_SUFFIX = ".npz"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,29 @@ class Comparison:
     def __str__(self) -> str:
         verdict = "PASS" if self.passed else "FAIL"
         return f"{self.kind} {self.output} {self.max_abs:.3e} {self.rel_l2:.3e} {verdict}"
+
+
+def check_file(path: str | pathlib.Path) -> list[Comparison]:
+    """Compares our modules with a fixture (.safetensors) or with golden vectors (.npz).
+
+    Returns:
+        One comparison per recorded output, in order.
+
+    Raises:
+        UserError: no such file; unknown kind, config field or vector; a missing input.
+        DataError: a damaged file, or weights that do not fit the config.
+    """
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError("no such file", str(path), "name a fixture .safetensors or .npz")
+    if pathlib.Path(path).suffix != _GOLDEN_SUFFIX:
+        return check(read_fixture(path))
+    vectors = parity_golden.read(str(path))
+    with jax.default_matmul_precision("highest"):
+        outputs = parity_golden.run(vectors)
+    return [
+        compare(parity_golden.KIND, name, outputs[name], expected)
+        for name, expected in vectors.items()
+    ]
 
 
 def read_fixture(path: str | pathlib.Path) -> Fixture:

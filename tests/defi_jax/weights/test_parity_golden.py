@@ -1,0 +1,71 @@
+"""`defi_golden_outputs.npz` holds what the official modules returned; it never changes."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from defi_jax import errors
+from defi_jax.weights import parity, parity_golden
+
+GOLDEN = pathlib.Path(__file__).with_name("defi_golden_outputs.npz")
+# The denoiser is computed at full size.
+SLOW = "ddim_sample"
+CASES = [
+    pytest.param(names, marks=pytest.mark.slow if SLOW in names else (), id=names[0])
+    for names, _ in parity_golden.GROUPS
+]
+
+
+def _vectors() -> dict[str, np.ndarray]:
+    return parity_golden.read(str(GOLDEN))
+
+
+@pytest.mark.parametrize("names", CASES)
+def test_modules_equal_the_official_ones(names, tmp_path):
+    path = tmp_path / "some.npz"
+    np.savez(path, **{name: _vectors()[name] for name in names})
+    results = parity.check_file(path)
+    assert [result.output for result in results] == list(names)
+    for result in results:
+        assert result.passed, str(result)
+        # Well below the tolerance of the contract, so that a slow drift is seen.
+        assert result.rel_l2 < 3e-6, str(result)
+
+
+def test_every_recorded_vector_has_its_module():
+    assert {name for names, _ in parity_golden.GROUPS for name in names} == _vectors().keys()
+
+
+def test_a_changed_vector_fails(tmp_path):
+    vectors = _vectors()
+    np.savez(tmp_path / "a.npz", vq_zq=vectors["vq_zq"] * 1.001, vq_idx=vectors["vq_idx"] + 1)
+    assert [result.passed for result in parity.check_file(tmp_path / "a.npz")] == [False, False]
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "bad.npz"
+    np.savez(path, other=np.zeros(2), vq_zq=np.zeros(2))
+    with pytest.raises(errors.UserError, match="unknown golden vector other"):
+        parity.check_file(path)
+    np.savez(path)
+    with pytest.raises(errors.DataError, match="without arrays"):
+        parity.check_file(path)
+    np.savez(path, vq_zq=np.array([{"pickled": 1}], object))
+    with pytest.raises(errors.DataError, match="allow_pickle"):
+        parity.check_file(path)
+    path.write_bytes(GOLDEN.read_bytes()[:-300])
+    with pytest.raises(errors.DataError, match=r"not an \.npz"):
+        parity.check_file(path)
+    data = bytearray(GOLDEN.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(errors.DataError, match="CRC"):
+        parity.check_file(path)
+    path.write_bytes(b"")
+    with pytest.raises(errors.DataError, match=r"not an \.npz"):
+        parity.check_file(path)
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    (tmp_path / "single.npy").rename(path)
+    with pytest.raises(errors.DataError, match=r"not an \.npz"):
+        parity.check_file(path)
