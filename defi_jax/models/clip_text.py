@@ -41,20 +41,17 @@ class CLIPTextConfig:
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in _ACTIVATIONS:
+        if self.hidden_act not in layers.ACTIVATIONS:
             raise errors.UserError(
-                f"unknown hidden_act {self.hidden_act!r}", "clip_text", f"known: {[*_ACTIVATIONS]}"
+                f"unknown hidden_act {self.hidden_act!r}",
+                "clip_text",
+                f"known: {', '.join(layers.ACTIVATIONS)}",
             )
         if self.hidden_size % self.num_attention_heads:
             raise errors.UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of the heads", "clip_text"
             )
 
-
-_ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
 
 _VIT_B_32 = CLIPTextConfig(
     vocab_size=49408,
@@ -122,7 +119,7 @@ class Block(nnx.Module):
     def __call__(self, x: Array, mask: Array) -> jax.Array:
         """Maps [B, L, D] to [B, L, D]."""
         x = x + self.self_attn(self.layer_norm1(x), mask)
-        hidden = _ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(x)))
+        hidden = layers.ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(x)))
         return x + self.fc2(hidden)
 
 

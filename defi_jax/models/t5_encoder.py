@@ -20,17 +20,17 @@ from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int, typed
 from defi_jax.models import transformer_layers as layers
 
-# feed_forward_proj -> (is gated, activation). T5 v1.0 is "relu"; v1.1 is "gated-gelu" with the
-# tanh form of GELU.
-_FEED_FORWARD = {
-    "relu": (False, jax.nn.relu),
-    "gated-gelu": (True, lambda x: jax.nn.gelu(x, approximate=True)),
-}
+_GATED = "gated-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5EncoderConfig:
-    """Numbers of the encoder, under the names of transformers' `T5Config`."""
+    """Numbers of the encoder, under the names of transformers' `T5Config`.
+
+    Attributes:
+        feed_forward_proj: an activation, after "gated-" where a second branch multiplies it (T5
+            v1.0 has "relu", v1.1 "gated-gelu").
+    """
 
     vocab_size: int
     d_model: int
@@ -44,17 +44,24 @@ class T5EncoderConfig:
     layer_norm_epsilon: float
 
     def __post_init__(self) -> None:
-        if self.feed_forward_proj not in _FEED_FORWARD:
+        if self.activation not in layers.ACTIVATIONS:
             raise errors.UserError(
                 f"unknown feed_forward_proj {self.feed_forward_proj!r}",
                 "t5_encoder",
-                f"known: {[*_FEED_FORWARD]}",
+                f"known, also after {_GATED!r}: {', '.join(layers.ACTIVATIONS)}",
             )
 
     @property
     def is_gated(self) -> bool:
         """Whether the feed-forward has a gate branch."""
-        return _FEED_FORWARD[self.feed_forward_proj][0]
+        return self.feed_forward_proj.startswith(_GATED)
+
+    @property
+    def activation(self) -> str:
+        """Name in `transformer_layers.ACTIVATIONS`; "gated-gelu" means the tanh form of GELU."""
+        if self.feed_forward_proj == "gated-gelu":
+            return "gelu_new"
+        return self.feed_forward_proj.removeprefix(_GATED)
 
 
 # google-t5/t5-base.
@@ -112,7 +119,7 @@ class Block(nnx.Module):
         return self.o(layers.merge_heads(jnp.einsum("bhqk,bkhd->bqhd", weights, v)))
 
     def _feed_forward(self, x: Array) -> jax.Array:
-        _, activation = _FEED_FORWARD[self.config.feed_forward_proj]
+        activation = layers.ACTIVATIONS[self.config.activation]
         if self.config.is_gated:
             return self.wo(activation(self.wi_0(x)) * self.wi_1(x))
         return self.wo(activation(self.wi(x)))

@@ -91,6 +91,25 @@ def gelu(x: Array) -> jax.Array:
     return (0.5 * y * (1.0 + jax.lax.erf(y * _SQRT_HALF))).astype(x.dtype)
 
 
+def _tanh_gelu(x: Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _quick_gelu(x: Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# The activations of published text encoders, by transformers' names.
+ACTIVATIONS: dict[str, Callable[[Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "quick_gelu": _quick_gelu,
+}
+
+
 def split_heads(x: Array, heads: int) -> jax.Array:
     """Returns [..., heads, Dh] of [..., heads * Dh], head-major."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)

@@ -94,7 +94,8 @@ def run_dinov2_registers(
     Args:
         config: fields of `DINOv2Config`.
         params: state dict of transformers' `Dinov2WithRegistersModel` or of the hub's model.
-        inputs: pixel_values [B, 3, H, W], normalised.
+        inputs: pixel_values [B, 3, H, W], normalised; rows and columns that fill no patch are cut
+            off, as the reference's convolution does.
 
     Returns:
         last_hidden_state [B, 1 + R + N, D], patch_tokens [B, N, D].
@@ -116,7 +117,9 @@ def run_dinov2_registers(
         where="dinov2_registers",
     )
     run = jax.jit(lambda ours, pixels: params_lib.bind(make, ours)(pixels))
-    output = run(ours, jnp.asarray(inputs["pixel_values"]).transpose(0, 2, 3, 1))
+    pixels = jnp.asarray(inputs["pixel_values"]).transpose(0, 2, 3, 1)
+    height, width = (side - side % model_config.patch_size for side in pixels.shape[1:3])
+    output = run(ours, pixels[:, :height, :width])
     return {
         "last_hidden_state": np.asarray(output.last_hidden_state),
         "patch_tokens": np.asarray(output.patch_tokens),

@@ -77,7 +77,7 @@ def test_bfloat16_stays_close():
 
 
 def test_bad_config_and_too_many_tokens_are_user_errors():
-    with pytest.raises(errors.UserError, match="unknown hidden_act 'relu'"):
-        dataclasses.replace(TINY, hidden_act="relu")
+    with pytest.raises(errors.UserError, match="unknown hidden_act 'swash'"):
+        dataclasses.replace(TINY, hidden_act="swash")
     with pytest.raises(errors.UserError, match="9 tokens, but 8 positions"):
         _run(ids=np.zeros((1, 9), np.int32))

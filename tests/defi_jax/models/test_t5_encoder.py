@@ -64,5 +64,5 @@ def test_order_of_tokens_matters():
 def test_gated_feed_forward_runs_and_unknown_one_is_a_user_error():
     gated = dataclasses.replace(TINY, feed_forward_proj="gated-gelu")
     assert np.isfinite(_run(np.ones((1, 3), np.int32), np.ones((1, 3), bool), gated)).all()
-    with pytest.raises(errors.UserError, match="unknown feed_forward_proj 'swish'"):
-        dataclasses.replace(TINY, feed_forward_proj="swish")
+    with pytest.raises(errors.UserError, match="unknown feed_forward_proj 'swash'"):
+        dataclasses.replace(TINY, feed_forward_proj="swash")
