@@ -257,7 +257,7 @@ def run_list(root: str) -> Result:
     result = {
         "stores": stores,
         "sources": list(SOURCES),
-        "rlds_datasets": sorted(registry.STANDARDS),
+        "rlds_datasets": sorted(registry.standards()),
         "mixtures": sorted(mixtures.NAMED),
     }
     lines = [

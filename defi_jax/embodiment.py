@@ -1,44 +1,66 @@
-"""What a robot is: its cameras, action vector, frames, units and control rate.
+"""What a robot is and what its actions mean: cameras, frame, rotation, units, gripper, rate.
 
 Facts are data; nothing here converts anything. A bundle carries its embodiment, so that a client
-can refuse a policy of another robot.
+can refuse a policy of another robot, and datasets whose actions mean different things are not
+mixed (`check_mix`).
 
 Legend: A action dimension.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from defi_jax import errors
 
 # Observation key of each camera: the names that users of openpi's servers know.
-CAMERA_KEYS = {"static": "observation/image", "gripper": "observation/wrist_image"}
+CAMERA_KEYS = {
+    "static": "observation/image",
+    "gripper": "observation/wrist_image",
+    "secondary": "observation/secondary_image",
+}
+
+UNKNOWN = "unknown"
+CANONICAL_GRIPPER = "1 opens, 0 closes"  # of Open-X, after standardisation
+POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Embodiment:
+class Convention:
+    """What the numbers of an action mean; actions mix where their conventions are equal.
+
+    Attributes:
+        action_names: one per dimension, A of them.
+        motion: what is commanded: "delta" or "absolute" pose, "velocity", "joint delta" or
+            "joint absolute".
+        frame: frame of the translation.
+        rotation: how rotations are written; "none" where there are none.
+        units: what one unit of an action means.
+        gripper: which sign opens; "none" where nothing is commanded.
+    """
+
+    action_names: tuple[str, ...]
+    motion: str
+    frame: str
+    rotation: str
+    units: str
+    gripper: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embodiment(Convention):
     """One robot as its data sets describe it.
 
     Attributes:
         name: as in the episodes.
         control_hz: actions per second.
-        action_names: one per dimension, A of them.
         action_low: smallest value sent to the robot.
         action_high: largest value sent to the robot.
-        frame: frame of the translation.
-        rotation: how rotations are written; "none" where there are none.
-        units: what one unit of an action means.
-        gripper: which sign opens.
     """
 
     name: str
     control_hz: float
-    action_names: tuple[str, ...]
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
-    frame: str
-    rotation: str
-    units: str
-    gripper: str
 
 
 EMBODIMENTS = {
@@ -50,6 +72,7 @@ EMBODIMENTS = {
             action_names=("x", "y", "z", "gripper"),
             action_low=(-1.0,) * 4,
             action_high=(1.0,) * 4,
+            motion="delta",
             frame="world",
             rotation="none",
             units="1 = 1 cm of the hand's target per step",
@@ -58,9 +81,10 @@ EMBODIMENTS = {
         Embodiment(
             name="franka_panda",  # CALVIN's relative actions
             control_hz=30.0,
-            action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+            action_names=POSE_NAMES,
             action_low=(-1.0,) * 7,
             action_high=(1.0,) * 7,
+            motion="delta",
             frame="world",
             rotation="euler xyz",
             units="1 = 0.02 m or 0.05 rad per step",
@@ -68,6 +92,37 @@ EMBODIMENTS = {
         ),
     )
 }
+
+
+def end_effector(
+    *,
+    motion: str = "delta",
+    rotation: str = "euler xyz",
+    frame: str = UNKNOWN,
+    units: str = UNKNOWN,
+    gripper: str = CANONICAL_GRIPPER,
+) -> Convention:
+    """Returns the convention of a hand's pose and its gripper, A = 7; see `Convention`."""
+    return Convention(
+        action_names=POSE_NAMES,
+        motion=motion,
+        frame=frame,
+        rotation=rotation,
+        units=units,
+        gripper=gripper,
+    )
+
+
+def joints(*, motion: str = UNKNOWN, gripper: str = CANONICAL_GRIPPER) -> Convention:
+    """Returns the convention of an arm's seven joints and its gripper, A = 8."""
+    return Convention(
+        action_names=(*(f"joint_{number}" for number in range(1, 8)), "gripper"),
+        motion=motion,
+        frame="joints",
+        rotation="none",
+        units=UNKNOWN,
+        gripper=gripper,
+    )
 
 
 def get(name: str) -> Embodiment:
@@ -81,3 +136,31 @@ def get(name: str) -> Embodiment:
             f"unknown embodiment {name!r}", "config.embodiment", f"known: {', '.join(EMBODIMENTS)}"
         )
     return EMBODIMENTS[name]
+
+
+def check_mix(conventions: Mapping[str, Convention], where: str) -> None:
+    """Refuses to learn actions of different meaning with one head.
+
+    Args:
+        conventions: by dataset.
+        where: what an error names.
+
+    Raises:
+        UserError: conventions differ, an unknown fact from a known one included; all facts that
+            differ are named with their datasets.
+    """
+    differing = []
+    for fact in (field.name for field in dataclasses.fields(Convention)):
+        datasets: dict[str, list[str]] = {}
+        for name, convention in conventions.items():
+            datasets.setdefault(str(getattr(convention, fact)), []).append(name)
+        if len(datasets) > 1:
+            said = "; ".join(f"{value} in {', '.join(names)}" for value, names in datasets.items())
+            differing.append(f"{fact} is {said}")
+    if differing:
+        raise errors.UserError(
+            f"actions of these datasets mean different things: {' | '.join(differing)}",
+            where,
+            "train joint on datasets of one convention, and take the others as action-free video "
+            "(gfdm and gidm mix them; convert --strip_actions)",
+        )

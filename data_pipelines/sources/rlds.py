@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from data_pipelines import episodes, media, tfrecord
 from data_pipelines.sources import base
 from data_pipelines.standardize import base as standardize_base
-from data_pipelines.standardize import registry
+from data_pipelines.standardize import columns, registry
 from defi_jax import errors
 
 Field = standardize_base.Field
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
+_ADAPT = "convert the version it was written for, or adapt data_pipelines/standardize/datasets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,8 @@ class RldsSource:
 
     Raises:
         UserError: no standardisation for this dataset.
-        DataError: a field has another kind or shape than the standardisation was written for.
+        DataError: a field has another kind or shape, or in the first episode other values, than
+            the standardisation was written for.
     """
 
     def __init__(
@@ -155,6 +158,9 @@ class RldsSource:
         self.total = sum(shard.num_records for shard in self.info.shards)
         self._standard = registry.find(self.name)
         _check_schema(self.info, self._standard)
+        self._check_first()
+        for doubt in self._standard.doubts:
+            logging.warning("%s: doubtful %s", self.name, doubt)
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
         """Yields episodes; see `base.Source.read`."""
@@ -163,14 +169,21 @@ class RldsSource:
                 # The place of the record, because episodes of some datasets share their metadata.
                 episode_id = f"{self.name}/{shard.split}/{shard.index:05d}/{index:05d}"
                 if episode_id not in skip:
-                    yield self._episode(episode_id, record, f"{shard.path} record {index}")
+                    yield self.episode(episode_id, record, f"{shard.path} record {index}")
 
-    def _episode(
-        self, episode_id: str, record: bytes, where: str
-    ) -> episodes.Episode | base.Reject:
+    def episode(self, episode_id: str, record: bytes, where: str) -> episodes.Episode | base.Reject:
+        """Returns the standardised episode of one record, or why there is none.
+
+        Raises:
+            DataError: the record does not fit the dataset's description.
+        """
         features = tfrecord.parse_example(record, where=where)
         steps = RawSteps(features, self.info.step_fields, where)
         num_steps = _num_steps(steps, self._standard, where)
+        metadata = self._metadata(features)
+        flag = self._standard.success_flag
+        if flag and not metadata.get(flag, True):
+            return base.Reject(where, f"its '{flag}' flag is false")
         try:
             trajectory = self._standard.standardize(steps)
             frames = {
@@ -180,16 +193,28 @@ class RldsSource:
             return episodes.Episode(
                 episode_id=episode_id,
                 source=self.name,
-                embodiment=self._standard.embodiment,
+                embodiment=self._standard.robot,
                 instructions=trajectory.instructions,
                 frames=frames,
                 actions=trajectory.actions,
                 states=trajectory.states,
-                fps=self._standard.fps,
-                metadata=self._metadata(features) | {"raw_steps": num_steps},
+                fps=self._standard.control_hz,
+                metadata=metadata | {"raw_steps": num_steps},
             )
         except (ValueError, errors.DataError) as error:
             return base.Reject(where, str(error))
+
+    def _check_first(self) -> None:
+        """Raises DataError where the first episode's values are not in their documented range."""
+        shard = self.info.shards[0]
+        try:
+            record = next(tfrecord.read_records(shard.path))
+            features = tfrecord.parse_example(record, where=str(shard.path))
+            self._standard.standardize(RawSteps(features, self.info.step_fields, str(shard.path)))
+        except columns.SurpriseError as error:
+            raise errors.DataError(str(error), f"{shard.path} record 0", _ADAPT) from error
+        except (ValueError, StopIteration, errors.DataError):
+            return  # `read` says what is wrong with it
 
     def _metadata(self, features: Mapping[str, tfrecord.Value]) -> dict[str, Any]:
         """Scalars and texts that describe the whole episode."""
@@ -381,7 +406,7 @@ def _check_schema(info: DatasetInfo, standard: standardize_base.Standard) -> Non
             surprises.append(f"'{name}' is missing")
         elif found.kind != wanted.kind:
             surprises.append(f"'{name}' is a {found.kind}, expected a {wanted.kind}")
-        elif wanted.kind == "tensor" and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        elif wanted.kind == "tensor" and not _holds(found, wanted):
             surprises.append(
                 f"'{name}' is {found.dtype}{list(found.shape)}, "
                 f"expected {wanted.dtype}{list(wanted.shape)}"
@@ -390,5 +415,11 @@ def _check_schema(info: DatasetInfo, standard: standardize_base.Standard) -> Non
         raise errors.DataError(
             f"dataset {info.name} {info.version} has other fields than its standardisation reads",
             "; ".join(surprises),
-            "convert the version it was written for, or adapt data_pipelines/standardize/",
+            f"it has {', '.join(info.step_fields)}; {_ADAPT}",
         )
+
+
+def _holds(found: Field, wanted: Field) -> bool:
+    """Whether a tensor has the wanted shape and sort of number, whatever its precision."""
+    sorts = {np.dtype(dtype).kind for dtype in {found.dtype, wanted.dtype} - {"any"}}
+    return found.shape == wanted.shape and (len(sorts) == 1 or wanted.dtype == "any")

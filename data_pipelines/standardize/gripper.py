@@ -1,10 +1,24 @@
-"""Rules that turn recorded gripper signals into 1 (open) and 0 (closed), per trajectory."""
+"""Rules that turn recorded gripper signals into 1 (open) and 0 (closed), per trajectory.
+
+Each maps float[T] or float[T, 1] to float32 of the same shape.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 _OPEN_ABOVE, _CLOSED_BELOW = 0.95, 0.05
+_COMMANDED = 0.1  # relative commands below this hold
+
+
+def clip(signal: np.ndarray) -> np.ndarray:
+    """Cuts to 0..1: signals of -1..1 lose their negative half.  [-1, 0.3, 1] -> [0, 0.3, 1]."""
+    return np.clip(np.asarray(signal, np.float32), 0, 1)
+
+
+def invert(signal: np.ndarray) -> np.ndarray:
+    """Turns closing into opening.  [0, 0.3, 1] -> [1, 0.7, 0]."""
+    return 1 - np.asarray(signal, np.float32)
 
 
 def binarize(signal: np.ndarray) -> np.ndarray:
@@ -14,14 +28,8 @@ def binarize(signal: np.ndarray) -> np.ndarray:
     reach, the next decided one; undecided steps at the end take the raw last value.
 
     Example: [1, 1, .7, .3, 0, 0, .5, 1] -> [1, 1, 0, 0, 0, 0, 1, 1].
-
-    Args:
-        signal: float[T].
-
-    Returns:
-        float32[T].
     """
-    result = np.array(signal, np.float32)
+    result = np.array(signal, np.float32).ravel()
     following = result[-1] if result.size else np.float32(0)
     for step in range(result.size - 1, -1, -1):
         if result[step] > _OPEN_ABOVE:
@@ -29,4 +37,22 @@ def binarize(signal: np.ndarray) -> np.ndarray:
         elif result[step] < _CLOSED_BELOW:
             following = np.float32(0)
         result[step] = following
-    return result
+    return result.reshape(np.shape(signal))
+
+
+def relative_to_absolute(signal: np.ndarray) -> np.ndarray:
+    """Integrates commands "close" (> 0.1), "open" (< -0.1) and "hold" into a state.
+
+    Before the first command the state is its opposite; without any command the gripper is open.
+
+    Example: [0, 0, 1, 0, -1, 0] -> [1, 1, 0, 0, 1, 1].
+    """
+    commands = np.asarray(signal, np.float32).ravel()
+    wanted = np.select([commands < -_COMMANDED, commands > _COMMANDED], [1.0, 0.0], np.nan)
+    decided = wanted[~np.isnan(wanted)]
+    state = 1 - decided[0] if decided.size else 1.0
+    result = np.empty(commands.shape, np.float32)
+    for step, target in enumerate(wanted):
+        state = state if np.isnan(target) else target
+        result[step] = state
+    return result.reshape(np.shape(signal))

@@ -1,14 +1,30 @@
-"""Dataset name (the `name` in its dataset_info.json) -> how it is read."""
+"""Dataset name (the `name` in its dataset_info.json) -> how it is read.
+
+Every file in `datasets/` counts: adding a dataset is adding a file there.
+"""
 
 from __future__ import annotations
 
-from data_pipelines.standardize import base, bridge
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+
+from data_pipelines.standardize import base, datasets
 from defi_jax import cli, errors
 
-STANDARDS: dict[str, base.Standard] = {
-    "bridge_dataset": bridge.STANDARD,
-    "bridge_orig": bridge.STANDARD,
-}
+
+@functools.cache
+def standards() -> Mapping[str, base.Standard]:
+    """Returns all of them, by name in alphabetic order."""
+    found: dict[str, base.Standard] = {}
+    for module_info in pkgutil.iter_modules(datasets.__path__, f"{datasets.__name__}."):
+        own = importlib.import_module(module_info.name).STANDARDS
+        twice = found.keys() & own.keys()
+        if twice:
+            raise ValueError(f"{module_info.name} defines again: {', '.join(sorted(twice))}")
+        found |= own
+    return dict(sorted(found.items()))
 
 
 def find(name: str) -> base.Standard:
@@ -17,10 +33,11 @@ def find(name: str) -> base.Standard:
     Raises:
         UserError: there is none.
     """
-    if name not in STANDARDS:
+    known = standards()
+    if name not in known:
         raise errors.UserError(
             f"no standardisation for dataset '{name}'",
-            "data_pipelines/standardize/registry.py",
-            f"add one file there and list it; {cli.nearest(name, STANDARDS)}",
+            "data_pipelines/standardize/datasets",
+            f"add one file there, or give --name of a known one; {cli.nearest(name, known)}",
         )
-    return STANDARDS[name]
+    return known[name]

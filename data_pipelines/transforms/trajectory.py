@@ -53,16 +53,18 @@ class FramePair:
 
         n=5, offset (3, 3)  ->  [0, 3], [1, 4], [2, 4], [3, 4]
 
-    Deviation: officially the last frame pairs with itself and k is drawn once per run
-    (Step2_GIDM/datasets/rlds/traj_transforms.py:13-44, dataset.py:359-367).
+    Deviation: officially the last frame pairs with itself (`include_last`) and k is drawn once per
+    run (Step2_GIDM/datasets/rlds/traj_transforms.py:13-44, dataset.py:359-367).
 
     Attributes:
         min_offset: smallest k, at least 1.
         max_offset: largest k, inclusive.
+        include_last: whether the last frame is paired too, with itself.
     """
 
     min_offset: int
     max_offset: int
+    include_last: bool = False
 
     def __post_init__(self):
         if not 1 <= self.min_offset <= self.max_offset:
@@ -70,7 +72,7 @@ class FramePair:
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """Returns int64, the number of pairs of episodes of these lengths."""
-        return lengths - 1
+        return lengths if self.include_last else lengths - 1
 
     def __call__(self, length: int, sample: int, rng: np.random.Generator) -> np.ndarray:
         """Returns int64[2], the frames of the pair that starts at frame `sample`."""

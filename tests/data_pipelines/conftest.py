@@ -52,12 +52,15 @@ def raw_episode(seed: int, steps: int = 6, text: str = "öffne die Schublade") -
     """Features of one Bridge-like episode, as TFDS flattens them."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 255, (16, 24, 3), np.uint8)
+    action = rng.standard_normal((steps, 7)).astype(np.float32)
+    action[:, -1] = rng.random(steps)  # an opening
     return {
-        "steps/action": rng.standard_normal((steps, 7)).astype(np.float32),
+        "steps/action": action,
         "steps/observation/state": rng.standard_normal((steps, 7)).astype(np.float32),
         "steps/observation/image_0": [
             media.encode_jpeg(np.roll(image, step, axis=1)) for step in range(steps)
         ],
+        "steps/observation/image_1": [media.encode_png(image[:, ::-1])] * steps,
         "steps/language_instruction": [text.encode()] * steps,
         "steps/is_first": np.arange(steps) == 0,
         "episode_metadata/episode_id": np.array([-seed - 1]),
@@ -76,12 +79,10 @@ def _dict(**features: dict) -> dict:
 
 def describe_features(state_dim: int = 7) -> dict:
     """features.json of such episodes."""
+    image = {"image": {"shape": {"dimensions": ["16", "24", "3"]}, "dtype": "uint8"}}
     step = _dict(
         action=_tensor([7], "float32"),
-        observation=_dict(
-            state=_tensor([state_dim], "float32"),
-            image_0={"image": {"shape": {"dimensions": ["16", "24", "3"]}, "dtype": "uint8"}},
-        ),
+        observation=_dict(state=_tensor([state_dim], "float32"), image_0=image, image_1=image),
         language_instruction={"text": {}},
         is_first=_tensor([], "bool"),
     )

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from data_pipelines import media
 from data_pipelines.sources import base, rlds
+from data_pipelines.standardize import registry
 from defi_jax import errors
 
 
@@ -29,7 +31,8 @@ def test_episodes_of_all_shards_in_order(write_rlds, episode):
 def test_frames_actions_and_states_belong_to_the_same_step(write_rlds, episode):
     raw = episode(0)
     found = next(rlds.RldsSource(write_rlds([[raw]])).read())
-    assert found.frames["static"] == raw["steps/observation/image_0"][1:5]  # bytes kept as they are
+    for camera, field in (("static", "image_0"), ("secondary", "image_1")):  # JPEG and PNG
+        assert found.frames[camera] == raw[f"steps/observation/{field}"][1:5]  # the same bytes
     state = raw["steps/observation/state"]
     np.testing.assert_array_equal(found.states[:, :6], state[1:5, :6])
     np.testing.assert_array_equal(found.actions[:, :6], state[2:6, :6] - state[1:5, :6])
@@ -93,6 +96,48 @@ def test_missing_field_is_named(write_rlds, episode):
     path.write_text(path.read_text().replace("image_0", "image_7"))
     with pytest.raises(errors.DataError, match="'observation/image_0' is missing"):
         rlds.RldsSource(directory)
+
+
+def test_other_sort_of_number_is_named(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    path = directory / "features.json"
+    description = json.loads(path.read_text())
+    features = description["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+    action = features["featuresDict"]["features"]["action"]["tensor"]
+    action["dtype"] = "float64"  # precision does not matter
+    path.write_text(json.dumps(description))
+    assert rlds.RldsSource(directory).total == 1
+    action["dtype"] = "int64"
+    path.write_text(json.dumps(description))
+    with pytest.raises(errors.DataError, match=r"'action' is int64\[7\], expected float32\[7\]"):
+        rlds.RldsSource(directory)
+
+
+def test_values_in_another_range_are_named_before_anything_is_read(write_rlds, episode):
+    raw = episode(0)
+    raw["steps/action"][:, -1] *= 255
+    directory = write_rlds([[raw, episode(1)]])
+    with pytest.raises(
+        errors.DataError, match=r"field 'action' holds .* documents 0 to 1.*record 0"
+    ):
+        rlds.RldsSource(directory)
+
+
+def test_later_episode_in_another_range_is_rejected(write_rlds, episode):
+    raw = episode(1)
+    raw["steps/action"][2, -1] = -3
+    good, rejected = rlds.RldsSource(write_rlds([[episode(0), raw]])).read()
+    assert good.length == 4 and "field 'action' holds values from -3" in rejected.reason
+
+
+def test_failures_are_left_out_where_the_dataset_says_so(write_rlds, episode, monkeypatch):
+    standard = dataclasses.replace(
+        registry.find("bridge_dataset"), success_flag="episode_metadata/episode_id"
+    )
+    monkeypatch.setattr(registry, "find", lambda name: standard)
+    failed = episode(0) | {"episode_metadata/episode_id": np.array([0])}
+    rejected, good = rlds.RldsSource(write_rlds([[failed, episode(1)]])).read()
+    assert "'episode_metadata/episode_id' flag is false" in rejected.reason and good.length == 4
 
 
 def test_record_that_contradicts_the_description_is_refused(write_rlds, episode):

@@ -35,6 +35,13 @@ def test_frame_pair_table():
     assert [pair(5, t, rng).tolist() for t in range(4)] == [[0, 3], [1, 4], [2, 4], [3, 4]]
 
 
+def test_frame_pair_with_the_last_frame_as_officially():
+    pair = trajectory.FramePair(min_offset=2, max_offset=2, include_last=True)
+    rng = np.random.default_rng(0)
+    assert pair.num_samples(np.array([4, 1])).tolist() == [4, 1]
+    assert [pair(4, t, rng).tolist() for t in range(4)] == [[0, 2], [1, 3], [2, 3], [3, 3]]
+
+
 def test_frame_pair_draws_every_offset_inclusively():
     pair = trajectory.FramePair(min_offset=2, max_offset=4)
     rng = np.random.default_rng(0)

@@ -6,17 +6,19 @@ import pytest
 
 from data_pipelines import statistics
 from data_pipelines.sources import rlds
-from data_pipelines.standardize import bridge, gripper
+from data_pipelines.standardize import gripper, registry
+from data_pipelines.transforms import trajectory as trajectories
 
-SHARED = pathlib.Path(__file__).parents[4] / "shared"
+SHARED = pathlib.Path(__file__).parents[5] / "shared"
 
 
 def _raw_steps(steps: int) -> dict:
     """States that count up, so that every difference has a known value."""
     state = np.arange(steps, dtype=np.float32)[:, None] ** 2 * np.ones(7, np.float32)
-    action = np.full((steps, 7), 9.0, np.float32)
+    action = np.full((steps, 7), 0.9, np.float32)
     action[:, -1] = [1, 0.5, 0, 0.5, 1][:steps]
     return {
+        "observation/image_0": [b""] * steps,
         "observation/state": state,
         "action": action,
         "language_instruction": [b" Turn left "] * steps,
@@ -24,9 +26,9 @@ def _raw_steps(steps: int) -> dict:
 
 
 def test_first_and_last_step_go_and_motion_is_relabelled():
-    trajectory = bridge.STANDARD.standardize(_raw_steps(5))
+    trajectory = registry.find("bridge_dataset").standardize(_raw_steps(5))
     assert trajectory.kept == range(1, 4)
-    # States 0, 1, 4, 9, 16: reached motion after steps 1, 2, 3 is 3, 5, 7; recorded 9s are gone.
+    # States 0, 1, 4, 9, 16: reached motion after steps 1, 2, 3 is 3, 5, 7; recorded 0.9s are gone.
     np.testing.assert_array_equal(trajectory.actions[:, 0], [3, 5, 7])
     np.testing.assert_array_equal(trajectory.actions[:, 6], [0, 0, 1])  # the dropped step decides
     np.testing.assert_array_equal(trajectory.states[:, 5], [1, 4, 9])
@@ -38,7 +40,7 @@ def test_first_and_last_step_go_and_motion_is_relabelled():
 
 def test_two_steps_are_too_few():
     with pytest.raises(ValueError, match="fewer than three"):
-        bridge.STANDARD.standardize(_raw_steps(2))
+        registry.find("bridge_dataset").standardize(_raw_steps(2))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,20 @@ def test_golden_gripper(golden):
     for example in golden["binarize"]:
         found = gripper.binarize(np.array(example["inp"]))
         np.testing.assert_array_equal(found, np.float32(example["out"]))
+
+
+def test_golden_relative_gripper(golden):
+    for example in golden["rel2abs"]:
+        found = gripper.relative_to_absolute(np.array(example["inp"]))
+        np.testing.assert_array_equal(found, np.float32(example["out"]))
+
+
+@pytest.mark.parametrize(("length", "window"), [(8, 10), (8, 3), (5, 2)])
+def test_golden_pairs(golden, length, window):
+    pair = trajectories.FramePair(min_offset=window - 1, max_offset=window - 1, include_last=True)
+    rng = np.random.default_rng(0)
+    found = [pair(length, t, rng).tolist() for t in range(length)]
+    assert found == golden[f"pair_index_T{length}_w{window}"]
 
 
 def test_golden_first_episode(golden, episodes):
