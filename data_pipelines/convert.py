@@ -2,16 +2,19 @@
 
 `manifest.json` in the store is written first with `"complete": false` and last with the counts, so
 that an interrupted conversion can be told from a finished one, and one store is never filled from
-two sources by mistake.
+two sources by mistake. It tells how the data were made: what was chosen by which rule and file
+(`recipe`, with digests), how much came of it, and what was rejected and why.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -40,14 +43,15 @@ def convert(
         progress: draw a progress bar on stderr.
 
     Returns:
-        The manifest: `source, origin, complete, episodes, frames, rejected, fingerprint`.
+        The manifest: `source, origin, recipe, complete, episodes, frames, hours, fps, sizes,
+        rejected, rejected_by_reason, fingerprint`.
 
     Raises:
         UserError: the store was begun from something else.
         DataError: the source is damaged as a whole, or gave no episode.
     """
     output = pathlib.Path(output)
-    start = {"source": source.name, "origin": dict(origin)}
+    start = {"source": source.name, "origin": dict(origin), "recipe": base.recipe(source)}
     _check_same_origin(output, start)
     existed = output.exists()
     try:
@@ -62,11 +66,31 @@ def convert(
         "complete": True,
         "episodes": len(store),
         "frames": int(store.lengths.sum()),
+        **_describe(store),
+        "rejected_by_reason": _count_reasons(rejects),
         "rejected": [{"item": reject.item, "reason": reject.reason} for reject in rejects],
         "fingerprint": store.fingerprint(),
     }
     _write_manifest(output, manifest)
     return manifest
+
+
+def _describe(store: episodes.EpisodeStore) -> dict[str, Any]:
+    """Returns hours, and the number of episodes by frame rate and by frame size where known."""
+    seconds, rates, sizes = 0.0, collections.Counter(), collections.Counter()
+    for i in range(len(store)):
+        meta = store.meta(i)
+        seconds += meta.length / meta.fps
+        rates[f"{meta.fps:.4g}"] += 1
+        sizes["x".join(map(str, meta.metadata.get("frame_size", ())))] += 1
+    sizes.pop("", None)
+    return {"hours": round(seconds / 3600, 4), "fps": dict(rates), "sizes": dict(sizes)}
+
+
+def _count_reasons(rejects: Sequence[base.Reject]) -> dict[str, int]:
+    """Counts rejects by reason, whatever numbers and files the reasons name."""
+    reasons = (re.sub(r"\d+", "N", reject.reason.split(":")[0]) for reject in rejects)
+    return dict(collections.Counter(reasons).most_common())
 
 
 def summary(manifest: Mapping[str, Any], seconds: float, *, shown: int = 5) -> str:
@@ -147,7 +171,9 @@ def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
 def _write_manifest(output: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     path = output / MANIFEST
     temporary = path.with_name(f".{MANIFEST}.{os.getpid()}")
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    # The name of a folder need not be Unicode.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
 
 

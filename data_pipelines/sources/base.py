@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from data_pipelines import episodes
+from data_pipelines import episodes, isolation
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Reject:
 
     item: str
     reason: str
+
+    def __post_init__(self):
+        for name in ("item", "reason"):  # file names need not be Unicode, manifests are
+            text = getattr(self, name).encode(errors="backslashreplace").decode()
+            object.__setattr__(self, name, text)
 
 
 class Source(Protocol):
@@ -46,11 +51,17 @@ class Source(Protocol):
         ...
 
 
+def recipe(source: Source) -> dict[str, Any]:
+    """Returns how a source chose and made its episodes; {} where nothing was chosen."""
+    return dict(getattr(source, "recipe", {}))
+
+
 class WithoutActions:
     """A source as action-free video: its episodes lose actions and states."""
 
     def __init__(self, source: Source):
         self.name, self.total = source.name, source.total
+        self.recipe = recipe(source)
         self._source = source
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | Reject]:
@@ -58,3 +69,82 @@ class WithoutActions:
         for item in self._source.read(skip):
             is_reject = isinstance(item, Reject)
             yield item if is_reject else dataclasses.replace(item, actions=None, states=None)
+
+
+class Item(Protocol):
+    """One episode before it is read; picklable and small."""
+
+    @property
+    def episode_id(self) -> str:
+        """See `episodes.Episode`."""
+        ...
+
+    @property
+    def item(self) -> str:
+        """What a reject names."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How items are read.
+
+    Attributes:
+        count: processes; 0 reads in this one, without limits.
+        limits: of one item.
+    """
+
+    count: int = 0
+    limits: isolation.Limits = field(default_factory=isolation.Limits)
+
+
+class ItemSource:
+    """A source whose episodes are read independently of each other, in worker processes.
+
+    Args:
+        name: of the dataset.
+        items: in the order in which they are written.
+        read_item: picklable; reads one.
+        rejects: what was found unusable before reading.
+        recipe: JSON-able; how items were chosen and are stored, kept in the manifest.
+        workers: how they are read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        items: Sequence[Item],
+        read_item: Callable[[Any], episodes.Episode | Reject],
+        *,
+        rejects: Sequence[Reject] = (),
+        recipe: Mapping[str, Any],
+        workers: Workers,
+    ):
+        self.name, self.recipe = name, recipe
+        self.total = len(items) + len(rejects)
+        self._items, twice = _unique(items)
+        self._read_item, self._rejects = read_item, [*rejects, *twice]
+        self._workers = workers
+
+    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | Reject]:
+        """See `Source`."""
+        yield from self._rejects
+        waiting = (item for item in self._items if item.episode_id not in skip)
+        results = isolation.run(
+            self._read_item, waiting, workers=self._workers.count, limits=self._workers.limits
+        )
+        for item, result in results:
+            is_failure = isinstance(result, isolation.Failure)
+            yield Reject(item.item, result.reason) if is_failure else result
+
+
+def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Reject]]:
+    """Returns the first item of each id, and the others as rejects."""
+    chosen: dict[str, Item] = {}
+    twice = []
+    for item in items:
+        if item.episode_id in chosen:
+            twice.append(Reject(item.item, f"its id {item.episode_id!r} is there already"))
+        else:
+            chosen[item.episode_id] = item
+    return list(chosen.values()), twice

@@ -1,15 +1,18 @@
 """Videos with captions and no actions: people's hands, or any folder of clips.
 
-Three folders are understood, told apart by what lies in them:
+What lies in the folder tells its kind:
 
 * `annotation/<split>/*.json` with `videos/`: the layout of `video_layout`, as the published
   Something-Something clips have it.
+* `fho_main.json`: Ego4D, see `ego4d`.
+* `EPIC_100_*.csv`: EPIC-KITCHENS-100, see `epic_kitchens`.
 * a json list of {"id", "label"}: Something-Something v2's own label files; clips are `<id>.webm`.
 * a json object {file: caption or list of captions}, or a csv with the columns `file` and `caption`
   (a file in several rows has several captions).
 
 Files are searched below the folder, by relative path or by name. A video without caption, a caption
-without video and a damaged video are rejects with a reason; nothing is dropped silently.
+without video, a caption that is not UTF-8 and a damaged video are rejects with a reason; nothing is
+dropped silently.
 """
 
 from __future__ import annotations
@@ -18,13 +21,11 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
-from data_pipelines import episodes
-from data_pipelines.sources import base, video_clips, video_layout
+from data_pipelines.sources import base, ego4d, epic_kitchens, video_clips, video_layout
 from defi_jax import errors
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
 _FORMATS = "expected captions.json {file: caption}, a csv with columns file,caption, or annotation/"
 
 Captions = dict[str, tuple[str, ...]]
@@ -38,16 +39,18 @@ def open_source(
     captions: str | pathlib.Path | None = None,
     options: video_clips.ClipOptions,
     splits: Collection[str] | None = None,
-) -> base.Source:
-    """Opens a folder of captioned videos, whichever of the three kinds it is.
+    workers: base.Workers,
+) -> base.ItemSource:
+    """Opens a folder of captioned videos, whichever kind it is.
 
     Args:
         directory: the folder.
         name: of the dataset; None for the folder's name.
         embodiment: who acts in the videos.
-        captions: caption file; None searches the folder's first level for exactly one.
+        captions: caption or annotation file; None searches the folder.
         options: how clips are stored.
-        splits: of the annotation layout.
+        splits: of the annotation layout and of EPIC-KITCHENS.
+        workers: how clips are decoded.
 
     Raises:
         UserError: no such folder or file, no captions, or several caption files and none chosen.
@@ -58,65 +61,62 @@ def open_source(
         raise errors.UserError("no such video folder", str(directory), "check --input")
     name = name or directory.resolve().name
     if captions is None and (directory / video_layout.ANNOTATION).is_dir():
-        return video_layout.VideoLayoutSource(
-            directory, name=name, embodiment=embodiment, options=options, splits=splits
+        return video_layout.open_source(
+            directory,
+            name=name,
+            embodiment=embodiment,
+            options=options,
+            splits=splits,
+            workers=workers,
         )
-    path = _find_captions(directory) if captions is None else pathlib.Path(captions)
-    if not path.is_file():
-        raise errors.UserError("no such caption file", str(path), "check --captions")
-    return CaptionedFolder(
-        directory,
-        name=name,
+    clips, rejects, recipe = _find_clips(directory, name, captions, splits)
+    return video_clips.make_source(
+        name,
+        clips,
         embodiment=embodiment,
-        captions=load_captions(path),
         options=options,
+        rejects=rejects,
+        recipe=recipe,
+        workers=workers,
     )
 
 
-class CaptionedFolder:
-    """Clips of a folder with captions by file; see `base.Source`.
-
-    Args:
-        directory: searched for videos, with its subfolders.
-        name: of the dataset.
-        embodiment: who acts in the videos.
-        captions: file (relative path, name, or name without suffix) -> texts.
-        options: how clips are stored.
-    """
-
-    def __init__(
-        self,
-        directory: str | pathlib.Path,
-        *,
-        name: str,
-        embodiment: str,
-        captions: Captions,
-        options: video_clips.ClipOptions,
-    ):
-        self._directory = pathlib.Path(directory)
-        self.name, self._embodiment, self._options = name, embodiment, options
-        self._clips, self._rejects = _match(self._directory, name, captions)
-        self.total = len(self._clips) + len(self._rejects)
-
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
-        """Yields clips; see `base.Source.read`."""
-        yield from self._rejects
-        for clip in self._clips:
-            if clip.episode_id not in skip:
-                yield video_clips.read_clip(
-                    clip, source=self.name, embodiment=self._embodiment, options=self._options
-                )
+def _find_clips(
+    directory: pathlib.Path,
+    name: str,
+    captions: str | pathlib.Path | None,
+    splits: Collection[str] | None,
+) -> video_clips.Found:
+    path = None if captions is None else pathlib.Path(captions)
+    if path is not None and not path.is_file():
+        raise errors.UserError("no such caption file", str(path), "check --captions")
+    annotation = ego4d.find(directory) if path is None else path
+    if annotation is not None and ego4d.is_annotation(annotation):
+        return ego4d.find_clips(directory, annotation, name)
+    tables = epic_kitchens.find(directory, splits) if path is None else [path]
+    if tables and all(epic_kitchens.is_annotation(table) for table in tables):
+        return epic_kitchens.find_clips(directory, tables, name)
+    path = path or _find_captions(directory)
+    clips, rejects = _match(directory, name, load_captions(path))
+    recipe = {
+        "kind": "captioned folder",
+        "captions": video_clips.describe_file(path),
+        "selection": "every video that has a caption, whole",
+    }
+    return clips, rejects, recipe
 
 
 def load_captions(path: str | pathlib.Path) -> Captions:
     """Reads a caption file: json object, json list of {"id", "label"}, or csv.
 
+    Bytes that are not UTF-8 become lone surrogates, which `_match` rejects caption by caption.
+
     Raises:
-        DataError: unreadable, not UTF-8, of another form, or without captions.
+        DataError: unreadable, of another form, or without captions.
     """
     path = pathlib.Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         captions = _parse_csv(text) if path.suffix == ".csv" else _parse_json(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise errors.DataError(
@@ -167,33 +167,35 @@ def _match(
     directory: pathlib.Path, name: str, captions: Captions
 ) -> tuple[list[video_clips.Clip], list[base.Reject]]:
     """Pairs captions with the videos of the folder; both sides' leftovers are rejects."""
-    videos = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-    )
-    by_path = {path.relative_to(directory).as_posix(): [path] for path in videos}
-    by_name: dict[str, list[pathlib.Path]] = {}
-    for path in videos:
-        for key in {path.name, path.stem}:
-            by_name.setdefault(key, []).append(path)
+    videos = video_clips.VideoFolder(directory)
     clips, rejects, used = [], [], set()
     for file, texts in sorted(captions.items()):
-        matches = by_path.get(file) or by_name.get(file, [])
-        if len(matches) != 1:
-            reason = f"{len(matches)} videos of this name" if matches else "no such video"
+        found = videos.find(file)
+        if len(found) != 1:
+            reason = f"{len(found)} videos of this name" if found else "no such video"
             rejects.append(base.Reject(file, reason))
             continue
-        relative = matches[0].relative_to(directory).as_posix()
-        used.add(matches[0])
+        relative = found[0].relative_to(directory).as_posix()
+        used.add(found[0])
+        if not all(map(_is_unicode, (relative, *texts))):
+            rejects.append(base.Reject(file, "its caption or its name is not UTF-8"))
+            continue
         clips.append(
             video_clips.Clip(
-                item=str(matches[0]),
+                item=str(found[0]),
                 episode_id=f"{name}/{relative}",
-                videos={"static": matches[0]},
+                videos={"static": found[0]},
                 instructions=texts or ("",),
                 metadata={"file": relative},
             )
         )
-    rejects += [base.Reject(str(path), "no caption") for path in videos if path not in used]
+    rejects += [base.Reject(str(path), "no caption") for path in videos.paths if path not in used]
     return clips, rejects
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

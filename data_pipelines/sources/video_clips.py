@@ -1,22 +1,29 @@
 """From a described clip (video files, texts, maybe actions) to an episode: shared by video sources.
 
-Frames are decoded once, shrunk and stored as JPEG, so that training never opens a video file.
+Frames are decoded once, shrunk and stored as JPEG or PNG, so that training never opens a video.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
+import os
 import pathlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes, media, video
 from data_pipelines.sources import base
 from data_pipelines.transforms import action
 from defi_jax import errors
+
+SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
+MAX_FRAMES = 20_000  # of one clip; longer ones are films that somebody forgot to cut
+_RATES_DIFFER = 0.01  # relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +32,66 @@ class ClipOptions:
 
     Attributes:
         shorter_side: frames are shrunk until their shorter side has at most this many pixels.
+        square_crop: keep the centre square of each frame only.
         every: every n-th frame is kept.
+        sample_fps: keep the frame nearest to each multiple of 1 / sample_fps seconds, by the
+            container's times; None keeps all.
         max_frames: kept frames a clip at most, from its beginning; None for all.
+        image_format: of the stored frames; png keeps pixels exactly.
         jpeg_quality: of the stored frames, 1 to 100.
         fps: rate to record instead of the container's, before `every`; None trusts the container.
+
+    Raises:
+        UserError: both rates are given: resampling needs true times.
     """
 
     shorter_side: int = 256
+    square_crop: bool = False
     every: int = 1
+    sample_fps: float | None = None
     max_frames: int | None = None
+    image_format: Literal["jpeg", "png"] = "jpeg"
     jpeg_quality: int = 95
     fps: float | None = None
+
+    def __post_init__(self):
+        if self.fps and self.sample_fps:
+            raise errors.UserError("two rates", "--fps and --sample_fps", "give one of them")
+
+    @property
+    def leaves_out_frames(self) -> bool:
+        """Whether frames and actions would be torn apart."""
+        return self.every > 1 or self.sample_fps is not None
+
+    def encode(self, image: np.ndarray) -> bytes:
+        """Crops, shrinks and encodes uint8[H, W, 3]."""
+        if self.square_crop:
+            side = min(image.shape[:2])
+            top, left = ((length - side) // 2 for length in image.shape[:2])
+            image = image[top : top + side, left : left + side]
+        image = media.resize_shorter_side(image, self.shorter_side)
+        if self.image_format == "png":
+            return media.encode_png(image)
+        return media.encode_jpeg(image, self.jpeg_quality)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a manifest says of it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The part of a video that is a clip.
+
+    Attributes:
+        start: seconds of the first frame.
+        end: seconds of the last frame.
+        rate: frames a second by which the annotation counts; None where it says seconds.
+    """
+
+    start: float
+    end: float
+    rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +103,7 @@ class Clip:
         episode_id: see `episodes.Episode`, as the fields of the same name.
         videos: camera -> video file.
         instructions: texts, the canonical one first.
+        window: the part of the videos; None for all.
         num_frames: what the annotation promises; None when it says nothing.
         actions: float32[num_frames, A] or None.
         states: float32[num_frames, P] or None.
@@ -57,10 +114,62 @@ class Clip:
     episode_id: str
     videos: Mapping[str, pathlib.Path]
     instructions: tuple[str, ...]
+    window: Window | None = None
     num_frames: int | None = None
     actions: np.ndarray | None = None
     states: np.ndarray | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether frames belong to actions or states, one to one."""
+        return self.actions is not None or self.states is not None
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Frames of one camera.
+
+    Attributes:
+        frames: encoded.
+        fps: of `frames`.
+        is_uneven: whether the container's frames were not evenly spaced.
+        video_size: (height, width) of the file.
+    """
+
+    frames: list[bytes]
+    fps: float
+    is_uneven: bool
+    video_size: tuple[int, int]
+
+
+# Clips, what is unusable, and the beginning of the recipe.
+Found = tuple[list[Clip], list[base.Reject], dict[str, Any]]
+
+
+class VideoFolder:
+    """The videos below a directory, found by relative path, name or name without suffix.
+
+    Attributes:
+        paths: of all videos, sorted.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.paths = sorted(
+            path
+            for path in directory.rglob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
+        self._found: dict[str, list[pathlib.Path]] = {}
+        for path in self.paths:
+            for key in {path.name, path.stem}:
+                self._found.setdefault(key, []).append(path)
+        # Last, because a path decides where names do not.
+        self._found |= {path.relative_to(directory).as_posix(): [path] for path in self.paths}
+
+    def find(self, name: str) -> list[pathlib.Path]:
+        """Returns the videos of this name."""
+        return self._found.get(name, [])
 
 
 # Who acts in a clip of which nobody said so; hands leave no action vectors.
@@ -77,19 +186,23 @@ def read_clip(
     Raises:
         UserError: frames of a clip with actions or states are to be left out.
     """
-    if options.every > 1 and (clip.actions is not None or clip.states is not None):
+    if options.leaves_out_frames and clip.has_columns:
         raise errors.UserError(
-            f"every={options.every} would tear frames and actions apart", clip.item, "use every=1"
-        )
+            "leaving out frames would tear frames and actions apart", clip.item,
+            "use neither every nor sample_fps",
+        )  # fmt: skip
     try:
-        frames, rates, digests = {}, [], {}
-        for camera, path in clip.videos.items():
-            decoded = _read_video(path, clip, options)
-            rates.append((options.fps or decoded.fps * options.every) / options.every)
-            frames[camera] = [media.encode_jpeg(x, options.jpeg_quality) for x in decoded.frames]
-            digests[camera] = hashlib.sha256(path.read_bytes()).hexdigest()
-        length = len(next(iter(frames.values())))
-        metadata = dict(clip.metadata)
+        decoded = {camera: _decode(path, clip, options) for camera, path in clip.videos.items()}
+        first = next(iter(decoded.values()))
+        length = len(first.frames)
+        metadata = {
+            **clip.metadata,
+            **_provenance(clip, options),
+            "video_size": first.video_size,
+            "frame_size": media.image_size(first.frames[0]),
+        }
+        if any(camera.is_uneven for camera in decoded.values()):
+            metadata["uneven_times"] = True
         if length != clip.num_frames and action.LAST_IS_PADDING in metadata:
             metadata[action.LAST_IS_PADDING] = False  # it was cut off
         return episodes.Episode(
@@ -97,37 +210,30 @@ def read_clip(
             source=source,
             embodiment=embodiment or (_HUMAN if clip.actions is None else _ROBOT),
             instructions=clip.instructions,
-            frames=frames,
+            frames={camera: found.frames for camera, found in decoded.items()},
             actions=_first(clip.actions, length),
             states=_first(clip.states, length),
-            fps=rates[0],
-            metadata={**metadata, "video_sha256": digests, "every": options.every},
+            fps=first.fps,
+            metadata=metadata,
         )
     except errors.DataError as error:
         return base.Reject(clip.item, str(error))
 
 
-def _read_video(path: pathlib.Path, clip: Clip, options: ClipOptions) -> media.VideoClip:
-    decoded = media.read_video(
-        path,
-        max_frames=options.max_frames,
-        every=options.every,
-        shorter_side=options.shorter_side,
-    )
-    if clip.num_frames is not None:
-        expected = -(-clip.num_frames // options.every)
-        expected = min(expected, options.max_frames or expected)
-        if len(decoded.frames) != expected:
-            raise errors.DataError(
-                f"video gives {len(decoded.frames)} frames, its annotation {expected}",
-                str(path),
-                "replace the video or its annotation",
-            )
-    return decoded
-
-
-def _first(column: np.ndarray | None, length: int) -> np.ndarray | None:
-    return None if column is None else column[:length]
+def make_source(
+    name: str,
+    clips: Sequence[Clip],
+    *,
+    embodiment: str,
+    options: ClipOptions,
+    rejects: Sequence[base.Reject],
+    recipe: Mapping[str, Any],
+    workers: base.Workers,
+) -> base.ItemSource:
+    """Makes a source of clips; the recipe is completed by the options."""
+    read = functools.partial(read_clip, source=name, embodiment=embodiment, options=options)
+    completed = {**recipe, "frames": options.to_json()}
+    return base.ItemSource(name, clips, read, rejects=rejects, recipe=completed, workers=workers)
 
 
 def inside(directory: pathlib.Path, relative: str) -> pathlib.Path:
@@ -142,3 +248,143 @@ def inside(directory: pathlib.Path, relative: str) -> pathlib.Path:
             "annotation points outside of the dataset", relative, "correct the annotation"
         )
     return path
+
+
+def describe_file(path: pathlib.Path) -> dict[str, str]:
+    """Returns what a recipe says of an annotation file."""
+    return {"file": path.name, "sha256": file_sha256(path)}
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """Digest of a file; clips of one long video share it."""
+    status = path.stat()
+    return _sha256(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: str, size: int, changed: int) -> str:
+    del size, changed  # a part of the key: the file may be replaced
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _provenance(clip: Clip, options: ClipOptions) -> dict[str, Any]:
+    digests = {camera: file_sha256(path) for camera, path in clip.videos.items()}
+    values: dict[str, Any] = {"video_sha256": digests, "every": options.every}
+    if clip.window is not None:
+        values["window_seconds"] = [clip.window.start, clip.window.end]
+    return values
+
+
+def _first(column: np.ndarray | None, length: int) -> np.ndarray | None:
+    return None if column is None else column[:length]
+
+
+# ---- frames ----
+
+
+def _decode(path: pathlib.Path, clip: Clip, options: ClipOptions) -> _Decoded:
+    with video.open_video(path) as opened:
+        _check_rate(opened.rate, clip, options, path)
+        window = clip.window
+        found = opened.frames() if window is None else opened.frames(window.start, window.end)
+        if options.sample_fps is not None:
+            found = _on_grid(found, options.sample_fps)
+        most = MAX_FRAMES + 1
+        if options.max_frames is not None:
+            most = min(most, (options.max_frames - 1) * options.every + 1)
+        times, frames = [], []
+        for frame in itertools.islice(found, most):
+            times.append(frame.time)
+            frames.append(options.encode(frame.image()))
+        rate, size = options.sample_fps or opened.rate, opened.size
+    _check_count(len(frames), clip, options, path)
+    if clip.has_columns or clip.num_frames is not None:  # one frame a step, whatever its time
+        chosen, is_uneven = list(range(len(frames))), False
+    else:
+        chosen, rate, is_uneven = place_evenly(times, rate)
+    fps = (options.fps or rate) / options.every
+    return _Decoded([frames[i] for i in chosen[:: options.every]], fps, is_uneven, size)
+
+
+def _on_grid(frames: Iterator[video.Frame], rate: float) -> Iterator[video.Frame]:
+    """Yields, for each multiple of 1 / rate after the first frame, the frame nearest to it."""
+    last, start, count = None, 0.0, 0
+    for frame in frames:
+        if last is None:
+            start, last = frame.time, frame
+        while start + count / rate <= frame.time:
+            wanted = start + count / rate
+            nearest = frame if frame.time - wanted <= wanted - last.time else last
+            yield video.Frame(wanted, nearest.raw)
+            count += 1
+        last = frame
+
+
+def place_evenly(times: Sequence[float], rate: float) -> tuple[list[int], float, bool]:
+    """Chooses frames so that they are evenly spaced in time.
+
+    Frames at 0, 1, 2, 3, 7, 8 seconds  ->  [0, 1, 2, 3, 4, 5] would show a jump; instead each of
+    the six evenly spaced times 0, 1.6, ... 8 takes its nearest frame: [0, 2, 3, 3, 4, 5].
+
+    Args:
+        times: seconds, of each frame.
+        rate: what the container says, frames per second.
+
+    Returns:
+        Indices into `times`, as many; their true rate; whether the times were uneven, so that a
+        frame is more than half an interval away from its place.
+    """
+    everything = list(range(len(times)))
+    found = np.asarray(times, np.float64)
+    if len(found) < 2 or not (np.diff(found) > 0).all():
+        return everything, rate, False  # nothing to go by
+    mean = (len(found) - 1) / (found[-1] - found[0])
+    grid = np.linspace(found[0], found[-1], len(found))
+    if np.abs(found - grid).max() <= 0.5 / mean:
+        # Times are rounded (webm: to milliseconds), the container's rate is exact.
+        is_close = abs(rate / mean - 1) * (len(found) - 1) < 1
+        return everything, rate if is_close else mean, False
+    after = np.clip(np.searchsorted(found, grid), 1, len(found) - 1)
+    is_before = grid - found[after - 1] < found[after] - grid
+    return np.where(is_before, after - 1, after).tolist(), mean, True
+
+
+def _check_rate(rate: float, clip: Clip, options: ClipOptions, path: pathlib.Path) -> None:
+    """Refuses a video whose rate contradicts the annotation or cannot give the wished one."""
+    wanted = clip.window.rate if clip.window is not None else None
+    if wanted is not None and abs(rate / wanted - 1) > _RATES_DIFFER:
+        raise errors.DataError(
+            f"video plays at {rate:g} Hz, its annotation counts frames at {wanted:g}",
+            str(path),
+            "use the videos that the annotation was made for",
+        )
+    if options.sample_fps is not None and options.sample_fps > rate * (1 + _RATES_DIFFER):
+        raise errors.DataError(
+            f"video plays at {rate:g} Hz, slower than sample_fps {options.sample_fps:g}",
+            str(path),
+            "choose a lower sample_fps",
+        )
+
+
+def _check_count(count: int, clip: Clip, options: ClipOptions, path: pathlib.Path) -> None:
+    if not count:
+        what = "has no frame in this window" if clip.window else "has no frame"
+        raise errors.DataError(f"video {what}", os.fspath(path), "check the annotation")
+    if count > MAX_FRAMES:
+        raise errors.DataError(
+            f"clip has more than {MAX_FRAMES} frames",
+            str(path),
+            "cut it, or use max_frames or sample_fps",
+        )
+    if clip.num_frames is None or options.sample_fps is not None:
+        return
+    kept = -(-count // options.every)
+    expected = -(-clip.num_frames // options.every)
+    expected = min(expected, options.max_frames or expected)
+    if kept != expected:
+        raise errors.DataError(
+            f"video gives {kept} frames, its annotation {expected}",
+            str(path),
+            "replace the video or its annotation",
+        )

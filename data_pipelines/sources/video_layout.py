@@ -7,7 +7,8 @@ Fields read (official loader: Step1_GFDM/video_dataset/dataset_mix.py:110-205): 
 `videos[i].video_path`, `video_length`, and, where present, `state` [n, P] and `action`
 [n - 1 or n, A]. There is one action less than frames in the published clips: action t leads from
 frame t to t + 1. The last frame then gets a neutral action, zero motion with the gripper as it was,
-and the episode's metadata says so. Latents are not read: they depend on an encoder.
+and the episode's metadata says so. `latent_videos[i].latent_video_path` is no part of an episode,
+because latents depend on an encoder; `read_latents` gives them.
 
 The published videos play at 3 frames a second, whatever the robot's rate; give the true one with
 `ClipOptions.fps` where it matters.
@@ -15,9 +16,11 @@ The published videos play at 3 frames a second, whatever the robot's rate; give 
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,13 +29,50 @@ from data_pipelines import episodes
 from data_pipelines.sources import base, video_clips
 from data_pipelines.transforms import action
 from defi_jax import errors
+from defi_jax.weights import torch_archive
 
 ANNOTATION = "annotation"
+_OTHER_LATENTS = "latent_videos_svd"
 _CAMERAS = ("static", "gripper")  # of CALVIN, the only published data with two
 
 
-class VideoLayoutSource:
-    """Clips of such a directory; see `base.Source`.
+@dataclass(frozen=True)
+class _Item:
+    """One annotation file; see `base.Item`."""
+
+    episode_id: str
+    path: pathlib.Path
+
+    @property
+    def item(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Stored latents of one video; which encoder made them, the layout does not say.
+
+    Attributes:
+        episode_id: of the episode that `open_source` gives for this annotation.
+        camera: of the video.
+        values: float32[n, C, h, w], one a frame; scaled by 0.18215 in the published files.
+    """
+
+    episode_id: str
+    camera: str
+    values: np.ndarray
+
+
+def open_source(
+    directory: str | pathlib.Path,
+    *,
+    name: str,
+    embodiment: str,
+    options: video_clips.ClipOptions,
+    splits: Collection[str] | None = None,
+    workers: base.Workers,
+) -> base.ItemSource:
+    """Opens such a directory.
 
     Args:
         directory: that holds `annotation/`.
@@ -40,39 +80,81 @@ class VideoLayoutSource:
         embodiment: robot or "human".
         options: how clips are stored.
         splits: folders of `annotation/` to read; None for all.
+        workers: how clips are decoded.
 
     Raises:
         UserError: no such directory, split, or no annotation.
     """
+    directory = pathlib.Path(directory)
+    read = functools.partial(
+        _read, directory=directory, name=name, embodiment=embodiment, options=options
+    )
+    recipe = {
+        "kind": "official video layout",
+        "captions": {"file": f"{ANNOTATION}/*/*.json", "field": "texts"},
+        "selection": "every annotation, the whole video",
+        "frames": options.to_json(),
+    }
+    return base.ItemSource(
+        name, _items(directory, name, splits), read, recipe=recipe, workers=workers
+    )
 
-    def __init__(
-        self,
-        directory: str | pathlib.Path,
-        *,
-        name: str,
-        embodiment: str,
-        options: video_clips.ClipOptions,
-        splits: Collection[str] | None = None,
-    ):
-        self._directory = pathlib.Path(directory)
-        self.name, self._embodiment, self._options = name, embodiment, options
-        self._annotations = _annotations(self._directory, splits)
-        self.total = len(self._annotations)
 
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
-        """Yields clips; see `base.Source.read`."""
-        for path in self._annotations:
-            episode_id = f"{self.name}/{path.parent.name}/{path.stem}"
-            if episode_id in skip:
-                continue
-            try:
-                clip = _load_clip(self._directory, path, episode_id)
-            except errors.DataError as error:
-                yield base.Reject(str(path), str(error))
-                continue
-            yield video_clips.read_clip(
-                clip, source=self.name, embodiment=self._embodiment, options=self._options
-            )
+def read_latents(
+    directory: str | pathlib.Path, *, name: str, splits: Collection[str] | None = None
+) -> Iterator[Latents]:
+    """Yields the latents of every annotation that names some.
+
+    As the official loader does, a file that is missing below `latent_videos` is looked for below
+    `latent_videos_svd`. Pickles are interpreted by `torch_pickle`, which runs nothing of them.
+
+    Args:
+        directory: that holds `annotation/`.
+        name: of the dataset, see `open_source`.
+        splits: see `open_source`.
+
+    Raises:
+        UserError: see `open_source`.
+        DataError: an annotation or a latent file is damaged, or does not have one latent a frame.
+    """
+    directory = pathlib.Path(directory)
+    for item in _items(directory, name, splits):
+        annotation = _load_json(item.path)
+        try:
+            entries = annotation.get("latent_videos") or ()
+            paths = [str(entry["latent_video_path"]) for entry in entries]
+            num_frames = _num_frames(annotation)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise _unusable(item.path, error) from error
+        for index, relative in enumerate(paths):
+            values = _load_latent(directory, relative)
+            if num_frames is not None and len(values) != num_frames:
+                raise errors.DataError(
+                    f"{len(values)} latents for {num_frames} frames", relative, "encode again"
+                )
+            yield Latents(item.episode_id, _camera(index), values)
+
+
+def _read(
+    item: _Item,
+    *,
+    directory: pathlib.Path,
+    name: str,
+    embodiment: str,
+    options: video_clips.ClipOptions,
+) -> episodes.Episode | base.Reject:
+    try:
+        clip = _load_clip(directory, item.path, item.episode_id)
+    except errors.DataError as error:
+        return base.Reject(item.item, str(error))
+    return video_clips.read_clip(clip, source=name, embodiment=embodiment, options=options)
+
+
+def _items(directory: pathlib.Path, name: str, splits: Collection[str] | None) -> list[_Item]:
+    return [
+        _Item(f"{name}/{path.parent.name}/{path.stem}", path)
+        for path in _annotations(directory, splits)
+    ]
 
 
 def _annotations(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathlib.Path]:
@@ -95,22 +177,60 @@ def _annotations(directory: pathlib.Path, splits: Collection[str] | None) -> lis
 
 
 def _load_clip(directory: pathlib.Path, path: pathlib.Path, episode_id: str) -> video_clips.Clip:
+    annotation = _load_json(path)
     try:
-        annotation = json.loads(path.read_text(encoding="utf-8"))
         return _parse_clip(directory, path, episode_id, annotation)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _unusable(path, error) from error
+
+
+def _load_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: pathlib.Path, error: Exception) -> errors.DataError:
+    return errors.DataError(
+        f"annotation cannot be used ({error!r})", str(path), "correct or remove it"
+    )
+
+
+def _load_latent(directory: pathlib.Path, relative: str) -> np.ndarray:
+    path = video_clips.inside(directory, relative)
+    if not path.is_file():
+        path = video_clips.inside(
+            directory, relative.replace("latent_videos/", f"{_OTHER_LATENTS}/")
+        )
+    if not path.is_file():
+        raise errors.DataError("no such latent file", relative, "encode the videos instead")
+    values = torch_archive.read_tensor(path)
+    if values.ndim != 4 or not np.isfinite(values.astype(np.float32)).all():
         raise errors.DataError(
-            f"annotation cannot be used ({error!r})", str(path), "correct or remove it"
-        ) from error
+            f"latents are {values.dtype}{list(values.shape)}, not finite [n, C, h, w]", str(path)
+        )
+    return values.astype(np.float32)
+
+
+def _num_frames(annotation: Mapping[str, Any]) -> int | None:
+    """Length of `state`, or else `video_length`, as the official loader counts."""
+    states = annotation.get("state")
+    num_frames = len(states) if states else annotation.get("video_length")
+    if not isinstance(num_frames, int | None):
+        raise ValueError(f"'video_length' is {num_frames!r}")
+    return num_frames
+
+
+def _camera(index: int) -> str:
+    return _CAMERAS[index] if index < len(_CAMERAS) else f"camera{index}"
 
 
 def _parse_clip(
     directory: pathlib.Path, path: pathlib.Path, episode_id: str, annotation: Mapping[str, Any]
 ) -> video_clips.Clip:
     states = _matrix(annotation.get("state"))
-    num_frames = annotation.get("video_length") if states is None else len(states)
-    if not isinstance(num_frames, int | None):
-        raise ValueError(f"'video_length' is {num_frames!r}")
+    num_frames = _num_frames(annotation)
     actions = _matrix(annotation.get("action"))
     padded = actions is not None and num_frames is not None and len(actions) == num_frames - 1
     if actions is not None and padded:
@@ -119,9 +239,7 @@ def _parse_clip(
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("'texts' is not a list of texts")
     videos = {
-        _CAMERAS[index] if index < len(_CAMERAS) else f"camera{index}": video_clips.inside(
-            directory, video["video_path"]
-        )
+        _camera(index): video_clips.inside(directory, video["video_path"])
         for index, video in enumerate(annotation["videos"])
     }
     if not videos:

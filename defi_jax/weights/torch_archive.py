@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import ml_dtypes
 import numpy as np
 
 from defi_jax import errors
-from defi_jax.weights import torch_pickle
+from defi_jax.weights import tensor_files, torch_pickle
 
 _FIX = "download the file again, or check that it is what the source names"
 
 
-class TorchArchive(Mapping):
+class TorchArchive(tensor_files.Tensors):
     """Official names to numpy arrays, read on access.
 
     Args:
         path: the archive.
         keys: where the state dict is inside the pickled object: () for a bare state dict or a
-            TorchScript module, ("model",) for {"model": ...}, ("state_dict",) for Lightning.
+            TorchScript module, ("model",) for {"model": ...}, ("state_dict",) for Lightning. A bare
+            tensor has the name "".
 
     Raises:
         UserError: no such file.
@@ -54,9 +55,7 @@ class TorchArchive(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         ref = self._tensors[name]
-        dtype = np.dtype(
-            ml_dtypes.bfloat16 if ref.storage.dtype == "bfloat16" else ref.storage.dtype
-        )
+        dtype = self.spec(name).dtype
         data = self._member(f"data/{ref.storage.key}")
         if len(data) != ref.storage.size * dtype.itemsize:
             raise errors.DataError(
@@ -78,6 +77,13 @@ class TorchArchive(Mapping):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def spec(self, name: str) -> tensor_files.TensorSpec:
+        """See `Tensors`."""
+        ref = self._tensors[name]
+        is_bf16 = ref.storage.dtype == "bfloat16"
+        dtype = np.dtype(ml_dtypes.bfloat16 if is_bf16 else ref.storage.dtype)
+        return tensor_files.TensorSpec(ref.shape, dtype)
 
     def _find_prefix(self) -> str:
         """The one folder at the archive's top."""
@@ -114,6 +120,8 @@ class TorchArchive(Mapping):
             root = root[key]
         if isinstance(root, torch_pickle.Record):
             return _module_tensors(root)
+        if isinstance(root, torch_pickle.TensorRef):
+            return {"": root}
         if not isinstance(root, dict):
             raise errors.DataError("archive holds no state dict", self._path, _FIX)
         wrong = sorted(
@@ -126,6 +134,16 @@ class TorchArchive(Mapping):
                 f"entries that are not tensors: {', '.join(wrong)}", self._path, _FIX
             )
         return {str(name): value for name, value in root.items()}
+
+
+def read_tensor(path: str | pathlib.Path) -> np.ndarray:
+    """Reads a file that holds one tensor, as `torch.save(tensor, path)` writes it.
+
+    Raises:
+        UserError: no such file.
+        DataError: see `TorchArchive`.
+    """
+    return TorchArchive(path)[""]
 
 
 def _module_tensors(root: torch_pickle.Record) -> dict[str, torch_pickle.TensorRef]:

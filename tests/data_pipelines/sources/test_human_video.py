@@ -4,18 +4,19 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes, media, video
 from data_pipelines.sources import base, human_video, video_clips
 from defi_jax import errors
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24)
+WORKERS = base.Workers()
 CAPTION = "Flasche öffnen 打开瓶子"
 
 
 def _write_clip(path, frames: int = 5):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.linspace(0, 255, 48 * 64 * 3).astype(np.uint8).reshape(48, 64, 3)
-    media.write_video(path, [image] * frames, fps=10)
+    video.write_video(path, [image] * frames, fps=10)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def folder(tmp_path):
 
 
 def _read(root, **kwargs) -> list:
-    return list(human_video.open_source(root, options=OPTIONS, **kwargs).read())
+    return list(human_video.open_source(root, options=OPTIONS, workers=WORKERS, **kwargs).read())
 
 
 def _caption(root, captions, name="captions.json"):
@@ -50,7 +51,7 @@ def test_every_and_max_frames(folder):
     options = video_clips.ClipOptions(every=3, max_frames=2, fps=30)
     clip = next(
         result
-        for result in human_video.open_source(folder, options=options).read()
+        for result in human_video.open_source(folder, options=options, workers=WORKERS).read()
         if isinstance(result, episodes.Episode)
     )
     assert clip.length == 2 and clip.fps == 10  # 30 Hz claimed, every third kept
@@ -83,6 +84,13 @@ def test_leftovers_and_damaged_files_are_named(folder):
     assert reasons["gone.mp4"] == "no such video" and reasons["b.mp4"] == "no caption"
 
 
+def test_caption_that_is_not_utf8_is_rejected_and_the_others_go_on(folder):
+    (folder / "captions.json").write_bytes(b'{"a.mp4": "fa\xe7ade", "b.mp4": "ok"}')
+    rejected, clip = _read(folder)
+    assert rejected.item == "a.mp4" and "not UTF-8" in rejected.reason
+    assert clip.instructions == ("ok",)
+
+
 def test_ambiguous_name_is_rejected_but_a_path_decides(folder):
     _write_clip(folder / "other" / "b.mp4")
     _caption(folder, {"b.mp4": "x"})
@@ -94,7 +102,7 @@ def test_ambiguous_name_is_rejected_but_a_path_decides(folder):
 
 def test_skip_leaves_clips_out(folder):
     _caption(folder, {"a.mp4": "x", "b.mp4": "y"})
-    source = human_video.open_source(folder, options=OPTIONS)
+    source = human_video.open_source(folder, options=OPTIONS, workers=WORKERS)
     assert source.total == 2
     assert [e.episode_id for e in source.read(skip={"clips/a.mp4"})] == ["clips/more/b.mp4"]
 
@@ -121,7 +129,7 @@ def test_several_caption_files_need_a_choice(folder):
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"3", b"{}", b'{"a.mp4": 3}', b'[{"id": "a"}]', b'{"a.mp4": "\xff"}', b'["a"]'],
+    [b"{", b"3", b"{}", b'{"a.mp4": 3}', b'[{"id": "a"}]', b'["a"]'],
 )
 def test_damaged_caption_file_is_a_data_error(folder, content):
     (folder / "captions.json").write_bytes(content)

@@ -5,11 +5,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes, media, video
 from data_pipelines.sources import base, human_video, video_clips, video_layout
 from defi_jax import errors
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24)
+WORKERS = base.Workers()
 SHARED_VIDEO = pathlib.Path(__file__).parents[4] / "shared" / "data" / "video"
 
 
@@ -19,7 +20,7 @@ def _write_clip(root, clip: str, frames: int = 5, cameras: int = 1, **annotation
         relative = f"videos/val/{clip}/{camera}.mp4"
         (root / relative).parent.mkdir(parents=True, exist_ok=True)
         image = np.full((48, 64, 3), 40 * camera, np.uint8)
-        media.write_video(root / relative, [image] * frames, fps=3)
+        video.write_video(root / relative, [image] * frames, fps=3)
         videos.append({"video_path": relative})
     content = {"texts": ["pour"], "episode_id": "9", "videos": videos, **annotation}
     path = root / "annotation" / "val" / f"{clip}.json"
@@ -28,8 +29,8 @@ def _write_clip(root, clip: str, frames: int = 5, cameras: int = 1, **annotation
 
 
 def _read(root, options=OPTIONS, **kwargs) -> list:
-    source = video_layout.VideoLayoutSource(
-        root, name="set", embodiment="robot", options=options, **kwargs
+    source = video_layout.open_source(
+        root, name="set", embodiment="robot", options=options, workers=WORKERS, **kwargs
     )
     return list(source.read())
 
@@ -52,7 +53,9 @@ def test_missing_last_action_is_neutral_and_said_so(tmp_path):
 @pytest.mark.parametrize("action", [None, np.zeros((5, 7)).tolist()])
 def test_who_acts_follows_from_actions_unless_it_is_said(tmp_path, action):
     _write_clip(tmp_path, "1", action=action)
-    source = video_layout.VideoLayoutSource(tmp_path, name="s", embodiment="", options=OPTIONS)
+    source = video_layout.open_source(
+        tmp_path, name="s", embodiment="", options=OPTIONS, workers=WORKERS
+    )
     (clip,) = source.read()
     assert clip.embodiment == ("human" if action is None else "robot")
 
@@ -72,7 +75,7 @@ def test_frame_count_is_checked_against_the_annotation(tmp_path):
 
 def test_stride_with_actions_is_refused(tmp_path):
     _write_clip(tmp_path, "1", state=np.zeros((5, 7)).tolist())
-    with pytest.raises(errors.UserError, match="every=2"):
+    with pytest.raises(errors.UserError, match="tear frames and actions apart"):
         _read(tmp_path, options=video_clips.ClipOptions(every=2))
 
 
@@ -108,7 +111,9 @@ def test_other_json_is_rejected(tmp_path, text):
 
 def test_human_video_finds_the_layout(tmp_path):
     _write_clip(tmp_path, "1")
-    (clip,) = human_video.open_source(tmp_path, name="sthv2", options=OPTIONS).read()
+    (clip,) = human_video.open_source(
+        tmp_path, name="sthv2", options=OPTIONS, workers=WORKERS
+    ).read()
     assert clip.episode_id == "sthv2/val/1" and clip.embodiment == "human"
 
 

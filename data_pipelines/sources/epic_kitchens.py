@@ -1,0 +1,136 @@
+"""EPIC-KITCHENS-100: the narrated action segments of its videos.
+
+Columns read of `EPIC_100_train.csv` and `EPIC_100_validation.csv` (official description:
+github.com/epic-kitchens/epic-kitchens-100-annotations, README): `narration_id`, `participant_id`,
+`video_id` (the video is `<video_id>.MP4`, anywhere below the folder), `narration`, and
+`start_timestamp`, `stop_timestamp` as HH:mm:ss.SS of the video. `start_frame` and `stop_frame`
+count frames that were extracted at the video's rate; times say the same without them. The test
+table has no narrations and is not read.
+
+The field names and an example row come from the official description; no real video was seen here.
+"""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+import re
+from collections.abc import Collection, Sequence
+
+from data_pipelines.sources import base, video_clips
+from defi_jax import errors
+
+_COLUMNS = (
+    "narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration",
+)  # fmt: skip
+SPLITS = ("train", "validation")
+_TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+
+def find(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathlib.Path]:
+    """Returns the tables of the splits, in the folder or in one below it.
+
+    Raises:
+        UserError: there are such tables, but not of a wanted split.
+    """
+    found = {}
+    for split in SPLITS:
+        name = f"EPIC_100_{split}.csv"
+        paths = sorted([*directory.glob(name), *directory.glob(f"*/{name}")])
+        found |= {split: paths[0]} if paths else {}
+    absent = sorted(set(splits or ()) - set(found))
+    if found and absent:
+        raise errors.UserError(
+            f"no split {', '.join(absent)}", str(directory), f"it has: {', '.join(found)}"
+        )
+    return [path for split, path in found.items() if splits is None or split in splits]
+
+
+def is_annotation(path: pathlib.Path) -> bool:
+    """Tells whether a file is such a table, by its first line."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return path.suffix == ".csv" and "narration_id" in file.readline().split(",")
+
+
+def find_clips(
+    directory: pathlib.Path, tables: Sequence[pathlib.Path], name: str
+) -> video_clips.Found:
+    """Lists the segments whose video is below the directory.
+
+    Raises:
+        DataError: a table is damaged or lacks a column.
+    """
+    videos = video_clips.VideoFolder(directory)
+    clips: list[video_clips.Clip] = []
+    rejects: list[base.Reject] = []
+    without_video: dict[str, int] = {}
+    for table in tables:
+        for row in _read_table(table):
+            found = videos.find(row["video_id"])
+            if len(found) != 1:
+                key = f"{row['video_id']}: {len(found) or 'no'} such videos"
+                without_video[key] = without_video.get(key, 0) + 1
+                continue
+            made = _clip(row, found[0], name, table)
+            if isinstance(made, base.Reject):
+                rejects.append(made)
+            else:
+                clips.append(made)
+    for key, count in without_video.items():
+        video, reason = key.split(": ")
+        rejects.append(base.Reject(video, f"{reason} ({count} segments)"))
+    recipe = {
+        "kind": "epic_kitchens",
+        "captions": [video_clips.describe_file(table) | {"field": "narration"} for table in tables],
+        "selection": "every segment, from start_timestamp to stop_timestamp, inclusive",
+    }
+    return clips, rejects, recipe
+
+
+def seconds(timestamp: str) -> float:
+    """Reads "00:01:02.50" as 62.5.
+
+    Raises:
+        ValueError: another form.
+    """
+    match = _TIME.fullmatch(timestamp.strip())
+    if match is None:
+        raise ValueError(f"{timestamp!r} is no time HH:mm:ss.SS")
+    hours, minutes, rest = match.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+
+
+def _read_table(path: pathlib.Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(f"without column {', '.join(missing)}")
+            return list(rows)
+    except (OSError, ValueError, csv.Error) as error:
+        raise errors.DataError(
+            f"EPIC-KITCHENS table cannot be used ({error})", str(path), "download it again"
+        ) from error
+
+
+def _clip(
+    row: dict[str, str], video: pathlib.Path, name: str, table: pathlib.Path
+) -> video_clips.Clip | base.Reject:
+    item = f"{table.name}, {row['narration_id']}"
+    try:
+        start, end = seconds(row["start_timestamp"]), seconds(row["stop_timestamp"])
+    except (ValueError, TypeError) as error:
+        return base.Reject(item, str(error))
+    if not start < end:
+        return base.Reject(item, f"it ends at {end:g} s, before it starts at {start:g} s")
+    if not (row["narration"] or "").strip():
+        return base.Reject(item, "no narration")
+    return video_clips.Clip(
+        item=item,
+        episode_id=f"{name}/{row['narration_id']}",
+        videos={"static": video},
+        instructions=(row["narration"].strip(),),
+        window=video_clips.Window(start=start, end=end),
+        metadata={"table": table.name, "participant": row["participant_id"]},
+    )
