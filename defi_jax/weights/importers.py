@@ -2,13 +2,15 @@
 
 An import writes, for each part of the release, `<part>/params.safetensors` under our flattened
 paths; beside them `import.json` (source, configs, element types, dropped names with reasons),
-`passthrough.safetensors` (the dropped tensors under their official names) and the release's
-tokenizer files. `export_release` reads such a directory and writes the official names back,
-bit-equal. Nothing is left behind when an import fails.
+`passthrough.safetensors` (the dropped tensors under their official names), `notes/` (the release's
+small JSON and text files) and its tokenizer files. `export_release` reads such a directory and
+writes the official names back, bit-equal, in the release's folders. Tensors pass one at a time in
+both directions, and nothing is left behind when one fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,19 +21,19 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from defi_jax import errors
 from defi_jax.models import params as params_lib
-from defi_jax.weights import sources, table, torch_archive
+from defi_jax.weights import sources, table, tensor_files, torch_archive
 
 PARAMS = "params.safetensors"
 PASSTHROUGH = "passthrough.safetensors"
 RECORD = "import.json"
-EXPORTED = "model.safetensors"
+NOTES = "notes"
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+_NOTE_SUFFIXES = (".json", ".txt")
+_LARGEST_NOTE = 4 * 2**20  # bytes; vocabularies are the largest
 # Names of weight files in releases, best first; fp16 copies only when there is nothing better.
 _SAFETENSORS = (
     "model.safetensors",
@@ -56,64 +58,7 @@ class ImportSummary:
     dropped: Mapping[str, str]
 
 
-class SafetensorsSource(Mapping):
-    """Names to arrays of one safetensors file or of the shards of an index, read on access.
-
-    Raises:
-        DataError: a file is missing, damaged, or does not hold what the index says.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        self._path = str(path)
-        shards = [path]
-        if path.name.endswith(".index.json"):
-            shards = sorted(
-                {path.parent / name for name in _read_json(path)["weight_map"].values()}
-            )
-        self._files: dict[str, Any] = {}
-        for shard in shards:
-            try:
-                file = safetensors.safe_open(shard, "numpy")
-            except (safetensors.SafetensorError, OSError) as error:
-                raise errors.DataError(
-                    f"not a safetensors file ({error})", str(shard), "download it again"
-                ) from error
-            self._files |= dict.fromkeys(file.keys(), file)
-        if path.name.endswith(".index.json"):
-            missing = sorted(_read_json(path)["weight_map"].keys() - self._files.keys())
-            if missing:
-                raise errors.DataError(
-                    f"shards lack {', '.join(missing)}", self._path, "download them again"
-                )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-class _Below(Mapping):
-    """The part of a mapping below a prefix, without the prefix."""
-
-    def __init__(self, source: Mapping[str, np.ndarray], prefix: str):
-        self._source, self._prefix = source, prefix
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[self._prefix + name]
-
-    def __iter__(self) -> Iterator[str]:
-        size = len(self._prefix)
-        return (name[size:] for name in self._source if name.startswith(self._prefix))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def open_weights(path: pathlib.Path, keys: tuple[str, ...]) -> Mapping[str, np.ndarray]:
+def open_weights(path: pathlib.Path, keys: tuple[str, ...]) -> tensor_files.Tensors:
     """Opens a weights file, or the best one of a release's folder.
 
     Raises:
@@ -129,7 +74,7 @@ def open_weights(path: pathlib.Path, keys: tuple[str, ...]) -> Mapping[str, np.n
     if not path.is_file():
         raise errors.UserError("no such file", str(path), "give a release's file or folder")
     if path.name.endswith((".safetensors", ".index.json")):
-        return SafetensorsSource(path)
+        return tensor_files.SafetensorsFiles(path)
     return torch_archive.TorchArchive(path, keys)
 
 
@@ -155,17 +100,8 @@ def import_release(
         DataError: damaged files, or names that do not fit, all parts together.
     """
     source = _source(source_name)
-    if output.exists():
-        raise errors.UserError("output exists", str(output), "name a new directory")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        summary = _write(source_name, source, input_path, work, configs or {})
-        work.rename(output)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return summary
+    with new_directory(output) as work:
+        return _write(source_name, source, input_path, work, configs or {})
 
 
 def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
@@ -176,39 +112,116 @@ def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathli
         output: directory to create.
 
     Returns:
-        The files written, one per file or folder of the release.
+        The weight files written, one per file or folder of the release.
 
     Raises:
         UserError: not an imported directory, or `output` exists.
-        DataError: parameters that do not fit the recorded configs.
+        DataError: damaged files, or parameters that do not fit the recorded configs.
     """
     if not (directory / RECORD).is_file():
         raise errors.UserError(
             f"no {RECORD}", str(directory), "give a directory written by an import"
         )
-    if output.exists():
-        raise errors.UserError("output exists", str(output), "name a new directory")
-    record = _read_json(directory / RECORD)
-    files = _group_passthrough(directory)
-    for part in _source(record["source"]).parts:
+    record = tensor_files.read_json(directory / RECORD)
+    source = _source(record["source"])
+    exported = []
+    for part in source.parts:
         fields = record["parts"][part.name]
-        params = safetensors.numpy.load_file(directory / part.name / PARAMS)
-        flat = {path.removeprefix(part.ours): value for path, value in params.items()}
+        params = tensor_files.SafetensorsFiles(directory / part.name / PARAMS)
         config = part.read_config(fields["config"], str(directory))
         entries = part.entries(config, fields["names"])
-        exported = table.export_params(entries, params_lib.unflatten(flat))
-        for name in fields["names"]:
-            dtype = _dtype(fields["dtypes"].get(name, "float32"))
-            files.setdefault(part.folder, {})[part.prefix + name] = exported[name].astype(
-                dtype, order="C"
+        plan = table.plan_export(entries, tensor_files.Below(params, part.ours))
+        dtypes = {name: fields["dtypes"].get(name, "float32") for name in fields["names"]}
+        exported.append(ExportedPart(part, plan, dtypes))
+    with new_directory(output) as work:
+        if (directory / NOTES).is_dir():
+            shutil.copytree(directory / NOTES, work, dirs_exist_ok=True)
+        files = write_release(exported, _passthrough(directory), work)
+    return [output / file for file in files]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedPart:
+    """One part of a release to be written.
+
+    Attributes:
+        part: where it goes.
+        plan: its tensors.
+        dtypes: official name to element type, for the names to write.
+    """
+
+    part: sources.Part
+    plan: table.ExportPlan
+    dtypes: Mapping[str, str]
+
+    @property
+    def specs(self) -> dict[str, tensor_files.TensorSpec]:
+        """Official name in the file to shape and element type."""
+        return {
+            self.part.prefix + name: tensor_files.TensorSpec(
+                self.plan.specs[name].shape, _dtype(dtype)
             )
+            for name, dtype in self.dtypes.items()
+        }
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors of `specs`, one at a time."""
+        for name, value in self.plan.tensors():
+            if name in self.dtypes:
+                yield self.part.prefix + name, value.astype(_dtype(self.dtypes[name]), copy=False)
+
+
+def write_release(
+    parts: list[ExportedPart], passthrough: tensor_files.Tensors | None, directory: pathlib.Path
+) -> list[pathlib.Path]:
+    """Writes parts and what was never ours into a release's folders.
+
+    Args:
+        parts: what to write; parts of one folder share a file.
+        passthrough: "<folder>/<official name>" to tensor.
+        directory: where the folders go.
+
+    Returns:
+        The files, relative to `directory`.
+    """
+    others: dict[str, list[str]] = {}
+    for path in passthrough or ():
+        others.setdefault(path.partition("/")[0], []).append(path)
+    files = {entry.part.folder: entry.part.file for entry in parts}
+    files |= {folder: sources.DEFAULT_FILE for folder in others if folder not in files}
     written = []
-    for folder, tensors in files.items():
-        path = output / folder / EXPORTED
-        path.parent.mkdir(parents=True)
-        safetensors.numpy.save_file(tensors, path)
-        written.append(path)
+    for folder, file in files.items():
+        here = [entry for entry in parts if entry.part.folder == folder]
+        kept = {path.partition("/")[2]: path for path in others.get(folder, ())}
+        specs = {name: spec for entry in here for name, spec in entry.specs.items()}
+        specs |= {name: tensor_files.spec_of(passthrough or {}, kept[name]) for name in kept}
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+        with tensor_files.SafetensorsWriter(directory / folder / file, specs) as writer:
+            for entry in here:
+                writer.write_all(entry.tensors())
+            writer.write_all((name, (passthrough or {})[path]) for name, path in kept.items())
+        written.append(pathlib.Path(folder, file))
     return written
+
+
+@contextlib.contextmanager
+def new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a directory that becomes `output` on success and vanishes on an error.
+
+    Raises:
+        UserError: `output` exists.
+    """
+    if output.exists():
+        raise errors.UserError("output exists", str(output), "name a new directory")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        work.rename(output)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _write(
@@ -219,95 +232,136 @@ def _write(
     configs: Mapping[str, Any],
 ) -> ImportSummary:
     """Imports every part into `work`; all parts' problems become one error."""
+    folders = {part.folder for part in source.parts}
+    folders |= {name for name, _ in source.other_folders if (input_path / name).is_dir()}
     opened = {
         folder: open_weights(input_path / folder if folder else input_path, source.keys)
-        for folder in sorted({part.folder for part in source.parts})
+        for folder in sorted(folders)
     }
     record: dict[str, Any] = {"source": source_name, "parts": {}}
-    parameters, problems, used = {}, [], {folder: set() for folder in opened}
+    plans: list[tuple[sources.Part, table.ImportPlan]] = []
+    problems: list[str] = []
     for part in source.parts:
-        below = _Below(opened[part.folder], part.prefix)
+        below = tensor_files.Below(opened[part.folder], part.prefix)
         config = configs.get(part.name) or _read_config(part, input_path)
         try:
-            names, count = _write_part(part, config, below, work / part.name)
+            entries = part.entries(config, below.keys())
+            plans.append((part, _plan_part(part, config, entries, below)))
         except errors.DataError as error:
             problems.append(f"{part.name or source_name}: {error.what}")
             continue
-        parameters[part.name or source_name] = count
-        used[part.folder] |= {part.prefix + name for name in names}
+        names = sorted({entry.theirs for entry in entries} & set(below))
         record["parts"][part.name] = {
             "config": dataclasses.asdict(config),
-            "names": sorted(names),
+            "names": names,
             "dtypes": _other_dtypes(below, names),
         }
+    dropped, unknown = _dropped(source, opened, record["parts"])
+    problems += unknown
     if problems:
         raise errors.DataError(
             "; ".join(problems), str(input_path), "check that the files are what --source says"
         )
-    record["dropped"] = _write_passthrough(source, opened, used, work)
+    for part, plan in plans:
+        _write_part(part, plan, work / part.name)
+    _write_passthrough(opened, dropped, work)
+    record["dropped"] = {path.partition("/")[2]: reason for path, reason in dropped.items()}
     (work / RECORD).write_text(json.dumps(record, indent=1))
-    for name in _TOKENIZER_FILES:
-        if (input_path / name).is_file():
-            shutil.copyfile(input_path / name, work / name)
-    return ImportSummary(parameters=parameters, dropped=record["dropped"])
+    _copy_notes(input_path, folders, work)
+    counts = {part.name or source_name: plan.num_scalars for part, plan in plans}
+    return ImportSummary(parameters=counts, dropped=record["dropped"])
 
 
-def _write_part(
-    part: sources.Part, config: Any, below: Mapping[str, np.ndarray], directory: pathlib.Path
-) -> tuple[set[str], int]:
-    """Writes one part; returns the official names it used and its number of scalars."""
-    entries = part.entries(config, below.keys())
-    params = table.import_params(
+def _plan_part(
+    part: sources.Part, config: Any, entries: list[table.Entry], below: tensor_files.Tensors
+) -> table.ImportPlan:
+    return table.plan_import(
         entries,
         below,
         dropped=part.dropped,
         expected=params_lib.abstract_params(part.make(config)),
         where=part.name,
     )
-    flat = {part.ours + path: value for path, value in params_lib.flatten(params).items()}
+
+
+def _write_part(part: sources.Part, plan: table.ImportPlan, directory: pathlib.Path) -> None:
+    """Writes one part's parameters, tensor by tensor."""
     directory.mkdir(exist_ok=True)
-    safetensors.numpy.save_file(flat, directory / PARAMS)
-    return {entry.theirs for entry in entries} & set(below), params_lib.count(params)
+    specs = {part.ours + path: spec for path, spec in plan.specs.items()}
+    with tensor_files.SafetensorsWriter(directory / PARAMS, specs) as writer:
+        for piece in plan.pieces():
+            writer.write(part.ours + piece.path, piece.value, piece.layer)
+
+
+def _dropped(
+    source: sources.Source,
+    opened: Mapping[str, tensor_files.Tensors],
+    records: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, str], list[str]]:
+    """Returns {"<folder>/<official name>": reason} of what no part reads, and unknown names.
+
+    A name below a part's prefix that the part neither reads nor drops is that part's problem.
+    """
+    dropped, unknown = {}, []
+    others = dict(source.other_folders)
+    for folder, weights in opened.items():
+        parts = [part for part in source.parts if part.folder == folder]
+        used = {
+            part.prefix + name
+            for part in parts
+            if part.name in records
+            for name in records[part.name]["names"]
+        }
+        for name in sorted(set(weights) - used):
+            reason = others.get(folder) or table.drop_reason(name, source.dropped)
+            owners = [part for part in parts if name.startswith(part.prefix)]
+            for part in owners:
+                reason = reason or table.drop_reason(name.removeprefix(part.prefix), part.dropped)
+            if reason:
+                dropped[f"{folder}/{name}"] = reason
+            elif not owners:
+                unknown.append(f"unknown name {name}")
+    return dropped, unknown
 
 
 def _write_passthrough(
-    source: sources.Source,
-    opened: Mapping[str, Mapping[str, np.ndarray]],
-    used: Mapping[str, set[str]],
-    work: pathlib.Path,
-) -> dict[str, str]:
-    """Keeps what no part used, under "<folder>/<official name>"; returns the reasons."""
-    reasons, kept = {}, {}
-    for folder, weights in opened.items():
-        patterns = [*source.dropped]
-        for part in source.parts:
-            if part.folder == folder:
-                patterns += [(part.prefix + glob, reason) for glob, reason in part.dropped]
-        for name in sorted(set(weights) - used[folder]):
-            reasons[name] = table.drop_reason(name, patterns)
-            kept[f"{folder}/{name}"] = weights[name]
-        unexplained = sorted(name for name, reason in reasons.items() if reason is None)
-        if unexplained:
-            raise errors.DataError(
-                f"unknown names {', '.join(unexplained)}", folder, "check the source"
-            )
-    if kept:
-        safetensors.numpy.save_file(kept, work / PASSTHROUGH)
-    return reasons
+    opened: Mapping[str, tensor_files.Tensors], dropped: Mapping[str, str], work: pathlib.Path
+) -> None:
+    """Keeps what no part read."""
+    if not dropped:
+        return
+    places = {path: path.partition("/")[::2] for path in dropped}
+    specs = {path: opened[folder].spec(name) for path, (folder, name) in places.items()}
+    with tensor_files.SafetensorsWriter(work / PASSTHROUGH, specs) as writer:
+        writer.write_all((path, opened[folder][name]) for path, (folder, name) in places.items())
 
 
-def _group_passthrough(directory: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    files: dict[str, dict[str, np.ndarray]] = {}
-    if (directory / PASSTHROUGH).is_file():
-        for path, tensor in safetensors.numpy.load_file(directory / PASSTHROUGH).items():
-            folder, _, name = path.partition("/")
-            files.setdefault(folder, {})[name] = tensor
-    return files
+def _passthrough(directory: pathlib.Path) -> tensor_files.Tensors | None:
+    path = directory / PASSTHROUGH
+    return tensor_files.SafetensorsFiles(path) if path.is_file() else None
 
 
-def _other_dtypes(below: Mapping[str, np.ndarray], names: set[str]) -> dict[str, str]:
+def _copy_notes(input_path: pathlib.Path, folders: set[str], work: pathlib.Path) -> None:
+    """Keeps tokenizer files for training, and all small texts of the release for its reverse."""
+    if not input_path.is_dir():
+        return
+    paths = [*input_path.glob("*"), *(input_path.glob("*/*") if folders != {""} else ())]
+    for path in sorted(paths):
+        relative = path.relative_to(input_path)
+        is_note = path.suffix in _NOTE_SUFFIXES or path.name in _TOKENIZER_FILES
+        if not is_note or path.name.endswith(".index.json") or not path.is_file():
+            continue
+        if path.stat().st_size <= _LARGEST_NOTE:
+            (work / NOTES / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, work / NOTES / relative)
+    for name in _TOKENIZER_FILES:
+        if (input_path / name).is_file():
+            shutil.copyfile(input_path / name, work / name)
+
+
+def _other_dtypes(below: tensor_files.Tensors, names: list[str]) -> dict[str, str]:
     """Element types other than float32, which our parameters have."""
-    dtypes = {name: below[name].dtype.name for name in sorted(names)}
+    dtypes = {name: below.spec(name).dtype.name for name in names}
     return {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
 
 
@@ -319,14 +373,7 @@ def _read_config(part: sources.Part, input_path: pathlib.Path) -> Any:
     path = input_path / part.folder / "config.json"
     if not path.is_file():
         return part.config
-    return part.read_config(_read_json(path), str(path))
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise errors.DataError(f"not JSON ({error})", str(path), "restore the file") from error
+    return part.read_config(tensor_files.read_json(path), str(path))
 
 
 def _source(name: str) -> sources.Source:

@@ -26,6 +26,8 @@ from defi_jax.weights import (
     table,
 )
 
+DEFAULT_FILE = "model.safetensors"
+
 # (config, official names of the part) -> table
 Entries = Callable[[Any, Iterable[str]], list[table.Entry]]
 
@@ -41,6 +43,7 @@ class Part:
         entries: the table.
         dropped: official names without a place in ours.
         folder: subfolder of the release; "" for its top.
+        file: name of the weights file that the reverse writes; parts in one folder share it.
         prefix: what stands before the table's official names in the release.
         ours: path under which training expects the module.
     """
@@ -51,6 +54,7 @@ class Part:
     entries: Entries
     dropped: table.Dropped
     folder: str = ""
+    file: str = DEFAULT_FILE
     prefix: str = ""
     ours: str = ""
 
@@ -75,11 +79,14 @@ class Source:
         parts: its modules.
         keys: where the state dict is inside a pickled archive.
         dropped: names of the release that belong to no part.
+        other_folders: subfolders with weights that belong to no part, read where they exist, and
+            why they are dropped.
     """
 
     parts: tuple[Part, ...]
     keys: tuple[str, ...] = ()
     dropped: table.Dropped = ()
+    other_folders: table.Dropped = ()
 
 
 def _rebuild(template: Any, given: Mapping[str, Any], where: str) -> Any:
@@ -102,6 +109,9 @@ def _dinov2_entries(config: dinov2.DINOv2Config, names: Iterable[str]) -> list[t
     return dinov2_table.entries(config, dinov2_table.release(names))
 
 
+_DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+_SVD_OTHERS = (("image_encoder", "CLIP's vision tower: DeFI conditions on text"),)
+
 _UNET = Part(
     name="unet",
     module=svd_unet.SVDUNet,
@@ -109,6 +119,7 @@ _UNET = Part(
     entries=_fixed(svd_unet_table.entries),
     dropped=svd_unet_table.DROPPED,
     folder="unet",
+    file=_DIFFUSERS_FILE,
     ours="gfdm/unet/",
 )
 _VAE = Part(
@@ -118,6 +129,7 @@ _VAE = Part(
     entries=_fixed(svd_vae_table.entries),
     dropped=svd_vae_table.DROPPED,
     folder="vae",
+    file=_DIFFUSERS_FILE,
 )
 _CLIP = Part(
     name="",
@@ -162,12 +174,12 @@ _POLICY = Part(
 )
 
 SOURCES: dict[str, Source] = {
-    "svd": Source(parts=(_UNET, _VAE)),
+    "svd": Source(parts=(_UNET, _VAE), other_folders=_SVD_OTHERS),
     "clip": Source(parts=(_CLIP,)),
     "clip_openai": Source(parts=(_CLIP_OPENAI,)),
     "t5": Source(parts=(_T5,)),
     "dinov2": Source(parts=(_DINOV2,)),
-    "defi_gfdm": Source(parts=(_UNET, _VAE)),
+    "defi_gfdm": Source(parts=(_UNET, _VAE), other_folders=_SVD_OTHERS),
     "defi_gidm": Source(
         parts=(
             _GIDM,

@@ -12,13 +12,17 @@ beyond one to one:
 
 Whatever a source holds beyond the table must match a `dropped` pattern, which carries its reason;
 everything else is an error that lists every offending name.
+
+Both directions are planned first, on names and shapes alone, and then run tensor by tensor:
+`plan_import` and `plan_export`. `import_params` and `export_params` do it at once, in memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +30,9 @@ import numpy as np
 from defi_jax import errors
 from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
+from defi_jax.weights import tensor_files
+
+TensorSpec = tensor_files.TensorSpec
 
 Dropped = Sequence[tuple[str, str]]
 
@@ -144,6 +151,152 @@ def dropped_names(names: Sequence[str], dropped: Dropped) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+class Piece(NamedTuple):
+    """A parameter of ours, or slice `layer` of a stacked one."""
+
+    path: str
+    layer: int | None
+    value: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportPlan:
+    """An import whose names and shapes fit.
+
+    Attributes:
+        specs: our flattened path to shape and element type.
+        rows: one entry per piece.
+        source: official name to tensor.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    rows: Sequence[Entry]
+    source: Mapping[str, np.ndarray]
+
+    @property
+    def num_scalars(self) -> int:
+        """Size of all parameters together."""
+        return sum(math.prod(spec.shape) for spec in self.specs.values())
+
+    def pieces(self) -> Iterator[Piece]:
+        """Reads the source, one tensor at a time."""
+        for entry in self.rows:
+            value = _to_ours(entry, np.asarray(self.source[entry.theirs]))
+            yield Piece(
+                entry.ours, entry.layer, value.astype(self.specs[entry.ours].dtype, copy=False)
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportPlan:
+    """An export whose paths and shapes fit.
+
+    Attributes:
+        specs: official name to shape and element type.
+        rows: official name to the entries that make it up, in order.
+        source: our flattened path to array.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    rows: Mapping[str, Sequence[Entry]]
+    source: Mapping[str, Any]
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Reads our parameters and yields official tensors, one at a time."""
+        for name, entries in self.rows.items():
+            yield (
+                name,
+                _join(
+                    [
+                        LAYOUTS[entry.layout].to_theirs(
+                            tensor_files.read_slice(self.source, entry.ours, _index(entry))
+                        )
+                        for entry in entries
+                    ]
+                ),
+            )
+
+
+def plan_import(
+    entries: Sequence[Entry],
+    source: Mapping[str, np.ndarray],
+    *,
+    dropped: Dropped = (),
+    expected: Params | None = None,
+    where: str = "weights",
+) -> ImportPlan:
+    """Checks that a source fits, reading none of it but names stored twice.
+
+    Args:
+        entries: the table.
+        source: official name -> tensor; `tensor_files.Tensors` are not read here.
+        dropped: (glob pattern, reason) of official names that we do not use.
+        expected: abstract parameters (`models.params.abstract_params`); when given, our paths and
+            shapes must be exactly these, and tensors are cast to their dtypes.
+        where: name of the source for error messages.
+
+    Raises:
+        DataError: missing, unknown, misshapen or contradictory names, all of them, sorted.
+    """
+    names = set(source.keys())
+    known = {entry.theirs for entry in entries}
+    problems = [
+        f"unknown name {name}"
+        for name in sorted(names - known)
+        if drop_reason(name, dropped) is None
+    ]
+    rows: list[Entry] = []
+    slots: dict[str, dict[int | None, TensorSpec | None]] = {}
+    for aliases in _group_by_target(entries):
+        entry, spec = _plan_slot(aliases, source, names, problems)
+        rows.append(entry)
+        slots.setdefault(entry.ours, {})[entry.layer] = spec
+    specs = {path: _stacked_spec(layers, path, problems) for path, layers in slots.items()}
+    fitting = {path: spec for path, spec in specs.items() if spec is not None}
+    if expected is not None:
+        flat = params_lib.flatten(expected)
+        _check_expected(fitting, flat, set(slots), problems)
+        fitting = {
+            path: TensorSpec(spec.shape, np.dtype(flat[path].dtype))
+            for path, spec in fitting.items()
+            if path in flat
+        }
+    if problems:
+        raise errors.DataError(
+            f"{len(problems)} names do not fit: " + "; ".join(sorted(problems)),
+            where,
+            "check that the file belongs to this architecture and config",
+        )
+    return ImportPlan(fitting, rows, source)
+
+
+def plan_export(entries: Sequence[Entry], source: Mapping[str, Any]) -> ExportPlan:
+    """Checks that our parameters fit a table, without reading them.
+
+    Args:
+        entries: the table.
+        source: our flattened path to array.
+
+    Raises:
+        DataError: `source` lacks a path of the table, or the table one of `source`.
+    """
+    known = {entry.ours for entry in entries}
+    problems = [f"missing parameter {path}" for path in known - source.keys()]
+    problems += [f"parameter without an official name {path}" for path in source.keys() - known]
+    if problems:
+        raise errors.DataError(
+            f"{len(problems)} parameters do not fit: " + "; ".join(sorted(problems)),
+            "export",
+            "check that the parameters belong to this architecture and config",
+        )
+    rows: dict[str, list[Entry]] = {}
+    for entry in entries:
+        rows.setdefault(entry.theirs, []).append(entry)
+    ordered = {name: sorted(group, key=lambda e: e.part or (0, 1)) for name, group in rows.items()}
+    specs = {name: _official_spec(group, source) for name, group in ordered.items()}
+    return ExportPlan(specs, ordered, source)
+
+
 def import_params(
     entries: Sequence[Entry],
     source: Mapping[str, np.ndarray],
@@ -154,54 +307,15 @@ def import_params(
 ) -> Params:
     """Builds our parameter tree from tensors under official names.
 
-    Args:
-        entries: the table.
-        source: official name -> tensor. Read once per entry, so a lazy mapping streams.
-        dropped: (glob pattern, reason) of official names that we do not use.
-        expected: abstract parameters (`models.params.abstract_params`); when given, our paths and
-            shapes must be exactly these, and tensors are cast to their dtypes.
-        where: name of the source for error messages.
-
     Returns:
-        Nested dicts of numpy arrays, as in `models/params.py`.
-
-    Raises:
-        DataError: missing, unknown, misshapen or contradictory names, all of them, sorted.
+        Nested dicts of numpy arrays, as in `models/params.py`; arguments and errors are those of
+        `plan_import`.
     """
-    groups = _group_by_target(entries)
-    names = set(source.keys())
-    known = {entry.theirs for entry in entries}
-    problems = [
-        f"unknown name {name}"
-        for name in sorted(names - known)
-        if drop_reason(name, dropped) is None
-    ]
-    flat_expected = None if expected is None else params_lib.flatten(expected)
-    values: dict[str, dict[int | None, np.ndarray]] = {}
-    for (ours, layer, _), aliases in groups.items():
-        value = _read_target(aliases, source, names, problems)
-        if value is not None:
-            values.setdefault(ours, {})[layer] = value
-    complete = _complete_paths(groups, values)
-    params = {
-        path: _stack(layers, path, problems) for path, layers in values.items() if path in complete
-    }
-    if flat_expected is not None:
-        _check_expected(params, flat_expected, {ours for ours, _, _ in groups}, problems)
-    if problems:
-        raise errors.DataError(
-            f"{len(problems)} names do not fit: " + "; ".join(sorted(problems)),
-            where,
-            "check that the file belongs to this architecture and config",
-        )
-    if flat_expected is not None:
-        params = {
-            path: np.asarray(value, dtype=flat_expected[path].dtype, order="C")
-            for path, value in params.items()
-        }
-    return params_lib.unflatten(
-        {path: value for path, value in params.items() if value is not None}
-    )
+    plan = plan_import(entries, source, dropped=dropped, expected=expected, where=where)
+    flat = {path: np.empty(spec.shape, spec.dtype) for path, spec in plan.specs.items()}
+    for piece in plan.pieces():
+        flat[piece.path][... if piece.layer is None else piece.layer] = piece.value
+    return params_lib.unflatten(flat)
 
 
 def export_params(entries: Sequence[Entry], params: Params) -> dict[str, np.ndarray]:
@@ -217,96 +331,86 @@ def export_params(entries: Sequence[Entry], params: Params) -> dict[str, np.ndar
     Raises:
         DataError: `params` lacks a path of the table, or the table one of `params`.
     """
-    flat = params_lib.flatten(params)
-    known = {entry.ours for entry in entries}
-    problems = [f"missing parameter {path}" for path in known - flat.keys()]
-    problems += [f"parameter without an official name {path}" for path in flat.keys() - known]
-    if problems:
-        raise errors.DataError(
-            f"{len(problems)} parameters do not fit: " + "; ".join(sorted(problems)),
-            "export",
-            "check that the parameters belong to this architecture and config",
-        )
-    pieces: dict[str, dict[int, np.ndarray]] = {}
-    for entry in entries:
-        value = np.asarray(flat[entry.ours])
-        value = value if entry.layer is None else value[entry.layer]
-        index = 0 if entry.part is None else entry.part[0]
-        pieces.setdefault(entry.theirs, {})[index] = LAYOUTS[entry.layout].to_theirs(value)
-    return {name: _join(parts) for name, parts in pieces.items()}
+    plan = plan_export(entries, params_lib.flatten(params))
+    return {name: np.array(value, order="C") for name, value in plan.tensors()}
 
 
-def _group_by_target(
-    entries: Sequence[Entry],
-) -> dict[tuple[str, int | None, tuple[int, int] | None], list[Entry]]:
+def _group_by_target(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Collects entries that fill the same slot of ours; more than one means tied names."""
     groups: dict[tuple[str, int | None, tuple[int, int] | None], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.ours, entry.layer, entry.part), []).append(entry)
-    return groups
+    return list(groups.values())
 
 
-def _read_target(
+def _plan_slot(
     aliases: Sequence[Entry], source: Mapping[str, np.ndarray], names: set[str], problems: list[str]
-) -> np.ndarray | None:
-    """Returns the tensor of one slot in our layout, or None after noting what is wrong."""
+) -> tuple[Entry, TensorSpec | None]:
+    """Returns the entry to read for one slot and what it gives, None after noting what is wrong."""
     present = [entry for entry in aliases if entry.theirs in names]
     if not present:
         problems.append(f"missing name {aliases[0].theirs}")
-        return None
+        return aliases[0], None
     first = present[0]
-    tensor = np.asarray(source[first.theirs])
     for other in present[1:]:
-        if not _bit_equal(tensor, np.asarray(source[other.theirs])):
+        if not _bit_equal(np.asarray(source[first.theirs]), np.asarray(source[other.theirs])):
             problems.append(f"{first.theirs} and {other.theirs} are tied but differ")
-    if first.part is not None:
-        index, count = first.part
+    try:
+        value = _to_ours(first, _blank(tensor_files.spec_of(source, first.theirs)))
+    except ValueError as error:
+        problems.append(str(error))
+        return first, None
+    return first, TensorSpec(value.shape, value.dtype)
+
+
+def _to_ours(entry: Entry, tensor: np.ndarray) -> np.ndarray:
+    """Returns an official tensor, or the entry's piece of it, in our layout.
+
+    Raises:
+        ValueError: another number of axes than the layout has, or an axis that it would drop.
+    """
+    if entry.part is not None:
+        index, count = entry.part
         if tensor.ndim == 0 or tensor.shape[0] % count:
-            problems.append(f"misshapen {first.theirs}: {tensor.shape} not divisible in {count}")
-            return None
+            raise ValueError(f"misshapen {entry.theirs}: {tensor.shape} not divisible in {count}")
         size = tensor.shape[0] // count
         tensor = tensor[index * size : (index + 1) * size]
-    if first.layout in _RANK and tensor.ndim != _RANK[first.layout]:
-        problems.append(
-            f"misshapen {first.theirs}: {tensor.shape}, expected {_RANK[first.layout]} axes"
+    if entry.layout in _RANK and tensor.ndim != _RANK[entry.layout]:
+        raise ValueError(
+            f"misshapen {entry.theirs}: {tensor.shape}, expected {_RANK[entry.layout]} axes"
         )
-        return None
+    misfit = f"misshapen {entry.theirs}: {tensor.shape} for layout {entry.layout}"
     try:
-        value = LAYOUTS[first.layout].to_ours(tensor)
-    except (ValueError, IndexError):
-        problems.append(f"misshapen {first.theirs}: {tensor.shape} for layout {first.layout}")
-        return None
+        value = LAYOUTS[entry.layout].to_ours(tensor)
+    except (ValueError, IndexError) as error:
+        raise ValueError(misfit) from error
     # A layout that drops an axis of extent 1 must not drop data.
     if value.size != tensor.size:
-        problems.append(f"misshapen {first.theirs}: {tensor.shape} for layout {first.layout}")
-        return None
+        raise ValueError(misfit)
     return value
 
 
-def _complete_paths(groups: Mapping, values: Mapping[str, Mapping]) -> set[str]:
-    """Returns the paths of ours for which every slot was read."""
-    wanted: dict[str, set[int | None]] = {}
-    for ours, layer, _ in groups:
-        wanted.setdefault(ours, set()).add(layer)
-    return {path for path, layers in values.items() if wanted[path] == set(layers)}
-
-
-def _stack(
-    layers: Mapping[int | None, np.ndarray], path: str, problems: list[str]
-) -> np.ndarray | None:
-    """Joins the slices of one parameter on a leading axis, in the order of their index."""
-    if None in layers:
-        return np.ascontiguousarray(layers[None]).reshape(layers[None].shape)
-    indices = sorted(index for index in layers if index is not None)
-    ordered = [layers[index] for index in indices]
-    if len({value.shape for value in ordered}) > 1 or indices != list(range(len(layers))):
-        problems.append(f"misshapen layers of {path}: {[value.shape for value in ordered]}")
+def _stacked_spec(
+    layers: Mapping[int | None, TensorSpec | None], path: str, problems: list[str]
+) -> TensorSpec | None:
+    """Returns the spec of a parameter from those of its slices, None where one is missing."""
+    found = {index: spec for index, spec in layers.items() if spec is not None}
+    if len(found) < len(layers):
         return None
-    return np.ascontiguousarray(np.stack(ordered))
+    first = next(iter(found.values()))
+    if None in found:
+        return first
+    indices = sorted(index for index in found if index is not None)
+    shapes = [found[index].shape for index in indices]
+    if len(set(shapes)) > 1 or indices != list(range(len(found))):
+        problems.append(f"misshapen layers of {path}: {shapes}")
+        return None
+    dtype = np.result_type(*(spec.dtype for spec in found.values()))
+    return TensorSpec((len(found), *first.shape), dtype)
 
 
 def _check_expected(
-    params: Mapping[str, np.ndarray | None],
+    specs: Mapping[str, TensorSpec],
     expected: Mapping[str, Any],
     table_paths: set[str],
     problems: list[str],
@@ -316,19 +420,37 @@ def _check_expected(
         f"parameter without an official name {path}" for path in expected.keys() - table_paths
     ]
     problems += [f"the model has no parameter {path}" for path in table_paths - expected.keys()]
-    for path, value in params.items():
-        if value is not None and path in expected and value.shape != tuple(expected[path].shape):
-            problems.append(
-                f"misshapen {path}: {value.shape}, expected {tuple(expected[path].shape)}"
-            )
+    problems += [
+        f"misshapen {path}: {spec.shape}, expected {tuple(expected[path].shape)}"
+        for path, spec in specs.items()
+        if path in expected and spec.shape != tuple(expected[path].shape)
+    ]
 
 
-def _join(parts: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Concatenates the pieces of a packed tensor on the first axis, in order."""
-    if len(parts) == 1:
-        value = next(iter(parts.values()))
-        return np.ascontiguousarray(value).reshape(value.shape)
-    return np.ascontiguousarray(np.concatenate([parts[index] for index in sorted(parts)], axis=0))
+def _official_spec(entries: Sequence[Entry], source: Mapping[str, Any]) -> TensorSpec:
+    """Returns the spec of the tensor that `entries` make up."""
+    shapes = []
+    for entry in entries:
+        blank = _blank(tensor_files.spec_of(source, entry.ours))
+        shapes.append(LAYOUTS[entry.layout].to_theirs(blank[_index(entry)]).shape)
+    dtype = tensor_files.spec_of(source, entries[0].ours).dtype
+    if len(shapes) == 1:
+        return TensorSpec(shapes[0], dtype)
+    return TensorSpec((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+
+
+def _index(entry: Entry) -> Any:
+    return ... if entry.layer is None else entry.layer
+
+
+def _blank(spec: TensorSpec) -> np.ndarray:
+    """An array of this shape that takes no memory, to try layouts on."""
+    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape)
+
+
+def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates the pieces of a packed tensor on the first axis."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
 
 
 def _bit_equal(left: np.ndarray, right: np.ndarray) -> bool:

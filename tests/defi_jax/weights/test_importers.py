@@ -148,7 +148,7 @@ def test_problems_of_all_parts_are_listed_and_nothing_is_left(tmp_path):
         assert text in str(caught.value)
     stray = _release("defi_gidm") | {"stray.weight": np.zeros(1, np.float32)}
     _write(path, stray)
-    with pytest.raises(errors.DataError, match=r"unknown names stray\.weight"):
+    with pytest.raises(errors.DataError, match=r"unknown name stray\.weight"):
         importers.import_release("defi_gidm", path, tmp_path / "ours", CONFIGS["defi_gidm"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["release.safetensors"]
 
