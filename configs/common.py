@@ -71,6 +71,8 @@ def data() -> ml_collections.ConfigDict:
             "augment": False,
             "workers": 0,
             "max_bad_fraction": 0.001,
+            # GFDM: directory written by `launch/data.py encode`; "" runs the encoders in the step.
+            "latents": "",
         }
     )
 

@@ -113,24 +113,28 @@ def index_line(episode: episodes.Episode, first_record: int, digest: str) -> str
 
 
 def index_text(header: Mapping[str, Any], lines: Sequence[str]) -> str:
-    """Returns the content of an index file: the completed header and the episodes' lines."""
+    """Returns the content of an index file: the completed header and the lines."""
     body = "".join(line + "\n" for line in lines)
     completed = dict(header) | {
         "schema": SCHEMA_VERSION,
-        "frames_per_record": FRAMES_PER_RECORD,
-        "episodes": len(lines),
         "sha256": hashlib.sha256(body.encode()).hexdigest(),
     }
     return json.dumps(completed, sort_keys=True) + "\n" + body
 
 
-def read_index(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns header and episode lines of a shard's index.
+def read_index(
+    path: pathlib.Path, *, again: str = "convert"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns header and lines of a shard's index.
+
+    Args:
+        path: of the index.
+        again: what makes the shard anew, for messages.
 
     Raises:
         DataError: it is damaged, or an index of another schema.
     """
-    fix = "delete this file and its .array_record, and convert again"
+    fix = f"delete this file and its .array_record, and {again} again"
     try:
         first, _, body = path.read_bytes().partition(b"\n")
         header = json.loads(first)
@@ -139,19 +143,19 @@ def read_index(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         raise errors.DataError("episode index is damaged", str(path), fix) from error
     if schema != SCHEMA_VERSION:
         what = f"episode store has schema {schema}, this code reads {SCHEMA_VERSION}"
-        raise errors.DataError(what, str(path), "convert again")
+        raise errors.DataError(what, str(path), f"{again} again")
     if digest != hashlib.sha256(body).hexdigest():
         raise errors.DataError("episode index is damaged or truncated", str(path), fix)
     return header, [json.loads(line) for line in body.split(b"\n")[:-1]]
 
 
-def check_size(index: pathlib.Path, size: int) -> None:
+def check_size(index: pathlib.Path, size: int, *, again: str = "convert") -> None:
     """Raises DataError unless the index's records file is there in full."""
     records = records_path(index)
     found = records.stat().st_size if records.exists() else None
     if found != size:
         what = "missing" if found is None else f"truncated: {found} bytes instead of {size}"
-        fix = "copy it again, or delete both files of the shard and convert again"
+        fix = f"copy it again, or delete both files of the shard and {again} again"
         raise errors.DataError(f"episode shard is {what}", str(records), fix)
 
 

@@ -256,6 +256,8 @@ class EpisodeWriter:
             "source": self._source,
             "records": self._num_records,
             "bytes": records.stat().st_size,
+            "frames_per_record": episode_files.FRAMES_PER_RECORD,
+            "episodes": len(self._lines),
         }
         index.write_text(episode_files.index_text(header, self._lines), encoding="utf-8")
         target = self._directory / (self._next_name() + episode_files.RECORDS_SUFFIX)

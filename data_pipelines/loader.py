@@ -6,9 +6,10 @@
 Batch k is a pure function of the config, the seed and k. The state is therefore one number, and
 resuming is exact with any number of workers, processes or hosts that divides the global batch.
 
-A joint batch spec with features instead of images makes a loader that reads no frames: it takes
-features by sample from a file (`use_features`), which is computed from `scan`. A sample's
-paraphrase is then the same in every epoch.
+A GFDM batch spec with latents instead of video makes a loader that reads latent caches (`latents`):
+the same clips in the same order. A joint batch spec with features instead of images makes a loader
+that reads no frames: it takes features by sample from a file (`use_features`), which is computed
+from `scan`. A sample's paraphrase is then the same in every epoch.
 
 Keys of the `data` section that are read here:
 
@@ -29,6 +30,7 @@ Keys of the `data` section that are read here:
     augment           crop and colour changes in training
     workers           processes that read; 0 reads in threads of this one
     max_bad_fraction  of the samples read that may be damaged before the run stops
+    latents           directory of latent caches, one below it for each store of the mixture
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ import hashlib
 import itertools
 import json
 import os
+import pathlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,7 +51,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from data_pipelines import features, mixtures, samples, statistics
+from data_pipelines import features, latents, mixtures, samples, statistics
 from data_pipelines.sources import synthetic
 from data_pipelines.transforms import text
 from defi_jax import batch as batch_lib
@@ -92,12 +95,14 @@ def make_loader(
     """
     _check(split, global_batch, process_count)
     config = data_config
-    components = _components(config)
+    sources = open_components(config)
+    takes_features, takes_latents = _takes_features(batch_spec), _takes_latents(batch_spec)
+    components = _encoded(sources, config) if takes_latents else sources
     normalizer = _normalizer(config, objective_name, components)
-    takes_features = _takes_features(batch_spec)
     reader = samples.make_reader(
-        config, objective_name, normalizer, train=split == "train", with_images=not takes_features
-    )
+        config, objective_name, normalizer, train=split == "train",
+        with_images=not (takes_features or takes_latents),
+    )  # fmt: skip
     batches = samples.Batches(
         parts=_parts(components, reader, config, split),
         reader=reader,
@@ -108,6 +113,7 @@ def make_loader(
         process_index=process_index,
         process_count=process_count,
         fixed_text=takes_features,
+        text_features=latents.text_of if takes_latents else None,
     )
     pipeline = {
         "split": split,
@@ -117,6 +123,8 @@ def make_loader(
         "normalizer": normalizer.to_json(),
         **_order(batches),
     }
+    if takes_latents:
+        pipeline["latents"] = [[c.name, latents.cache_of(c.source).manifest] for c in components]
     return Loader(batches, objective_name, batch_spec, pipeline, normalizer, config)
 
 
@@ -211,6 +219,19 @@ class Loader:
                 yield batch, np.array(raw["good"])
         finally:
             iterator.close()
+
+    def check_latents(self, encoder: Mapping[str, Any], rebuild: str) -> None:
+        """Checks which encoders made the latent caches that are read.
+
+        Args:
+            encoder: facts of the encoders that training has.
+            rebuild: command that makes the caches anew, for the message.
+
+        Raises:
+            UserError: a cache was made by others; names what differs.
+        """
+        for part in self._batches.parts:
+            latents.cache_of(part.source).check_encoder(encoder, rebuild)
 
     def use_features(self, path: str | os.PathLike) -> None:
         """Takes the features of the batches from a .npy file with a row a sample, as `scan`."""
@@ -325,7 +346,7 @@ def _assemble(objective_name: str, raw: Mapping[str, Any]) -> batch_lib.Batch:
         for role, (ids, mask) in raw["text"].items()
     }
     if objective_name == "gfdm":
-        return batch_lib.GFDMBatch(text=tokens["gfdm"], **arrays)
+        return batch_lib.GFDMBatch(text=tokens["gfdm"], **{"video": None, **arrays})
     if objective_name == "gidm":
         return batch_lib.GIDMBatch(text=tokens["gidm"], **arrays)
     return batch_lib.JointBatch(text=tokens, **{"images": None, **arrays})
@@ -340,8 +361,8 @@ def _check(split: str, global_batch: int, process_count: int) -> None:
         raise errors.UserError(what, "global_batch", f"give a multiple of {process_count}")
 
 
-def _components(config: Any) -> list[mixtures.Component]:
-    """Opens the sources of the mixture."""
+def open_components(config: Any) -> list[mixtures.Component]:
+    """Opens the sources of the mixture that the `data` section names."""
     make_synthetic = functools.partial(
         synthetic.SyntheticSource, image_size=config.image_size, action_dim=config.action_dim
     )
@@ -360,6 +381,19 @@ def _order(batches: samples.Batches) -> dict[str, Any]:
 
 def _takes_features(batch_spec: batch_lib.Batch) -> bool:
     return isinstance(batch_spec, batch_lib.JointBatch) and batch_spec.features is not None
+
+
+def _takes_latents(batch_spec: batch_lib.Batch) -> bool:
+    return isinstance(batch_spec, batch_lib.GFDMBatch) and batch_spec.latents is not None
+
+
+def _encoded(components: Sequence[mixtures.Component], config: Any) -> list[mixtures.Component]:
+    """The same components, their sources together with their latent caches."""
+    root = pathlib.Path(config.latents)
+    return [
+        dataclasses.replace(c, source=latents.open_source(c.source, root / c.name, config.cameras))
+        for c in components
+    ]
 
 
 def _digest(value: Any) -> str:

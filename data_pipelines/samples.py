@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from data_pipelines import episodes, statistics
+from data_pipelines import episodes, latents, statistics
 from data_pipelines.transforms import action, frame, text, trajectory
 from defi_jax import errors
 
@@ -94,6 +94,35 @@ class GFDMReader:
         camera = self.cameras(meta, rng)
         frames = source.frames(i, camera, self.clip(meta.length, sample))
         return {"video": self.prepare(frames, rng)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedGFDMReader:
+    """The clips of `GFDMReader` as their latents in a cache: `latents` [T, h, w, c].
+
+    The same draws give the same clips.
+    """
+
+    clip: trajectory.Clip
+    cameras: Cameras
+    needs_actions: bool = False
+
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
+        """See `Reader`."""
+        return self.clip.num_samples(lengths)
+
+    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
+        """See `Reader`."""
+        return self.cameras.present(source)
+
+    def __call__(
+        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
+    ) -> Arrays:
+        """See `Reader`."""
+        assert isinstance(source, latents.EncodedSource)
+        meta = source.meta(i)
+        camera = self.cameras(meta, rng)
+        return {"latents": source.latents(i, camera, self.clip(meta.length, sample))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +224,7 @@ def make_reader(
         objective_name: "gfdm", "gidm" or "joint".
         normalizer: of actions.
         train: draw cameras and augmentations.
-        with_images: False where features come instead.
+        with_images: False where features or latents come instead.
 
     Raises:
         UserError: the numbers of a clip, pair, window or chunk are impossible.
@@ -209,9 +238,11 @@ def make_reader(
 
 
 def _gfdm_reader(config, prepare, normalizer, train, with_images) -> Reader:
-    del normalizer, with_images
+    del normalizer
     clip = trajectory.Clip(num_frames=config.num_frames, stride=config.frame_stride)
     cameras = Cameras(names=tuple(config.cameras), draw=train)
+    if not with_images:
+        return EncodedGFDMReader(clip=clip, cameras=cameras)
     return GFDMReader(clip=clip, cameras=cameras, prepare=prepare)
 
 
@@ -352,6 +383,7 @@ class Batches:
         process_count: P, divides G.
         fixed_text: whether a sample has the same paraphrase whenever it is drawn.
         features: (part, sample) -> what is added to the arrays as `features`; None for none.
+        text_features: (source, instruction) -> what is added as `text_features`; None for none.
         first: batch number that index 0 stands for.
     """
 
@@ -365,6 +397,7 @@ class Batches:
     process_count: int
     fixed_text: bool = False
     features: Callable[[int, int], np.ndarray] | None = None
+    text_features: Callable[[episodes.EpisodeSource, str], np.ndarray] | None = None
     first: int = 0
     _order: Any = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -410,6 +443,8 @@ class Batches:
                 arrays = self.reader(part.source, i, within, rng)
                 if self.features is not None:
                     arrays["features"] = self.features(part_number, sample)
+                if self.text_features is not None:
+                    arrays["text_features"] = self.text_features(part.source, instruction)
                 return arrays, instruction
             except (errors.DataError, OSError) as error:
                 record = f"{part.source.episode_ids[i]}#{within}"

@@ -1,7 +1,8 @@
 """The typed batch of each objective: the contract between data pipelines and training.
 
 Images are uint8 and text is token ids: frozen encoders run inside the jitted step, so that a batch
-is small and independent of the encoders' weights.
+is small and independent of the encoders' weights. What was computed once by an encoder or a frozen
+model (a latent cache, cached features) comes in the place of the images.
 """
 
 import dataclasses
@@ -33,12 +34,16 @@ class GFDMBatch:
     """Video clips with their instruction.
 
     Attributes:
-        video: uint8[B, T, H, W, C], frame 0 is the condition.
+        video: uint8[B, T, H, W, C], frame 0 is the condition; None with latents.
         text: tokens for the video model's text encoder.
+        latents: float32[B, T, h, w, c] of a latent cache, or None with video.
+        text_features: float32[B, L, D] of the same cache, or None with video.
     """
 
-    video: Leaf
+    video: Leaf | None
     text: TextTokens
+    latents: Leaf | None = None
+    text_features: Leaf | None = None
 
 
 @flax.struct.dataclass

@@ -10,6 +10,7 @@ import numpy as np
 
 from defi_jax import batch as batch_lib
 from defi_jax.array_typing import Params, PRNGKey
+from defi_jax.models import encoders
 from defi_jax.models import tokenizers as tokenizers_lib
 
 
@@ -109,6 +110,25 @@ class Objective(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts that travel in checkpoints and bundles."""
+        ...
+
+
+@runtime_checkable
+class LatentObjective(Protocol):
+    """What an objective has beside, that can train on a latent cache (`launch/data.py encode`).
+
+    Attributes:
+        reads_latents: whether `batch_spec` has latents in the place of video.
+        latents: frames -> latents; its parameters are below "encoders/latents".
+        text: text -> features; its parameters are below "encoders/gfdm_text".
+    """
+
+    reads_latents: bool
+    latents: encoders.LatentEncoder
+    text: encoders.TextEncoder
+
+    def pixel_batch_spec(self, batch_size: int) -> batch_lib.GFDMBatch:
+        """Abstract batch with video, as `evaluate` takes it."""
         ...
 
 

@@ -9,8 +9,13 @@ With clean latents x, unit noise eps and ln sigma ~ N(m, s^2) (official `train_s
 As the weight of (3) is 1 / c_out^2, the loss is the mean squared error between the raw network
 output and the velocity (x - c_skip * noisy) / c_out, which is how it is computed.
 Text is replaced by zeros with probability `text_dropout`, the image condition never.
+
+With `data.latents` latents and text features come with the batch, from a latent cache; evaluation
+has pixels all the same. Encoders' outputs are what they are in both cases: scaled latents, of which
+the first frame's is unscaled for the condition.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
+from defi_jax import errors
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import encoders, gfdm
@@ -32,7 +38,13 @@ class GFDMObjective:
     name = "gfdm"
 
     def __init__(self, config: Any):
+        if config.data.latents and config.data.augment:
+            raise errors.UserError(
+                "latents computed once cannot be augmented", "--config.data.augment=True",
+                "give --config.data.augment=False, or leave --config.data.latents out",
+            )  # fmt: skip
         self.config = config
+        self.reads_latents = bool(config.data.latents)
         self.latents = setup.latent_encoder(config)
         self.text = setup.text_encoder(config, "gfdm")
         self.model_config = setup.gfdm_config(config.model, self.latents, self.text)
@@ -41,7 +53,19 @@ class GFDMObjective:
         self._sample = jax.jit(self._predict)
 
     def batch_spec(self, batch_size: int) -> batch_lib.GFDMBatch:
-        """Abstract batch; see base.Objective."""
+        """Abstract batch, with latents instead of video where there is a cache."""
+        spec = self.pixel_batch_spec(batch_size)
+        if not self.reads_latents:
+            return spec
+        frozen = jax.eval_shape(
+            lambda rng: setup.with_encoders({}, self._encoders(), rng), jax.random.key(0)
+        )
+        outputs = jax.eval_shape(self._encode, frozen, spec.video, spec.text)
+        x, text = (jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in outputs)
+        return dataclasses.replace(spec, video=None, latents=x, text_features=text)
+
+    def pixel_batch_spec(self, batch_size: int) -> batch_lib.GFDMBatch:
+        """Abstract batch with video; see base.LatentObjective."""
         data = self.config.data
         size = (data.num_frames, data.image_size, data.image_size, 3)
         return batch_lib.GFDMBatch(
@@ -57,7 +81,7 @@ class GFDMObjective:
         """Parameters from scratch."""
         return setup.with_encoders(
             {"gfdm": params_lib.init_params(self._make, rng)},
-            {"latents": self.latents, "gfdm_text": self.text},
+            self._encoders(),
             rng,
         )
 
@@ -74,7 +98,7 @@ class GFDMObjective:
     ) -> tuple[jax.Array, base.LossOutput]:
         """Equation (3)."""
         sigma_rng, eps_rng, drop_rng = jax.random.split(rng, 3)
-        x, condition, text = self._inputs(params, batch.video, batch.text)
+        x, condition, text = self._inputs(params, batch)
         keep = jax.random.bernoulli(drop_rng, 1 - self.config.text_dropout, (len(x), 1, 1))
         text = jnp.where(keep, text, 0)
 
@@ -119,7 +143,7 @@ class GFDMObjective:
 
     def warm_starts(self) -> list[base.WarmStart]:
         """The frozen encoders' weights, and another GFDM run when `init.gfdm` names one."""
-        return setup.encoder_weights(self.config, ("latents", "gfdm_text")) + setup.stage(
+        return setup.encoder_weights(self.config, self._encoders()) + setup.stage(
             self.config, "gfdm", "gfdm", "gfdm"
         )
 
@@ -127,18 +151,26 @@ class GFDMObjective:
         """Facts for checkpoints."""
         return {"objective": self.name, "encoders": dict(self.config.encoders)}
 
-    def _inputs(self, params: Params, video: Any, tokens: batch_lib.TextTokens):
+    def _encoders(self) -> dict[str, Any]:
+        return {"latents": self.latents, "gfdm_text": self.text}
+
+    def _inputs(self, params: Params, batch: batch_lib.GFDMBatch):
         """Returns scaled latents, the unscaled first latent and text features."""
+        x, text = batch.latents, batch.text_features
+        if x is None or text is None:
+            x, text = self._encode(params, batch.video, batch.text)
+        return x, x[:, 0] / self.latents.scale, text
+
+    def _encode(self, params: Params, video: Any, tokens: batch_lib.TextTokens):
+        """Returns scaled latents and text features."""
         frozen = params_lib.subtree(params, "encoders")
         x = self.latents.encode(params_lib.subtree(frozen, "latents"), video)
-        text = self.text.encode(
-            params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask
-        ).tokens
-        return x, x[:, 0] / self.latents.scale, text
+        text = self.text.encode(params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask)
+        return x, text.tokens
 
     def _predict(self, params: Params, batch: batch_lib.GFDMBatch, rng: PRNGKey) -> jax.Array:
         """Predicted video, uint8[B, T, H, W, 3]."""
-        x, condition, text = self._inputs(params, batch.video, batch.text)
+        x, condition, text = self._inputs(params, batch)
         model = params_lib.bind(self._make, params["gfdm"])
         latents = model.sample(
             jax.random.normal(rng, x.shape),

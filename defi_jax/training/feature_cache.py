@@ -28,7 +28,7 @@ from defi_jax import errors
 from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
-from defi_jax.training import integrity, sharding, supervisor
+from defi_jax.training import integrity, latent_cache, sharding, supervisor
 
 DIRECTORY = "cache"
 
@@ -40,10 +40,10 @@ ImageBatches = Iterable[tuple[batch_lib.JointBatch, np.ndarray]]
 
 
 def image_spec(objective: base.Objective, batch_size: int) -> batch_lib.Batch:
-    """Abstract batch as it is read from episodes, before features take the place of images."""
+    """Abstract held-out batch as it is read from episodes, before features replace images."""
     if _is_cached(objective):
         return objective.image_batch_spec(batch_size)
-    return objective.batch_spec(batch_size)
+    return latent_cache.held_out_spec(objective, batch_size)
 
 
 def prepare(

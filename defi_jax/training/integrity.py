@@ -115,8 +115,9 @@ def _map(function: Any, items: Sequence[Any]) -> list[Any]:
 
 def _host_shards(leaf: Any) -> list[tuple[tuple[slice, ...], np.ndarray]]:
     """This process's distinct parts of an array, with their place in the whole."""
-    if not isinstance(leaf, jax.Array):
-        return [((slice(None),) * np.ndim(leaf), np.asarray(leaf))]
+    if not isinstance(leaf, jax.Array):  # the same on every process: the first one's counts
+        whole = ((slice(None),) * np.ndim(leaf), np.asarray(leaf))
+        return [whole] if jax.process_index() == 0 else []
     # Of each part, one copy in the whole system has replica_id 0.
     shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return [(shard.index, np.asarray(shard.data)) for shard in shards]

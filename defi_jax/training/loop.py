@@ -27,6 +27,7 @@ from defi_jax.training import (
     device_batches,
     duties,
     feature_cache,
+    latent_cache,
     sharding,
     startup,
     step,
@@ -62,6 +63,7 @@ def train(
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
         spec = objective.batch_spec(config.global_batch)
+        eval_spec = latent_cache.held_out_spec(objective, config.global_batch)
         loader, held_out = _open_loaders(config, objective, make_loader)
         startup.write_config(config, workdir, replace=False)
         with (
@@ -73,6 +75,7 @@ def train(
             startup.log_facts(objective, mesh, abstract, placement)
             facts = startup.facts(config, objective, mesh, loader)
             state, facts = startup.start(config, objective, checkpoints, abstract, loader, facts)
+            latent_cache.check(config, objective, state.frozen, loader)
             startup.write_config(config, workdir)  # now it is known to fit what is there
             held_out = feature_cache.prepare(
                 config, objective, state.frozen, loader, held_out,
@@ -90,7 +93,7 @@ def train(
                 watch=watch,
                 checkpoints=checkpoints,
                 facts=facts,
-                held_out=device_batches.HeldOut(held_out, config.eval_batches, spec, mesh),
+                held_out=device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh),
             )
             with contextlib.closing(periodic) as run:
                 return _loop(config, watch, run, state, batches, train_step)

@@ -122,9 +122,13 @@ def abstract_state(
 def initialize(config: Any, objective: base.Objective, abstract: TrainState) -> TrainState:
     """State at step 0, each array made where `abstract` wants it."""
     init = functools.partial(init_state, objective=objective, config=config)
-    options = _INIT_OPTIONS if jax.default_backend() == "cpu" else None
-    jitted = jax.jit(init, out_shardings=_shardings(abstract), compiler_options=options)
-    return jitted(jax.random.key(config.seed))
+    return jit_init(init, out_shardings=_shardings(abstract))(jax.random.key(config.seed))
+
+
+def jit_init(init: Any, **options: Any) -> Any:
+    """`jax.jit` of a program that runs once, to make parameters."""
+    compiler = _INIT_OPTIONS if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=compiler, **options)
 
 
 def compile_step(
