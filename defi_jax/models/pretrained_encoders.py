@@ -107,8 +107,16 @@ class SVDVAELatents(_Pretrained):
     def encode(
         self, params: Params, frames: UInt8[Array, "*B H W 3"], rng: PRNGKey | None = None
     ) -> Float[Array, "*B h w c"]:
-        """See `LatentEncoder`; `rng` is needed for posterior "sample"."""
+        """See `LatentEncoder`; `rng` is needed for posterior "sample".
+
+        Raises:
+            UserError: the height or width is no multiple of `factor`.
+        """
         *lead, height, width, channels = frames.shape
+        if height % self.factor or width % self.factor:
+            raise errors.UserError(
+                f"image of {height}x{width}", "svd_vae", f"use multiples of {self.factor}"
+            )
         pixels = scratch_encoders.pixels_to_float(frames.reshape(-1, height, width, channels))
         mean, logvar = params_lib.bind(self.make, params).encode(pixels.astype(self.dtype))
         latents = mean.astype(jnp.float32)

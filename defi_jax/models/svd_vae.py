@@ -291,18 +291,9 @@ class SVDVAE(nnx.Module):
         """Returns mean (which is the mode) and log-variance of the posterior, not scaled.
 
         Args:
-            pixels: images in [-1, 1]; height and width multiples of 2 ** (levels - 1).
-
-        Raises:
-            UserError: another height or width.
+            pixels: images in [-1, 1]. The decoder gives back height and width where they are
+                multiples of 2 ** (levels - 1), and less of others, as in the reference.
         """
-        multiple = 2 ** (len(self.config.block_out_channels) - 1)
-        if pixels.shape[1] % multiple or pixels.shape[2] % multiple:
-            raise errors.UserError(
-                f"image of {pixels.shape[1]}x{pixels.shape[2]}",
-                "svd_vae",
-                f"use multiples of {multiple}",
-            )
         mean, logvar = jnp.split(self.quant_conv(self.encoder(pixels)), 2, axis=-1)
         return mean, jnp.clip(logvar, *_LOGVAR_RANGE)
 

@@ -124,6 +124,11 @@ def test_published_frame_encoders_have_the_official_shapes():
     assert features.shape == (2, 2, 256, dino.dim)
 
 
+def test_vae_refuses_sizes_that_cannot_be_halved():
+    with pytest.raises(errors.UserError, match="image of 28x32: svd_vae; use multiples of 8"):
+        pretrained_encoders.SVDVAELatents().encode({}, np.zeros((1, 28, 32, 3), np.uint8))
+
+
 @pytest.mark.slow
 def test_vae_mode_sample_and_chunks():
     config = svd_vae.SVDVAEConfig(

@@ -105,11 +105,6 @@ def test_full_size_has_the_published_parameter_count():
     assert params_lib.count(params_lib.abstract_params(make)) == 97_742_847
 
 
-def test_sizes_that_cannot_be_halved_are_refused(params):
-    with pytest.raises(errors.UserError, match="7x8"):
-        params_lib.bind(_make(), params).encode(np.zeros((1, 7, 8, 3), np.float32))
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [("down_block_types", ("DownEncoderBlock2D",)), ("norm_num_groups", 3)],
