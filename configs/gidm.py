@@ -41,8 +41,10 @@ _NUMBERS = {
     "full": {
         "steps": 100_000, "global_batch": 512, "compute_dtype": "bfloat16",
         "eval_every": 5_000, "save_every": 10_000,
+        "data.mixture": "omni_magic_soup_plus_plus_wo_navi",
         "data.image_size": 224, "data.pair_offset": (9, 9), "data.workers": 8,
-        "data.augment": True,
+        "data.augment": True, "data.action_dim": 7,
+        "data.normalization": "bounds_q99", "data.unnormalized_dims": (6,),
         "encoders.features": "dinov2", "encoders.gidm_text": "t5_encoder",
         "optimizer.learning_rate": 1e-4, "optimizer.schedule": "constant",
         "optimizer.warmup_steps": 0, "optimizer.weight_decay": 1e-2,

@@ -15,7 +15,7 @@ from data_pipelines import (
     convert,
     episodes,
     media,
-    mixtures,
+    named_mixtures,
     preview,
     statistics,
     validate,
@@ -258,7 +258,7 @@ def run_list(root: str) -> Result:
         "stores": stores,
         "sources": list(SOURCES),
         "rlds_datasets": sorted(registry.standards()),
-        "mixtures": sorted(mixtures.NAMED),
+        "mixtures": sorted(named_mixtures.NAMED),
     }
     lines = [
         f"{s['name']}: {s['episodes']} episodes, {s['frames']} frames, "

@@ -96,6 +96,8 @@ def make_loader(
     _check(split, global_batch, process_count)
     config = data_config
     sources = open_components(config)
+    if objective_name == "joint":
+        mixtures.check_actions(sources, f"data.mixture={config.mixture!r}")
     takes_features, takes_latents = _takes_features(batch_spec), _takes_latents(batch_spec)
     components = _encoded(sources, config) if takes_latents else sources
     normalizer = _normalizer(config, objective_name, components)

@@ -4,22 +4,23 @@
 "bridge"                    the episode store <root>/bridge
 "bridge:0.7,sthv2:0.3"      two stores; 70 % of the samples come from the first
 "a,b"                       two stores in equal shares, whatever their sizes
+"octo_rtx"                  a name of `named_mixtures`; a store of that name goes first
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from data_pipelines import episode_files, episodes, statistics
+import numpy as np
+from absl import logging
+
+from data_pipelines import episode_files, episodes, named_mixtures, statistics
 from data_pipelines.sources import synthetic
-from defi_jax import errors
-
-Named = Mapping[str, Mapping[str, float]]
-
-NAMED: Named = {}  # mixture name -> {store name: share}
+from data_pipelines.standardize import registry
+from defi_jax import embodiment, errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,16 @@ class Component:
         return statistics.cached(self.source, self.directory)
 
 
-def parse(text: str, named: Named = NAMED) -> dict[str, float]:
-    """Returns store name to weight, in the order of the text.
+def parse(text: str) -> named_mixtures.Mixture:
+    """Returns the weights of the stores, in the order of the text.
 
     Raises:
         UserError: the text is empty, a weight is not a positive number, or a name comes twice.
     """
     where = f"data.mixture={text!r}"
     fix = "write store[:weight],store[:weight] or synthetic"
-    if text in named:
-        return dict(named[text])
+    if text in named_mixtures.NAMED:
+        return named_mixtures.NAMED[text]
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.partition(":"))
@@ -65,7 +66,7 @@ def parse(text: str, named: Named = NAMED) -> dict[str, float]:
         if name in weights:
             raise errors.UserError(f"{name!r} comes twice", where, fix)
         weights[name] = weight
-    return weights
+    return named_mixtures.Mixture(weights=weights, by_size=False)
 
 
 def load(
@@ -84,8 +85,10 @@ def load(
     Raises:
         UserError: stores are absent; all of them are named, and what there is instead.
     """
-    weights = parse(text)
-    directories = {name: pathlib.Path(root) / name for name in weights if name != synthetic.NAME}
+    alone = bool(root and text) and _is_store(pathlib.Path(root) / text)
+    mixture = named_mixtures.Mixture(weights={text: 1.0}) if alone else parse(text)
+    names = [name for name in mixture.weights if name != synthetic.NAME]
+    directories = {name: pathlib.Path(root) / name for name in names}
     if directories and not root:
         raise errors.UserError(
             f"the mixture names stores ({', '.join(directories)}) but data.root is empty",
@@ -94,21 +97,49 @@ def load(
         )
     absent = [name for name, directory in directories.items() if not _is_store(directory)]
     if absent:
-        names = [path.name for path in _subdirectories(pathlib.Path(root)) if _is_store(path)]
+        found = [path.name for path in _subdirectories(pathlib.Path(root)) if _is_store(path)]
         raise errors.UserError(
             f"no episode store named {', '.join(absent)}", f"data.root={root}",
-            f"available: {', '.join([*names, synthetic.NAME])}; "
+            f"available: {', '.join([*found, synthetic.NAME])}; "
             "write stores with `python launch/data.py convert`",
         )  # fmt: skip
+    sources = {name: _open(directories.get(name), make_synthetic) for name in mixture.weights}
     return [
         Component(
             name=name,
-            weight=weight,
-            source=_open(directories.get(name), make_synthetic),
+            weight=weight * int(sources[name].lengths.sum()) if mixture.by_size else weight,
+            source=sources[name],
             directory=directories.get(name),
         )
-        for name, weight in weights.items()
+        for name, weight in mixture.weights.items()
     ]
+
+
+def check_actions(components: Sequence[Component], where: str) -> None:
+    """Checks that the actions of all components mean the same, by their first episodes.
+
+    Raises:
+        UserError: they do not; see `embodiment.check_mix`.
+    """
+    conventions = {}
+    for component in components:
+        rows = np.flatnonzero(component.source.has_actions)
+        if not len(rows):
+            continue
+        convention = _convention(component.source.meta(int(rows[0])))
+        if convention is None:
+            logging.warning("%s: nothing is known of what its actions mean", component.name)
+        else:
+            conventions[component.name] = convention
+    embodiment.check_mix(conventions, where)
+
+
+def _convention(meta: episodes.EpisodeMeta) -> embodiment.Convention | None:
+    """Returns the convention of the dataset or robot of an episode, None for others."""
+    standard = registry.standards().get(meta.source)
+    if standard is not None:
+        return standard.convention
+    return embodiment.EMBODIMENTS.get(meta.embodiment)
 
 
 def _open(directory: Any, make_synthetic: Callable[[], Any]) -> Any:

@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from data_pipelines import named_mixtures
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
 
@@ -38,6 +39,12 @@ def test_config_is_locked_json_with_the_keys_that_stay(stage, preset):
 def test_unknown_preset_names_the_known_ones(stage):
     with pytest.raises(errors.UserError, match="did you mean tiny"):
         importlib.import_module(f"configs.{stage}").get_config("tinny")
+
+
+def test_full_gidm_trains_on_the_official_mixture():
+    config = importlib.import_module("configs.gidm").get_config("full")
+    assert config.data.mixture in named_mixtures.NAMED
+    assert config.data.mixture == "omni_magic_soup_plus_plus_wo_navi"
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])

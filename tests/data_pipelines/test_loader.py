@@ -250,6 +250,15 @@ def test_joint_refuses_what_it_cannot_train_on(tmp_path):
         _loader("joint", root=root, mixture="robot", cameras=("static", "gripper"))
 
 
+def test_joint_refuses_actions_of_other_meaning_that_gidm_mixes(tmp_path):
+    _store(tmp_path, "bridge_dataset", width=7)
+    _store(tmp_path, "bc_z", width=7)
+    mixed = {"root": str(tmp_path), "mixture": "bridge_dataset,bc_z", "action_dim": 7}
+    with pytest.raises(errors.UserError, match="rotation is euler xyz in bridge_dataset"):
+        _loader("joint", **mixed)
+    next(_loader("gidm", **mixed))
+
+
 def test_nothing_held_out_is_an_error(tmp_path):
     _store(tmp_path, "a", count=2)
     with pytest.raises(errors.UserError, match=r"a is held out.*data\.holdout_percent=0"):

@@ -1,21 +1,22 @@
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media, mixtures
+from data_pipelines import episodes, media, mixtures, named_mixtures
 from data_pipelines.sources import synthetic
 from defi_jax import errors
 
 _PNG = media.encode_png(np.zeros((4, 4, 3), np.uint8))
 
 
-def _store(directory):
+def _store(directory, *, source="unit", steps=1, embodiment="human", action_dim=None):
+    actions = None if action_dim is None else np.zeros((steps, action_dim), np.float32)
     episode = episodes.Episode(
         episode_id="x",
-        source="unit",
-        embodiment="human",
+        source=source,
+        embodiment=embodiment,
         instructions=("go",),
-        frames={"static": [_PNG]},
-        actions=None,
+        frames={"static": [_PNG] * steps},
+        actions=actions,
         states=None,
         fps=10.0,
     )
@@ -33,17 +34,17 @@ def _synthetic():
         ("synthetic", {"synthetic": 1.0}),
         ("a,b", {"a": 1.0, "b": 1.0}),
         ("a:0.7, b:3", {"a": 0.7, "b": 3.0}),
-        ("soup", {"x": 2.0, "y": 1.0}),
     ],
 )
 def test_parse_table(text, expected):
-    assert mixtures.parse(text, {"soup": {"x": 2.0, "y": 1.0}}) == expected
+    mixture = mixtures.parse(text)
+    assert mixture.weights == expected and not mixture.by_size
 
 
 @pytest.mark.parametrize("text", ["", "a:", "a:zero", "a:0", "a:-1", "a:inf", "a,,b", ":2", "a,a"])
 def test_unreadable_mixtures_are_refused(text):
     with pytest.raises(errors.UserError, match=r"data\.mixture="):
-        mixtures.parse(text, {})
+        mixtures.parse(text)
 
 
 def test_load_opens_stores_and_synthetic(tmp_path):
@@ -68,3 +69,43 @@ def test_missing_root_is_named():
         mixtures.load("a,b", "", _synthetic)
     with pytest.raises(errors.UserError, match=r"no episode store named a: data\.root=/nowhere"):
         mixtures.load("a", "/nowhere", _synthetic)
+
+
+def test_shares_of_a_named_mixture_are_weights_times_steps(tmp_path, monkeypatch):
+    mixture = named_mixtures.Mixture(weights={"a": 2.0, "b": 0.5})
+    monkeypatch.setitem(named_mixtures.NAMED, "soup", mixture)
+    _store(tmp_path / "a", steps=3)
+    _store(tmp_path / "b", steps=4)
+    loaded = mixtures.load("soup", str(tmp_path), _synthetic)
+    assert [(c.name, c.weight) for c in loaded] == [("a", 6.0), ("b", 2.0)]
+    absolute = mixtures.load("a:2,b:0.5", str(tmp_path), _synthetic)
+    assert [c.weight for c in absolute] == [2.0, 0.5]
+
+
+def test_a_store_goes_before_a_mixture_of_its_name(tmp_path):
+    _store(tmp_path / "bridge")
+    (component,) = mixtures.load("bridge", str(tmp_path), _synthetic)
+    assert component.name == "bridge"
+    with pytest.raises(errors.UserError, match="named bridge_oxe"):
+        mixtures.load("bridge", str(tmp_path / "elsewhere"), _synthetic)
+
+
+def test_actions_of_one_convention_mix(tmp_path):
+    _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
+    _store(tmp_path / "b", source="bridge_oxe", action_dim=7)
+    _store(tmp_path / "video", source="bc_z")  # without actions, so without a say
+    _store(tmp_path / "own", source="mine", embodiment="mine", action_dim=2)  # nobody knows
+    mixtures.check_actions(mixtures.load("a,b,video,own", str(tmp_path), _synthetic), "here")
+
+
+def test_actions_of_other_meaning_are_refused_with_all_differences(tmp_path):
+    _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
+    _store(tmp_path / "b", source="bc_z", action_dim=7)
+    _store(tmp_path / "c", embodiment="franka_panda", action_dim=7)  # CALVIN's
+    loaded = mixtures.load("a,b,c", str(tmp_path), _synthetic)
+    with pytest.raises(errors.UserError) as caught:
+        mixtures.check_actions(loaded, "data.mixture")
+    message = str(caught.value)
+    assert "rotation is euler xyz in a, c; axis-angle in b" in message
+    assert "gripper is 1 opens, 0 closes in a, b; +1 opens, -1 closes in c" in message
+    assert "motion" not in message.split("data.mixture")[0]  # the same in all
