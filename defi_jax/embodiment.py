@@ -8,6 +8,7 @@ Legend: A action dimension.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from defi_jax import errors
@@ -89,6 +90,41 @@ EMBODIMENTS = {
             rotation="euler xyz",
             units="1 = 0.02 m or 0.05 rad per step",
             gripper="+1 opens, -1 closes",
+        ),
+        Embodiment(
+            name="franka_panda_absolute",  # CALVIN's absolute actions
+            control_hz=30.0,
+            action_names=POSE_NAMES,
+            action_low=(-1.0, -1.0, 0.0, -math.pi, -math.pi, -math.pi, -1.0),
+            action_high=(1.0, 1.0, 2.0, math.pi, math.pi, math.pi, 1.0),
+            motion="absolute",
+            frame="world",
+            rotation="euler xyz",
+            units="metres, radians",
+            gripper="+1 opens, -1 closes",
+        ),
+        *(
+            Embodiment(
+                name=name,  # as LeRobot's info.json calls it
+                control_hz=30.0,
+                action_names=(
+                    "shoulder_pan",
+                    "shoulder_lift",
+                    "elbow_flex",
+                    "wrist_flex",
+                    "wrist_roll",
+                    "gripper",
+                ),
+                action_low=(-180.0,) * 5 + (0.0,),
+                action_high=(180.0,) * 5 + (100.0,),
+                motion="joint absolute",
+                frame="joints",
+                rotation="none",
+                # LeRobot records either, by its option use_degrees, and does not store which.
+                units="degrees or -100 to 100 of each joint's range; gripper 0 to 100",
+                gripper=UNKNOWN,
+            )
+            for name in ("so100_follower", "so101_follower")
         ),
     )
 }

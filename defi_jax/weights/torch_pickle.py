@@ -3,7 +3,8 @@
 The standard library's `pickletools` only splits the stream into opcodes; this file interprets the
 few that PyTorch writes, on a stack of plain Python values. Global names are never looked up: those
 that rebuild tensors and plain containers have a meaning here, those under `INERT` become records,
-and any other name is refused by name before anything else of the stream is read.
+and any other name is refused by name before anything else of the stream is read. Other formats
+around pickles (`data_pipelines.numpy_pickle`) bring the names that they need.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from defi_jax import errors
@@ -61,6 +63,14 @@ class Record:
     name: Name
     arguments: tuple
     state: Any = None
+
+
+class Stateful:
+    """What a `rebuild` function may return to be completed by the pickle's BUILD."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes the state; raises ValueError where it is another than expected."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +185,20 @@ _ALONE = {
 }
 
 
-def load(data: bytes, where: str) -> Any:
+def load(
+    data: bytes,
+    where: str,
+    *,
+    rebuild: Mapping[Name, Callable[..., Any]] = MappingProxyType({}),
+    alone: Collection[Name] = (),
+) -> Any:
     """Interprets one pickle.
 
     Args:
         data: the stream.
         where: file it came from, for messages.
+        rebuild: further names that may be "called", each a pure function.
+        alone: further names that only stand for themselves.
 
     Returns:
         Plain dicts, lists, tuples, numbers and texts; `TensorRef`, `Storage`, `Record`, `Name`.
@@ -189,7 +207,7 @@ def load(data: bytes, where: str) -> Any:
         DataError: a name outside the allowed list, an opcode PyTorch does not write, or a damaged
             stream.
     """
-    machine = _Machine(where)
+    machine = _Machine(where, {**_REBUILD, **rebuild}, {*_ALONE, *alone})
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
@@ -206,10 +224,10 @@ def load(data: bytes, where: str) -> Any:
 class _Machine:
     """The stack, the memo, and one method per group of opcodes."""
 
-    def __init__(self, where: str):
+    def __init__(self, where: str, rebuild: Mapping[Name, Any], alone: Collection[Name]):
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.where = where
+        self.where, self.rebuild, self.alone = where, rebuild, alone
 
     def step(self, opcode: str, argument: Any) -> None:
         """Executes one opcode."""
@@ -267,15 +285,15 @@ class _Machine:
     def global_name(self, module: Any, name: Any) -> None:
         """Pushes a name that is on the list; refuses any other."""
         found = Name(str(module), str(name))
-        if not (found in _REBUILD or found in _ALONE or _is_inert(found)):
+        if not (found in self.rebuild or found in self.alone or _is_inert(found)):
             raise _refusal(f"pickle names {found}, which is not on the list", self.where)
         self.stack.append(found)
 
     def call(self, arguments: tuple) -> None:
         """Rebuilds a tensor or container, or records an inert object."""
         target = self.stack.pop()
-        if isinstance(target, Name) and target in _REBUILD:
-            self.stack.append(_REBUILD[target](*arguments))
+        if isinstance(target, Name) and target in self.rebuild:
+            self.stack.append(self.rebuild[target](*arguments))
         elif isinstance(target, Name) and _is_inert(target):
             self.stack.append(Record(target, tuple(arguments)))
         elif target in (Name("builtins", "object"), Name("__builtin__", "object")):
@@ -289,6 +307,8 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Record):
             target.state = state
+        elif isinstance(target, Stateful):
+            target.set_state(state)
         elif not isinstance(target, dict):
             raise ValueError(f"state for a {type(target).__name__}")
 

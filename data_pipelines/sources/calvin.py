@@ -1,0 +1,290 @@
+"""CALVIN: play recordings of a Franka Panda in simulation, with language for parts of them.
+
+    <directory>/{training,validation}/episode_<7 digits>.npz    one step each, 30 Hz
+    <directory>/.../ep_start_end_ids.npy                        int[n, 2], recordings, inclusive
+    <directory>/.../lang_annotations/auto_lang_ann.npy          pickled dictionary
+
+All downloads (D, ABC, ABCD and debug) have this shape; what differs is which environments are in
+`training`. Fields of a step (official description: github.com/mees/calvin, dataset/README.md):
+`rgb_static` and `rgb_gripper` uint8[H, W, 3], `robot_obs` [15], and `rel_actions` or `actions` [7],
+executed after the step's images. Relative actions are clipped differences in units of 0.02 m and
+0.05 rad, absolute ones metres and radians of the world; both end with the gripper, +1 open.
+
+The annotation has `language.ann` (texts), `language.task` and `info.indx` (first and last step,
+inclusive). The embeddings that it holds as well are not read.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from data_pipelines import episodes, numpy_pickle
+from data_pipelines.sources import base, video_clips
+from defi_jax import errors
+
+SPLITS = ("training", "validation")
+CONTROL_HZ = 30.0
+PLAY_STEPS = 600  # a recording has up to 60 000 steps; pieces of 20 s are read as one episode
+_EMBODIMENTS = {"rel_actions": "franka_panda", "actions": "franka_panda_absolute"}
+_CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
+_LANGUAGE_FOLDERS = ("lang_annotations", "lang_clip_resnet50", ".")
+_MAX_MEMBER_BYTES = 1 << 26  # unpacked size of one array of a step
+
+# What numpy's reader raises on damaged files; a header goes through Python's tokenizer.
+_NUMPY_ERRORS = (
+    OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+Part = Literal["language", "play"]
+Actions = Literal["rel_actions", "actions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Consecutive steps of one recording; see `base.Item`.
+
+    Attributes:
+        episode_id: see `episodes.Episode`.
+        folder: of the split.
+        first: number of the first step.
+        last: number of the last step, inclusive.
+        text: instruction, "" for play.
+        task: CALVIN's name of the task, "" for play.
+    """
+
+    episode_id: str
+    folder: pathlib.Path
+    first: int
+    last: int
+    text: str
+    task: str
+
+    @property
+    def item(self) -> str:
+        """What a reject names."""
+        return f"{self.folder}, steps {self.first} to {self.last}"
+
+
+def open_source(
+    directory: str | pathlib.Path,
+    *,
+    name: str,
+    part: Part,
+    actions: Actions,
+    splits: Collection[str] | None,
+    options: video_clips.ClipOptions,
+    workers: base.Workers,
+) -> base.ItemSource:
+    """Opens a download of CALVIN, or one of its splits.
+
+    Args:
+        directory: that holds `training` and `validation`, or one of these.
+        name: of the dataset.
+        part: the annotated windows, or all recordings without language in pieces.
+        actions: which of the two to keep.
+        splits: to read; None for those that are there.
+        options: how frames are stored.
+        workers: how episodes are read.
+
+    Raises:
+        UserError: no such directory or split, or frames are to be left out.
+        DataError: annotations or recordings are damaged.
+    """
+    if options.leaves_out_frames:
+        raise errors.UserError(
+            "leaving out frames would tear frames and actions apart", "--every, --sample_fps",
+            "use neither",
+        )  # fmt: skip
+    folders = _split_folders(pathlib.Path(directory), splits)
+    segments, files = [], []
+    for split, folder in folders.items():
+        found, file = (_annotated if part == "language" else _play)(folder, f"{name}/{split}")
+        segments += found
+        files.append({"split": split, **video_clips.describe_file(file)})
+    if not segments:
+        raise errors.DataError(f"no {part} segments", str(directory), "choose the other part")
+    selection = {
+        "language": "every annotated window, first to last step, inclusive",
+        "play": f"all recordings, in pieces of {PLAY_STEPS} steps",
+    }
+    recipe = {
+        "kind": "calvin",
+        "captions": files if part == "language" else [],
+        "selection": selection[part],
+        "actions": actions,
+        "frames": options.to_json(),
+    }
+    read = functools.partial(_read, name=name, actions=actions, options=options)
+    return base.ItemSource(name, segments, read, recipe=recipe, workers=workers)
+
+
+# ---- which steps ----
+
+
+def _split_folders(
+    directory: pathlib.Path, splits: Collection[str] | None
+) -> dict[str, pathlib.Path]:
+    if not directory.is_dir():
+        raise errors.UserError("no such CALVIN directory", str(directory), "check --input")
+    if directory.name in SPLITS:
+        found = {directory.name: directory}
+    else:
+        found = {split: directory / split for split in SPLITS if (directory / split).is_dir()}
+    absent = sorted(set(splits or ()) - set(found))
+    if absent or not found:
+        raise errors.UserError(
+            f"no split {', '.join(absent or SPLITS)}",
+            str(directory),
+            f"it has: {', '.join(found) or 'none; give the folder that holds them'}",
+        )
+    return {split: folder for split, folder in found.items() if splits is None or split in splits}
+
+
+def _annotated(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Path]:
+    paths = [folder / name / "auto_lang_ann.npy" for name in _LANGUAGE_FOLDERS]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise errors.UserError(
+            "no language annotations", str(paths[0]), "use --calvin_part=play, or download them"
+        )
+    try:
+        segments = list(_parse_annotation(numpy_pickle.load_dict(path), folder, prefix))
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.DataError(
+            f"language annotation cannot be used ({error!r})", str(path), "download it again"
+        ) from error
+    return segments, path
+
+
+def _parse_annotation(
+    annotation: Mapping[str, Any], folder: pathlib.Path, prefix: str
+) -> Iterator[Segment]:
+    texts = numpy_pickle.items(annotation["language"]["ann"])
+    tasks = numpy_pickle.items(annotation["language"]["task"])
+    windows = [numpy_pickle.items(pair) for pair in numpy_pickle.items(annotation["info"]["indx"])]
+    for number, (text, task, (first, last)) in enumerate(zip(texts, tasks, windows, strict=True)):
+        if not isinstance(text, str) or not isinstance(task, str):
+            raise ValueError(f"annotation {number} has no text")
+        if not 0 <= int(first) <= int(last):
+            raise ValueError(f"annotation {number} is from step {first} to {last}")
+        yield Segment(
+            # The number, because a window may have several annotations.
+            episode_id=f"{prefix}/{number:05d}-{int(first):07d}-{int(last):07d}",
+            folder=folder,
+            first=int(first),
+            last=int(last),
+            text=text.strip(),
+            task=task,
+        )
+
+
+def _play(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Path]:
+    path = folder / "ep_start_end_ids.npy"
+    segments = []
+    for start, end in _recordings(path):
+        for first in range(start, end + 1, PLAY_STEPS):
+            last = min(first + PLAY_STEPS - 1, end)
+            segments.append(
+                Segment(
+                    episode_id=f"{prefix}/play-{first:07d}-{last:07d}",
+                    folder=folder,
+                    first=first,
+                    last=last,
+                    text="",
+                    task="",
+                )
+            )
+    return segments, path
+
+
+def _recordings(path: pathlib.Path) -> Sequence[tuple[int, int]]:
+    try:
+        table = np.load(path, allow_pickle=False)
+        if table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "iu":
+            raise ValueError(f"{table.dtype}{list(table.shape)}, not whole numbers [n, 2]")
+        if (table[:, 0] > table[:, 1]).any() or (table < 0).any():
+            raise ValueError("a recording ends before it starts")
+    except _NUMPY_ERRORS as error:
+        raise errors.DataError(
+            f"recordings cannot be read ({error})", str(path), "download it again"
+        ) from error
+    return [(int(first), int(last)) for first, last in table]
+
+
+# ---- steps to episodes ----
+
+
+def _read(
+    segment: Segment, *, name: str, actions: Actions, options: video_clips.ClipOptions
+) -> episodes.Episode | base.Reject:
+    last = segment.last
+    if options.max_frames is not None:
+        last = min(last, segment.first + options.max_frames - 1)
+    frames: dict[str, list[bytes]] = {camera: [] for camera in _CAMERAS}
+    columns: dict[str, list[np.ndarray]] = {actions: [], "robot_obs": []}
+    try:
+        for number in range(segment.first, last + 1):
+            step = _read_step(segment.folder / f"episode_{number:07d}.npz", actions)
+            for camera, field in _CAMERAS.items():
+                frames[camera].append(options.encode(step[field]))
+            for field, rows in columns.items():
+                rows.append(np.asarray(step[field], np.float32))
+        return episodes.Episode(
+            episode_id=segment.episode_id,
+            source=name,
+            embodiment=_EMBODIMENTS[actions],
+            instructions=(segment.text,),
+            frames=frames,
+            actions=np.stack(columns[actions]),
+            states=np.stack(columns["robot_obs"]),
+            fps=CONTROL_HZ,
+            metadata={
+                "task": segment.task,
+                "steps": [segment.first, last],
+                "action_field": actions,
+            },
+        )
+    except (errors.DataError, ValueError) as error:
+        return base.Reject(segment.item, str(error))
+
+
+def _read_step(path: pathlib.Path, actions: Actions) -> dict[str, np.ndarray]:
+    """Reads the fields that are kept of one step.
+
+    Raises:
+        DataError: missing, damaged, or a field has another shape.
+    """
+    fields = (*_CAMERAS.values(), actions, "robot_obs")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if any(info.file_size > _MAX_MEMBER_BYTES for info in file.zip.infolist()):
+                raise ValueError("an array is larger than a step's can be")
+            step = {field: file[field] for field in fields}
+    except FileNotFoundError as error:
+        raise errors.DataError("step is missing", str(path), "download it again") from error
+    except _NUMPY_ERRORS as error:
+        raise errors.DataError(
+            f"step cannot be read ({error})", str(path), "download it again"
+        ) from error
+    for field, value in step.items():
+        is_right = (
+            value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size
+            if field in _CAMERAS.values()
+            else value.dtype.kind == "f" and value.ndim == 1
+        )
+        if not is_right:
+            raise errors.DataError(
+                f"field '{field}' is {value.dtype}{list(value.shape)}", str(path),
+                "download it again",
+            )  # fmt: skip
+    return step
