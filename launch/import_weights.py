@@ -1,11 +1,13 @@
 """Brings official weights in, and ours out under official names, without PyTorch.
 
 python launch/import_weights.py --source=svd --input=FOLDER --output=DIR
-python launch/import_weights.py --reverse --input=DIR --output=NEW
+python launch/import_weights.py --reverse --input=DIR|WORKDIR --output=NEW
 
 Sources: svd and defi_gfdm (diffusers folders), clip, t5, dinov2 (Hugging Face folders or files; the
 hub's .pth), clip_openai (ViT-B-32.pt), defi_gidm (Lightning .ckpt), defi_policy (.pt). Train with
 --config.weights.<encoder>=DIR or --config.init.<stage>=DIR, or the part's subfolder of DIR.
+--reverse writes an import, or a run's latest verified checkpoint, as safetensors under the official
+names and in the official folders.
 """
 
 import json
@@ -14,12 +16,14 @@ import pathlib
 from absl import flags
 
 from defi_jax import cli, errors
-from defi_jax.weights import importers, sources
+from defi_jax.weights import importers, run_export, sources
 
 _SOURCE = flags.DEFINE_enum("source", None, sorted(sources.SOURCES), "Which release this is.")
-_INPUT = flags.DEFINE_string("input", "", "File or folder of the release; an import to reverse.")
+_INPUT = flags.DEFINE_string(
+    "input", "", "File or folder of a release; an import or run to reverse."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "Directory to create.")
-_REVERSE = flags.DEFINE_bool("reverse", False, "Write the official names of an import.")
+_REVERSE = flags.DEFINE_bool("reverse", False, "Write official names.")
 _JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 
@@ -31,7 +35,7 @@ def main(argv: list[str]) -> None:
             raise errors.UserError(f"--{flag.name} is missing", "import_weights", "give a path")
     input_path, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
     if _REVERSE.value:
-        written = [str(path) for path in importers.export_release(input_path, output)]
+        written = [str(path) for path in run_export.reverse(input_path, output)]
         print(json.dumps({"written": written}) if _JSON.value else "\n".join(written))
         return
     if _SOURCE.value is None:

@@ -28,7 +28,7 @@ from defi_jax.weights import (
 
 DEFAULT_FILE = "model.safetensors"
 
-# (config, official names of the part) -> table
+# (config, official names of the part; none for the release's own) -> table
 Entries = Callable[[Any, Iterable[str]], list[table.Entry]]
 
 
@@ -106,7 +106,8 @@ def _fixed(entries: Callable[[Any], list[table.Entry]]) -> Entries:
 
 
 def _dinov2_entries(config: dinov2.DINOv2Config, names: Iterable[str]) -> list[table.Entry]:
-    return dinov2_table.entries(config, dinov2_table.release(names))
+    names = set(names)
+    return dinov2_table.entries(config, dinov2_table.release(names) if names else "hub")
 
 
 _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
