@@ -14,19 +14,28 @@ import numpy as np
 from data_pipelines import (
     convert,
     episodes,
+    isolation,
     media,
     named_mixtures,
     preview,
     statistics,
     validate,
 )
-from data_pipelines.sources import base, human_video, rlds, video_clips, video_layout
+from data_pipelines.sources import (
+    base,
+    calvin,
+    human_video,
+    lerobot,
+    rlds,
+    video_clips,
+    video_layout,
+)
 from data_pipelines.standardize import registry
 from defi_jax import cli, errors
 
 Result = tuple[dict[str, Any], str]
 
-SOURCES = ("rlds", "human_video", "video_layout", "metaworld")
+SOURCES = ("rlds", "human_video", "video_layout", "calvin", "lerobot", "metaworld")
 _SHOWN_FINDINGS = 40
 
 
@@ -42,7 +51,11 @@ class ConvertOptions:
         splits: to read; empty for all.
         embodiment: of videos; RLDS datasets know theirs.
         captions: caption file of a video folder; "" searches.
-        shorter_side, every, max_frames, fps: of videos, see `video_clips.ClipOptions`.
+        shorter_side, square_crop, every, sample_fps, max_frames, image_format, fps: of videos, see
+            `video_clips.ClipOptions`.
+        calvin_part, calvin_actions: see `calvin.open_source`.
+        primary, wrist: cameras of LeRobot, see `lerobot.open_source`.
+        item_seconds, item_memory_mb: what reading one clip or episode may take.
         tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
             `sources.metaworld.collect`.
         strip_actions: make action-free video.
@@ -56,9 +69,18 @@ class ConvertOptions:
     embodiment: str
     captions: str
     shorter_side: int
+    square_crop: bool
     every: int
+    sample_fps: float | None
     max_frames: int | None
+    image_format: Any
     fps: float | None
+    calvin_part: Any
+    calvin_actions: Any
+    primary: str
+    wrist: str
+    item_seconds: float
+    item_memory_mb: int
     tasks: Sequence[str]
     episodes: int
     image_size: int
@@ -73,9 +95,24 @@ class ConvertOptions:
             "input": pathlib.Path(self.input).resolve().name,
             "captions": pathlib.Path(self.captions).name,
         }
-        same = ("name", "splits", "embodiment", "shorter_side", "every", "max_frames", "fps")
+        same = ["name", "splits", "embodiment"]
+        same += ["calvin_part", "calvin_actions"] if self.source == "calvin" else []
+        same += ["primary", "wrist"] if self.source == "lerobot" else []
         values |= {name: getattr(self, name) for name in same}
+        values |= {} if self.source == "rlds" else self.clip_options().to_json()
         return values | ({"strip_actions": True} if self.strip_actions else {})
+
+    def clip_options(self) -> video_clips.ClipOptions:
+        """How frames are stored."""
+        return video_clips.ClipOptions(
+            shorter_side=self.shorter_side,
+            square_crop=self.square_crop,
+            every=self.every,
+            sample_fps=self.sample_fps,
+            max_frames=self.max_frames,
+            image_format=self.image_format,
+            fps=self.fps,
+        )
 
 
 def open_source(options: ConvertOptions) -> base.Source:
@@ -88,28 +125,27 @@ def open_source(options: ConvertOptions) -> base.Source:
     splits = options.splits or None
     if options.source == "rlds":
         return rlds.RldsSource(options.input, splits=splits, dataset=options.name or None)
-    clips = video_clips.ClipOptions(
-        shorter_side=options.shorter_side,
-        every=options.every,
-        max_frames=options.max_frames,
-        fps=options.fps,
+    limits = isolation.Limits(
+        seconds=options.item_seconds, memory_bytes=options.item_memory_mb << 20
     )
-    if options.source == "video_layout":
-        return video_layout.VideoLayoutSource(
-            options.input,
-            name=options.name or pathlib.Path(options.input).resolve().name,
-            embodiment=options.embodiment,
-            options=clips,
-            splits=splits,
+    common: dict[str, Any] = {
+        "name": options.name or pathlib.Path(options.input).resolve().name,
+        "splits": splits,
+        "options": options.clip_options(),
+        "workers": base.Workers(count=options.workers, limits=limits),
+    }
+    if options.source == "calvin":
+        return calvin.open_source(
+            options.input, part=options.calvin_part, actions=options.calvin_actions, **common
         )
-    return human_video.open_source(
-        options.input,
-        name=options.name or None,
-        embodiment=options.embodiment,
-        captions=options.captions or None,
-        options=clips,
-        splits=splits,
-    )
+    common["embodiment"] = options.embodiment
+    if options.source == "lerobot":
+        return lerobot.open_source(
+            options.input, primary=options.primary, wrist=options.wrist, **common
+        )
+    if options.source == "video_layout":
+        return video_layout.open_source(options.input, **common)
+    return human_video.open_source(options.input, captions=options.captions or None, **common)
 
 
 def run_convert(options: ConvertOptions) -> Result:

@@ -1,6 +1,6 @@
 """Converts, checks and shows data: python launch/data.py COMMAND --flag=value ...
 
-convert   --source={rlds,human_video,video_layout,metaworld} --input=DIR --output=DIR
+convert   --source={rlds,human_video,video_layout,calvin,lerobot,metaworld} --input=DIR --output=DIR
 stats     --store=DIR             means, quantiles and ranges of actions and states
 validate  --store=DIR             damage, gaps, doubtful values and where; exit 1 on errors
 preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
@@ -31,14 +31,25 @@ flags.DEFINE_list("splits", [], "convert: splits to read; all by default.")
 flags.DEFINE_string("embodiment", "", "convert: who acts in videos; human without actions.")
 flags.DEFINE_string("captions", "", "convert: caption file of a video folder.")
 flags.DEFINE_integer("shorter_side", 256, "convert: shrink video frames to this, pixels.", 16)
+flags.DEFINE_bool("square_crop", False, "convert: keep the centre square of video frames.")
 flags.DEFINE_integer("every", 1, "convert: keep every n-th video frame.", 1)
+flags.DEFINE_float("sample_fps", None, "convert: video frames to keep a second, by their times.", 0)
 flags.DEFINE_integer("max_frames", None, "convert: video frames kept a clip.", 1)
 flags.DEFINE_float("fps", None, "convert: true frame rate of the videos, Hz.", 0.01)
+flags.DEFINE_enum("image_format", "jpeg", ["jpeg", "png"], "convert: of decoded frames.")
+flags.DEFINE_enum("calvin_part", "language", ["language", "play"], "calvin: what to read.")
+flags.DEFINE_enum(
+    "calvin_actions", "rel_actions", ["rel_actions", "actions"], "calvin: relative or absolute."
+)
+flags.DEFINE_string("primary", "", "lerobot: camera that becomes 'static'.")
+flags.DEFINE_string("wrist", "", "lerobot: camera that becomes 'gripper'.")
+flags.DEFINE_float("item_seconds", 600, "convert: time limit of a clip or episode.", 1)
+flags.DEFINE_integer("item_memory_mb", 2048, "convert: memory limit of a clip or episode.", 64)
 flags.DEFINE_list("tasks", [], "metaworld: tasks.")
 flags.DEFINE_integer("episodes", 50, "metaworld: episodes a task.", 1)
 flags.DEFINE_integer("image_size", 64, "metaworld: side of a picture, pixels.", 8)
 flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
-flags.DEFINE_integer("workers", 2, "metaworld: parallel processes.", 1)
+flags.DEFINE_integer("workers", 2, "convert: parallel processes.", 1)
 flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
 flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")

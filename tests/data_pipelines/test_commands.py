@@ -3,14 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import commands, episodes, media
+from data_pipelines import commands, episodes, media, video
 from data_pipelines.sources import metaworld
 from defi_jax import errors
 
 DEFAULTS = {
     "input": "", "output": "", "name": "", "splits": (), "embodiment": "human", "captions": "",
-    "shorter_side": 32, "every": 1, "max_frames": None, "fps": None, "tasks": (), "episodes": 2,
-    "image_size": 64, "seed": 0, "workers": 1, "strip_actions": False,
+    "shorter_side": 32, "square_crop": False, "every": 1, "sample_fps": None, "max_frames": None,
+    "image_format": "jpeg", "fps": None, "calvin_part": "language", "calvin_actions": "rel_actions",
+    "primary": "", "wrist": "", "item_seconds": 60.0, "item_memory_mb": 1024, "tasks": (),
+    "episodes": 2, "image_size": 64, "seed": 0, "workers": 0, "strip_actions": False,
 }  # fmt: skip
 
 
@@ -55,7 +57,7 @@ def test_robot_data_becomes_action_free_video(write_rlds, rlds_tools, tmp_path):
 
 
 def test_captioned_folder_by_flags(tmp_path):
-    media.write_video(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 4, fps=10)
+    video.write_video(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 4, fps=10)
     (tmp_path / "captions.json").write_text('{"a.mp4": "push"}')
     output = tmp_path / "store"
     result, _ = _convert(
