@@ -32,16 +32,22 @@ RECORD = "import.json"
 NOTES = "notes"
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+# transformers opens no file without it.
+_PYTORCH = {"format": "pt"}
 _NOTE_SUFFIXES = (".json", ".txt")
 _LARGEST_NOTE = 4 * 2**20  # bytes; vocabularies are the largest
 # Names of weight files in releases, best first; fp16 copies only when there is nothing better.
-_SAFETENSORS = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
+_WEIGHT_FILES = tuple(
+    pattern.format(stem)
+    for pattern in (
+        "{}.safetensors",
+        "{}.safetensors.index.json",
+        "{}.fp16.safetensors",
+        "{}.safetensors.index.fp16.json",
+        "{}.fp16.safetensors.index.json",
+        "{}.bin",
+    )
+    for stem in ("model", "diffusion_pytorch_model", "pytorch_model")
 )
 
 
@@ -65,15 +71,15 @@ def open_weights(path: pathlib.Path, keys: tuple[str, ...]) -> tensor_files.Tens
         UserError: nothing there. DataError: damaged, or of another kind.
     """
     if path.is_dir():
-        found = [path / name for name in _SAFETENSORS if (path / name).is_file()]
+        found = [path / name for name in _WEIGHT_FILES if (path / name).is_file()]
         if not found:
             raise errors.UserError(
-                "no weights", str(path), f"expected one of {', '.join(_SAFETENSORS)}"
+                "no weights", str(path), f"expected one of {', '.join(_WEIGHT_FILES[:4])}, ..."
             )
         path = found[0]
     if not path.is_file():
         raise errors.UserError("no such file", str(path), "give a release's file or folder")
-    if path.name.endswith((".safetensors", ".index.json")):
+    if path.name.endswith((".safetensors", *tensor_files.INDEX_ENDS)):
         return tensor_files.SafetensorsFiles(path)
     return torch_archive.TorchArchive(path, keys)
 
@@ -196,7 +202,8 @@ def write_release(
         specs = {name: spec for entry in here for name, spec in entry.specs.items()}
         specs |= {name: tensor_files.spec_of(passthrough or {}, kept[name]) for name in kept}
         (directory / folder).mkdir(parents=True, exist_ok=True)
-        with tensor_files.SafetensorsWriter(directory / folder / file, specs) as writer:
+        path = directory / folder / file
+        with tensor_files.SafetensorsWriter(path, specs, _PYTORCH) as writer:
             for entry in here:
                 writer.write_all(entry.tensors())
             writer.write_all((name, (passthrough or {})[path]) for name, path in kept.items())
@@ -349,7 +356,7 @@ def _copy_notes(input_path: pathlib.Path, folders: set[str], work: pathlib.Path)
     for path in sorted(paths):
         relative = path.relative_to(input_path)
         is_note = path.suffix in _NOTE_SUFFIXES or path.name in _TOKENIZER_FILES
-        if not is_note or path.name.endswith(".index.json") or not path.is_file():
+        if not is_note or path.name.endswith(tensor_files.INDEX_ENDS) or not path.is_file():
             continue
         if path.stat().st_size <= _LARGEST_NOTE:
             (work / NOTES / relative).parent.mkdir(parents=True, exist_ok=True)

@@ -457,4 +457,5 @@ def _bit_equal(left: np.ndarray, right: np.ndarray) -> bool:
     """Whether two arrays agree in shape, dtype and every bit (NaNs included)."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return np.ascontiguousarray(left).tobytes() == np.ascontiguousarray(right).tobytes()
+    bits = [np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in (left, right)]
+    return np.array_equal(*bits)

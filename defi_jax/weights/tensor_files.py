@@ -32,6 +32,7 @@ _DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+INDEX_ENDS = (".index.json", ".index.fp16.json")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -86,7 +87,7 @@ class SafetensorsFiles(Tensors):
     def __init__(self, path: pathlib.Path):
         self._shards: dict[str, pathlib.Path] = {}
         self._specs: dict[str, TensorSpec] = {}
-        index = _read_index(path) if path.name.endswith(".index.json") else None
+        index = _read_index(path) if path.name.endswith(INDEX_ENDS) else None
         for shard in [path] if index is None else sorted({path.parent / f for f in index.values()}):
             self._add(shard)
         missing = sorted(set(index or {}) - self._shards.keys())
@@ -193,12 +194,19 @@ class SafetensorsWriter:
     Args:
         path: the file.
         specs: name to shape and element type of everything that will be written.
+        metadata: texts for the file's header.
     """
 
-    def __init__(self, path: pathlib.Path, specs: Mapping[str, TensorSpec]):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        specs: Mapping[str, TensorSpec],
+        metadata: Mapping[str, str] | None = None,
+    ):
         self._specs = specs
         self._offsets: dict[str, int] = {}
-        header, end = {}, 0
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        end = 0
         # The widest first, so that each tensor is aligned to its element size.
         for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
             spec = specs[name]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pathlib
 
 import jax
 import ml_dtypes
@@ -20,6 +21,7 @@ from defi_jax.models import (
 )
 from defi_jax.models import params as params_lib
 from defi_jax.weights import importers, sources, table
+from tests.fixtures import seeded
 
 CLIP = clip_text.CLIPTextConfig(
     vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
@@ -65,6 +67,9 @@ CONFIGS = {
     "defi_gidm": {"gidm": GIDM, "dinov2": DINO, "t5_encoder": T5},
     "defi_policy": {"policy": POLICY, "clip_text": CLIP, "clip_openai": CLIP, "t5_encoder": T5},
 }
+FIXTURES = pathlib.Path(__file__).parents[2] / "fixtures" / "parity"
+# Folder of a diffusers release -> the fixture that knows its official names.
+FOLDERS = {"unet": "svd_unet_uneven", "vae": "svd_vae_odd_sides"}
 EXTRA = {
     "clip": ("vision_model.embed.weight", "logit_scale"),
     "clip_openai": ("visual.proj",),
@@ -115,6 +120,75 @@ def test_import_and_reverse_give_back_every_bit(name, tmp_path):
     for key, value in release.items():
         assert back[key].dtype == value.dtype, key
         np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+def _svd_tensors(folder: str) -> dict[str, np.ndarray]:
+    """What diffusers holds at small size, by its own names."""
+    return seeded.load(FIXTURES / f"{FOLDERS[folder]}.safetensors")["params"]
+
+
+def _write_svd(folder, *, shards: bool):
+    """A release's folder as diffusers writes it: sharded half precision, or whole (stage 1)."""
+    for name, fixture in FOLDERS.items():
+        (folder / name).mkdir(parents=True)
+        config = seeded.load(FIXTURES / f"{fixture}.safetensors")["config"]
+        config |= {"_class_name": name, "_diffusers_version": "0.28.0"}
+        (folder / name / "config.json").write_text(json.dumps(config))
+        stem, tensors = "diffusion_pytorch_model", _svd_tensors(name)
+        if not shards:
+            _write(folder / name / f"{stem}.safetensors", tensors)
+            continue
+        halves = {key: value.astype(np.float16) for key, value in tensors.items()}
+        files = [f"{stem}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        index = {key: files[i % 2] for i, key in enumerate(sorted(halves))}
+        for file in files:
+            _write(folder / name / file, {k: halves[k] for k, f in index.items() if f == file})
+        (folder / name / f"{stem}.safetensors.index.fp16.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": index})
+        )
+
+
+@pytest.mark.slow
+def test_svd_folder_of_half_precision_shards_comes_back_in_its_folders(tmp_path):
+    folder = tmp_path / "svd"
+    _write_svd(folder, shards=True)
+    (folder / "image_encoder").mkdir()
+    vision = {"vision_model.proj.weight": np.ones((2, 3), np.float16)}
+    _write(folder / "image_encoder" / "model.fp16.safetensors", vision)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    summary = importers.import_release("svd", folder, tmp_path / "ours")
+    assert set(summary.parameters) == {"unet", "svd_vae"}
+    assert list(summary.dropped) == ["vision_model.proj.weight"]
+    importers.export_release(tmp_path / "ours", tmp_path / "theirs")
+    assert sorted(
+        str(path.relative_to(tmp_path / "theirs")) for path in (tmp_path / "theirs").glob("*/*")
+    ) == [
+        "image_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    for name in FOLDERS:
+        path = tmp_path / "theirs" / name / "diffusion_pytorch_model.safetensors"
+        back, tensors = safetensors.numpy.load_file(path), _svd_tensors(name)
+        assert back.keys() == tensors.keys()
+        for key, value in tensors.items():
+            assert back[key].dtype == np.float16
+            np.testing.assert_array_equal(back[key], value.astype(np.float16), err_msg=key)
+
+
+@pytest.mark.slow
+def test_official_stage_1_folder_is_where_training_looks_for_it(tmp_path):
+    _write_svd(tmp_path / "checkpoint-100000", shards=False)
+    importers.import_release("defi_gfdm", tmp_path / "checkpoint-100000", tmp_path / "ours")
+    unet = safetensors.numpy.load_file(tmp_path / "ours" / "unet" / importers.PARAMS)
+    kernel = _svd_tensors("unet")["conv_in.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(unet["gfdm/unet/conv_in/kernel"], kernel)
+    vae = safetensors.numpy.load_file(tmp_path / "ours" / "svd_vae" / importers.PARAMS)
+    assert "encoder/conv_in/kernel" in vae
 
 
 def test_shards_configs_and_tokenizer_files_of_a_folder(tmp_path):
