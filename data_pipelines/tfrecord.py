@@ -38,8 +38,12 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF
 
 
-def read_records(path: epath.PathLike) -> Iterator[bytes]:
+def read_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes]:
     """Yields the records of a TFRecord file, one in memory at a time.
+
+    Args:
+        path: the file.
+        start: number of records to pass over, of which only the headers are read.
 
     Raises:
         DataError: the file is missing, cut short or damaged; names the file and the record.
@@ -60,6 +64,10 @@ def read_records(path: epath.PathLike) -> Iterator[bytes]:
             offset += _HEADER.size + length + _FOOTER.size
             if offset > size:
                 raise errors.DataError("TFRecord file is cut short", where, _REFETCH)
+            if index < start:
+                file.seek(offset)
+                index += 1
+                continue
             data = file.read(length)
             if masked_crc(data) != _FOOTER.unpack(file.read(_FOOTER.size))[0]:
                 raise errors.DataError("damaged record (checksum differs)", where, _REFETCH)

@@ -18,10 +18,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from data_pipelines import episodes, media, tfrecord
+from data_pipelines import episodes, tfrecord
 from data_pipelines.sources import base
 from data_pipelines.standardize import base as standardize_base
 from data_pipelines.standardize import columns, registry
+from data_pipelines.standardize import episode as episode_builder
 from defi_jax import errors
 
 Field = standardize_base.Field
@@ -50,6 +51,8 @@ class DatasetInfo:
         version: its folder's name.
         shards: of the chosen splits, in order.
         step_fields: field of a step, for example "observation/state" -> how it is stored.
+        paths: field, a step's as "steps/...", -> its names from the outermost; a name may itself
+            hold slashes.
         episode_fields: field of the episode, for example "episode_metadata/file_path".
     """
 
@@ -58,6 +61,7 @@ class DatasetInfo:
     shards: tuple[Shard, ...]
     step_fields: Mapping[str, Field]
     episode_fields: Mapping[str, Field]
+    paths: Mapping[str, tuple[str, ...]]
 
 
 def load_info(directory: epath.PathLike, *, splits: Collection[str] | None = None) -> DatasetInfo:
@@ -82,14 +86,14 @@ def load_info(directory: epath.PathLike, *, splits: Collection[str] | None = Non
         ) from error
 
 
-def read_shard(shard: Shard) -> Iterator[bytes]:
-    """Yields the records of a shard and then checks their number.
+def read_shard(shard: Shard, *, start: int = 0) -> Iterator[bytes]:
+    """Yields the records of a shard from number `start` on and then checks their number.
 
     Raises:
         DataError: a record is damaged, or the number is not the one of `dataset_info.json`.
     """
-    count = 0
-    for record in tfrecord.read_records(shard.path):
+    count = start
+    for record in tfrecord.read_records(shard.path, start=start):
         count += 1
         yield record
     if count != shard.num_records:
@@ -117,7 +121,7 @@ class RawSteps(Mapping):
     def __getitem__(self, name: str) -> np.ndarray | list[bytes]:
         field = self._fields[name]
         try:
-            return _unpack(self._features.get(_STEPS + name, []), field)
+            return unpack(self._features.get(_STEPS + name, []), field)
         except (ValueError, TypeError, zlib.error) as error:
             raise errors.DataError(
                 f"field '{name}' does not fit features.json ({error})",
@@ -166,43 +170,29 @@ class RldsSource:
         """Yields episodes; see `base.Source.read`."""
         for shard in self.info.shards:
             for index, record in enumerate(read_shard(shard)):
-                # The place of the record, because episodes of some datasets share their metadata.
-                episode_id = f"{self.name}/{shard.split}/{shard.index:05d}/{index:05d}"
-                if episode_id not in skip:
-                    yield self.episode(episode_id, record, f"{shard.path} record {index}")
+                if self.episode_id(shard, index) not in skip:
+                    yield self.episode(shard, index, record)
 
-    def episode(self, episode_id: str, record: bytes, where: str) -> episodes.Episode | base.Reject:
+    def episode_id(self, shard: Shard, index: int) -> str:
+        """Returns the id of an episode: its record's place, as some datasets share metadata."""
+        return f"{self.name}/{shard.split}/{shard.index:05d}/{index:05d}"
+
+    def episode(self, shard: Shard, index: int, record: bytes) -> episodes.Episode | base.Reject:
         """Returns the standardised episode of one record, or why there is none.
 
         Raises:
             DataError: the record does not fit the dataset's description.
         """
+        where = f"{shard.path} record {index}"
         features = tfrecord.parse_example(record, where=where)
-        steps = RawSteps(features, self.info.step_fields, where)
-        num_steps = _num_steps(steps, self._standard, where)
-        metadata = self._metadata(features)
-        flag = self._standard.success_flag
-        if flag and not metadata.get(flag, True):
-            return base.Reject(where, f"its '{flag}' flag is false")
-        try:
-            trajectory = self._standard.standardize(steps)
-            frames = {
-                camera: _kept_images(steps[field], trajectory.kept, f"{where}, camera {camera}")
-                for camera, field in self._standard.cameras.items()
-            }
-            return episodes.Episode(
-                episode_id=episode_id,
-                source=self.name,
-                embodiment=self._standard.robot,
-                instructions=trajectory.instructions,
-                frames=frames,
-                actions=trajectory.actions,
-                states=trajectory.states,
-                fps=self._standard.control_hz,
-                metadata=metadata | {"raw_steps": num_steps},
-            )
-        except (ValueError, errors.DataError) as error:
-            return base.Reject(where, str(error))
+        return episode_builder.build(
+            self._standard,
+            RawSteps(features, self.info.step_fields, where),
+            episode_id=self.episode_id(shard, index),
+            source=self.name,
+            metadata=self._metadata(features),
+            where=where,
+        )
 
     def _check_first(self) -> None:
         """Raises DataError where the first episode's values are not in their documented range."""
@@ -222,7 +212,7 @@ class RldsSource:
         for name, field in self.info.episode_fields.items():
             if field.kind not in ("tensor", "text") or field.shape != () or name not in features:
                 continue
-            value = _unpack(features[name], field)[0]
+            value = unpack(features[name], field)[0]
             is_text = isinstance(value, bytes)
             values[name] = value.decode(errors="replace") if is_text else value.item()
         return values
@@ -245,7 +235,8 @@ def _parse_info(directory: epath.Path, splits: Collection[str] | None) -> Datase
             f"{directory}: {', '.join(missing)}",
             "download them again",
         )
-    fields = dict(_leaves(_load_json(directory / "features.json"), "", sequences=0))
+    leaves = list(_leaves(_load_json(directory / "features.json"), (), sequences=0))
+    fields = {"/".join(path): field for path, field in leaves}
     step_fields = {
         name.removeprefix(_STEPS): field for name, field in fields.items() if _is_step(name)
     }
@@ -259,6 +250,7 @@ def _parse_info(directory: epath.Path, splits: Collection[str] | None) -> Datase
         shards=shards,
         step_fields=step_fields,
         episode_fields={name: field for name, field in fields.items() if not _is_step(name)},
+        paths={"/".join(path): path for path, _ in leaves},
     )
 
 
@@ -322,41 +314,47 @@ def _is_step(name: str) -> bool:
     return name.startswith(_STEPS)
 
 
-def _leaves(node: Mapping[str, Any], name: str, *, sequences: int) -> Iterator[tuple[str, Field]]:
+def _leaves(
+    node: Mapping[str, Any], path: tuple[str, ...], *, sequences: int
+) -> Iterator[tuple[tuple[str, ...], Field]]:
     """Walks features.json; `sequences` counts the sequences around a leaf (the steps are one)."""
     if "featuresDict" in node:
-        for child_name, child in node["featuresDict"]["features"].items():
-            path = f"{name}/{child_name}" if name else child_name
-            yield from _leaves(child, path, sequences=sequences)
+        for name, child in node["featuresDict"]["features"].items():
+            yield from _leaves(child, (*path, name), sequences=sequences)
     elif "sequence" in node:
-        yield from _leaves(node["sequence"]["feature"], name, sequences=sequences + 1)
-    elif sequences > _is_step(name):
-        yield name, Field(kind="other")
-    elif "text" in node:
-        yield name, Field(kind="text")
-    elif "image" in node:
-        yield name, Field(kind="image", dtype="uint8")
-    elif "tensor" in node:
-        tensor = node["tensor"]
-        dimensions = [int(size) for size in tensor["shape"].get("dimensions", [])]
-        yield (
-            name,
-            Field(
-                kind="text" if tensor["dtype"] in ("string", "object") else "tensor",
-                shape=tuple(size if size >= 0 else None for size in dimensions),
-                dtype=tensor["dtype"],
-                encoding=tensor.get("encoding", "none"),
-            ),
-        )
+        yield from _leaves(node["sequence"]["feature"], path, sequences=sequences + 1)
+    elif sequences > (path[:1] == (_STEPS.rstrip("/"),)):
+        yield path, Field(kind="other")
     else:
-        yield name, Field(kind="other")
+        yield path, _leaf(node)
+
+
+def _leaf(node: Mapping[str, Any]) -> Field:
+    if "text" in node:
+        return Field(kind="text")
+    if "image" in node:
+        return Field(kind="image", dtype="uint8")
+    if "tensor" not in node:
+        return Field(kind="other")
+    tensor = node["tensor"]
+    dimensions = [int(size) for size in tensor["shape"].get("dimensions", [])]
+    return Field(
+        kind="text" if tensor["dtype"] in ("string", "object") else "tensor",
+        shape=tuple(size if size >= 0 else None for size in dimensions),
+        dtype=tensor["dtype"],
+        encoding=tensor.get("encoding", "none"),
+    )
 
 
 # ---- values ----
 
 
-def _unpack(values: tfrecord.Value, field: Field) -> np.ndarray | list[bytes]:
-    """Cuts the flat list of a field into one value a step."""
+def unpack(values: tfrecord.Value, field: Field) -> np.ndarray | list[bytes]:
+    """Cuts the flat list of a field into one value a step.
+
+    Raises:
+        ValueError: the list does not hold such values.
+    """
     if field.kind == "other":
         raise ValueError("this kind of feature is not supported")
     if field.kind in ("text", "image"):
@@ -377,24 +375,6 @@ def _unpack_bytes(value: bytes, field: Field) -> np.ndarray:
     if field.encoding == "zlib":
         value = zlib.decompress(value)
     return np.frombuffer(value, field.dtype)
-
-
-def _kept_images(images: np.ndarray | list[bytes], kept: range, where: str) -> list[bytes]:
-    """Picks the steps that remain; reads the headers only, `data.py validate` reads the pixels."""
-    for step in kept:
-        media.image_size(images[step], where=f"{where}, step {step}")
-    return [images[step] for step in kept]
-
-
-def _num_steps(steps: RawSteps, standard: standardize_base.Standard, where: str) -> int:
-    lengths = {name: len(steps[name]) for name in standard.fields}
-    if len(set(lengths.values())) > 1:
-        raise errors.DataError(
-            f"fields differ in their number of steps {lengths}",
-            where,
-            "check that features.json belongs to these files",
-        )
-    return next(iter(lengths.values()))
 
 
 def _check_schema(info: DatasetInfo, standard: standardize_base.Standard) -> None:

@@ -68,27 +68,35 @@ def raw_episode(seed: int, steps: int = 6, text: str = "öffne die Schublade") -
     }
 
 
+def _feature(kind: str, **content) -> dict:
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", **content}
+
+
 def _tensor(shape: list[int], dtype: str) -> dict:
     dimensions = {"dimensions": [str(size) for size in shape]} if shape else {}
-    return {"tensor": {"shape": dimensions, "dtype": dtype, "encoding": "none"}}
+    content = {"shape": dimensions, "dtype": dtype, "encoding": "none"}
+    kind = "tensor_feature.Tensor" if shape else "scalar.Scalar"
+    return _feature(kind, tensor=content)
 
 
 def _dict(**features: dict) -> dict:
-    return {"featuresDict": {"features": features}}
+    return _feature("features_dict.FeaturesDict", featuresDict={"features": features})
 
 
 def describe_features(state_dim: int = 7) -> dict:
     """features.json of such episodes."""
-    image = {"image": {"shape": {"dimensions": ["16", "24", "3"]}, "dtype": "uint8"}}
+    shape = {"dimensions": ["16", "24", "3"]}
+    image = _feature("image_feature.Image", image={"shape": shape, "dtype": "uint8"})
+    text = _feature("text_feature.Text", text={})
     step = _dict(
         action=_tensor([7], "float32"),
         observation=_dict(state=_tensor([state_dim], "float32"), image_0=image, image_1=image),
-        language_instruction={"text": {}},
+        language_instruction=text,
         is_first=_tensor([], "bool"),
     )
+    steps = _feature("dataset_feature.Dataset", sequence={"feature": step, "length": "-1"})
     return _dict(
-        steps={"sequence": {"feature": step, "length": "-1"}},
-        episode_metadata=_dict(episode_id=_tensor([], "int32"), file_path={"text": {}}),
+        steps=steps, episode_metadata=_dict(episode_id=_tensor([], "int32"), file_path=text)
     )
 
 
@@ -107,8 +115,12 @@ class RldsWriter:
         self.directory.mkdir(parents=True)
         for index, episodes in enumerate(shards):
             write_records(self.shard(index, len(shards)), [serialize_example(e) for e in episodes])
-        split = {"name": "train", "shardLengths": [str(len(shard)) for shard in shards]}
-        info = {"name": "bridge_dataset", "version": "1.0.0", "splits": [split]}
+        lengths = [str(len(shard)) for shard in shards]
+        split = {"name": "train", "shardLengths": lengths, "numBytes": "1"}
+        info = {
+            "name": "bridge_dataset", "version": "1.0.0", "fileFormat": "tfrecord",
+            "splits": [split],
+        }  # fmt: skip
         (self.directory / "dataset_info.json").write_text(json.dumps(info))
         (self.directory / "features.json").write_text(json.dumps(describe_features(state_dim)))
         return self.directory

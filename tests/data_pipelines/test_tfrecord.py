@@ -83,3 +83,18 @@ def test_cut_example_never_escapes_as_another_error(rlds_tools):
     for size in range(1, len(data), 97):
         with pytest.raises(errors.DataError):
             tfrecord.parse_example(data[:size], where="here")
+
+
+def test_records_can_be_passed_over(tmp_path, rlds_tools):
+    path = tmp_path / "x.tfrecord"
+    rlds_tools["records"](path, [b"one", b"two", b"three"])
+    assert list(tfrecord.read_records(path, start=1)) == [b"two", b"three"]
+    assert list(tfrecord.read_records(path, start=3)) == []
+    data = bytearray(path.read_bytes())
+    data[12] ^= 1  # in the first record, which is not read
+    path.write_bytes(bytes(data))
+    assert list(tfrecord.read_records(path, start=2)) == [b"three"]
+    data[0] ^= 1  # in its header, which is
+    path.write_bytes(bytes(data))
+    with pytest.raises(errors.DataError, match="record 0"):
+        list(tfrecord.read_records(path, start=2))
