@@ -140,7 +140,7 @@ class _Plan:
             )  # fmt: skip
         frames = source.lengths * counts
         self.num_frames = int(frames.sum())
-        groups = np.cumsum(frames) // FRAMES_PER_SHARD
+        groups = (np.cumsum(frames) - frames) // FRAMES_PER_SHARD
         self.episodes = [np.flatnonzero(groups == group) for group in np.unique(groups)]
         meta = (source.meta(i) for i in range(len(source)))
         self.texts = sorted({text for entry in meta for text in entry.instructions})

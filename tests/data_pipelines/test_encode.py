@@ -1,0 +1,237 @@
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines import encode, episodes, latents, media
+from defi_jax import errors
+
+SIZE, LATENT, TEXT = 8, (2, 2, 3), (2, 3)
+FACTS = {
+    "latents": {"name": "toy", "weights": "aa"},
+    "latent_shape": list(LATENT),
+    "text_shape": list(TEXT),
+}
+
+
+class ToyEncoder:
+    """Latents are means of quarters; counts its batches and can die before one."""
+
+    posterior, image_size, batch_size = "mode", SIZE, 4
+
+    def __init__(self, facts=FACTS, die_at=None, gain=1.0):
+        self.facts, self.die_at, self.gain, self.calls = facts, die_at, gain, 0
+        self.keys = []
+
+    def frames(self, frames, keys):
+        if self.calls == self.die_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.keys += keys.tolist()
+        assert frames.shape == (self.batch_size, SIZE, SIZE, 3)
+        quarters = frames.reshape(len(frames), 2, 4, 2, 4, 3).mean(axis=(2, 4)) / 255
+        return self.gain * quarters.astype(np.float32)
+
+    def texts(self, texts):
+        assert len(texts) == self.batch_size
+        return np.stack([np.full(TEXT, len(text), np.float32) for text in texts])
+
+
+def _episode(name, length, instructions, cameras=("static",), damaged=()):
+    rng = np.random.default_rng(len(name) + length)
+    frames = {
+        camera: [
+            media.encode_png(rng.integers(0, 255, (10, 12, 3), np.uint8)) for _ in range(length)
+        ]
+        for camera in cameras
+    }
+    for t in damaged:
+        frames["static"][t] = b"\x89PNG\r\n\x1a\n damaged"
+    return episodes.Episode(
+        episode_id=name, source="s", embodiment="human", instructions=instructions, frames=frames,
+        actions=None, states=None, fps=5.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    with episodes.EpisodeWriter(tmp_path / "s", source="s") as writer:
+        writer.write(_episode("a", 5, ("open", "pull"), ("static", "gripper")))
+        writer.write(_episode("b", 6, ("open",), damaged=(2,)))
+        writer.write(_episode("c", 3, ("shut it",)))
+    return episodes.EpisodeStore(tmp_path / "s")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(encode, "FRAMES_PER_SHARD", 8)
+    monkeypatch.setattr(encode, "TEXTS_PER_SHARD", 2)
+
+
+def _encode(store, directory, encoder=None, **options):
+    options = {"cameras": ("static", "gripper"), "dtype": "float16", "overwrite": False} | options
+    return encode.encode(store, directory, encoder or ToyEncoder(), progress=False, **options)
+
+
+def _bytes(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def _pixels(store, i, camera, t):
+    image = media.resize(store.frames(i, camera, [t])[0], (SIZE, SIZE))
+    return image.reshape(2, 4, 2, 4, 3).mean(axis=(1, 3)) / 255
+
+
+def test_cache_gives_latents_by_frame_and_embeddings_by_text(store, tmp_path):
+    manifest = _encode(store, tmp_path / "c")
+    assert (manifest["frames"], manifest["texts"]) == (19, 3)
+    assert manifest["shards"] == [f"frames-0000{k}" for k in range(3)] + [
+        "texts-00000",
+        "texts-00001",
+    ]
+    source = latents.open_source(store, tmp_path / "c", ("static", "gripper"))
+    found = source.latents(0, "gripper", [4, 0])
+    assert found.dtype == np.float32
+    wanted = [_pixels(store, 0, "gripper", 4), _pixels(store, 0, "gripper", 0)]
+    np.testing.assert_allclose(found, wanted, rtol=2**-11)
+    np.testing.assert_allclose(
+        source.latents(2, "static", [2])[0], _pixels(store, 2, "static", 2), rtol=2**-11
+    )
+    assert latents.text_of(source, "shut it").tolist() == np.full(TEXT, 7.0).tolist()
+
+
+def test_killed_and_restarted_gives_the_bytes_of_one_run(store, tmp_path):
+    _encode(store, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _encode(store, tmp_path / "c", ToyEncoder(die_at=4))
+    with pytest.raises(errors.UserError, match="not complete"):
+        latents.LatentCache(tmp_path / "c")
+    done = [path.name for path in (tmp_path / "c").glob("frames-*.index.jsonl")]
+    assert done == ["frames-00000.index.jsonl"]
+    second = ToyEncoder()
+    _encode(store, tmp_path / "c", second)
+    assert 0 < second.calls < 6
+    assert _bytes(tmp_path / "c") == _bytes(tmp_path / "whole")
+
+
+def test_processes_share_the_shards(store, tmp_path):
+    _encode(store, tmp_path / "whole")
+    for index in (1, 0):  # the first process completes the cache
+        if index == 1:
+            encode._begin(tmp_path / "c", _start(tmp_path / "whole"), False)
+        _encode(store, tmp_path / "c", process_index=index, process_count=2)
+    assert _bytes(tmp_path / "c") == _bytes(tmp_path / "whole")
+
+
+def _start(directory):
+    manifest = latents.read_manifest(directory)
+    del manifest["complete"]
+    return manifest
+
+
+def test_a_missing_share_is_not_called_complete(store, tmp_path):
+    with pytest.raises(errors.DataError, match="missing"):
+        _encode(store, tmp_path / "c", process_index=0, process_count=2)
+    assert not latents.read_manifest(tmp_path / "c")["complete"]
+
+
+def test_draws_follow_from_the_frame_alone(store, tmp_path):
+    small, large = ToyEncoder(), ToyEncoder()
+    large.batch_size = 8
+    _encode(store, tmp_path / "a", small)
+    _encode(store, tmp_path / "b", large)
+    keys = {tuple(key) for key in small.keys if any(key)}
+    assert keys == {tuple(key) for key in large.keys if any(key)}
+    assert len(keys) == 19
+
+
+def test_damaged_frames_are_no_latents(store, tmp_path, caplog):
+    _encode(store, tmp_path / "c")
+    source = latents.open_source(store, tmp_path / "c", ("static",))
+    assert len(source.latents(1, "static", [1, 3])) == 2
+    with pytest.raises(errors.DataError, match="the frame is damaged"):
+        source.latents(1, "static", [1, 2])
+
+
+def test_float32_keeps_every_bit(store, tmp_path):
+    _encode(store, tmp_path / "c", dtype="float32")
+    source = latents.open_source(store, tmp_path / "c", ("static",))
+    np.testing.assert_array_equal(
+        source.latents(2, "static", [1])[0], _pixels(store, 2, "static", 1).astype(np.float32)
+    )
+
+
+def test_values_beyond_float16_are_refused(store, tmp_path):
+    with pytest.raises(errors.NumericsError, match="not finite in float16"):
+        _encode(store, tmp_path / "c", ToyEncoder(gain=1e6))
+    _encode(store, tmp_path / "d", ToyEncoder(gain=1e6), dtype="float32")
+
+
+def test_another_cache_is_not_overwritten_unasked(store, tmp_path):
+    _encode(store, tmp_path / "c")
+    other = FACTS | {"latents": {"name": "toy", "weights": "bb"}}
+    with pytest.raises(errors.UserError, match=r"encoder\.latents\.weights aa, not bb"):
+        _encode(store, tmp_path / "c", ToyEncoder(other))
+    _encode(store, tmp_path / "c", ToyEncoder(other), overwrite=True)
+    assert latents.LatentCache(tmp_path / "c").manifest["encoder"] == other
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.txt").write_text("mine")
+    with pytest.raises(errors.UserError, match="holds files"):
+        _encode(store, tmp_path / "d", overwrite=True)
+
+
+def test_cache_of_other_episodes_or_cameras_is_refused(store, tmp_path):
+    _encode(store, tmp_path / "c", cameras=("static",))
+    with pytest.raises(errors.UserError, match="lacks the cameras gripper"):
+        latents.open_source(store, tmp_path / "c", ("static", "gripper"))
+    with episodes.EpisodeWriter(tmp_path / "s", source="s", shard="1") as writer:
+        writer.write(_episode("d", 2, ("open",)))
+    with pytest.raises(errors.UserError, match="of other episodes"):
+        latents.open_source(episodes.EpisodeStore(tmp_path / "s"), tmp_path / "c", ("static",))
+    with pytest.raises(errors.UserError, match="no latent cache"):
+        latents.open_source(store, tmp_path / "none", ("static",))
+
+
+def test_other_encoders_are_named(store, tmp_path):
+    _encode(store, tmp_path / "c")
+    cache = latents.LatentCache(tmp_path / "c")
+    cache.check_encoder(FACTS, "cmd")
+    with pytest.raises(errors.UserError, match=r"latents.weights aa, not bb.*; rebuild it: cmd"):
+        cache.check_encoder(FACTS | {"latents": {"name": "toy", "weights": "bb"}}, "cmd")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.with_name("cache.json").write_text("{"),
+        lambda path: path.with_name("cache.json").write_text('{"schema": 1}'),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.unlink(),
+        lambda path: path.with_name("frames-00000.index.jsonl").write_text("[]"),
+        lambda path: path.with_name("frames-00000.index.jsonl").unlink(),
+        lambda path: _flip(path),
+    ],
+)
+def test_damage_is_a_data_error(store, tmp_path, spoil):
+    _encode(store, tmp_path / "c")
+    spoil(tmp_path / "c" / "frames-00000.array_record")
+    with pytest.raises(errors.DataError):
+        source = latents.open_source(store, tmp_path / "c", ("static",))
+        for t in range(5):
+            source.latents(0, "static", [t])
+
+
+def _flip(path):
+    """Changes a byte in the middle of the first frames' values."""
+    wanted = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    start = int(np.flatnonzero(wanted[100:])[40]) + 100
+    wanted[start] ^= 0xFF
+    path.write_bytes(wanted.tobytes())
+
+
+def test_manifest_is_json_able(store, tmp_path):
+    assert json.loads(json.dumps(_encode(store, tmp_path / "c")))["dtype"] == "float16"
+    with pytest.raises(errors.UserError, match="unknown dtype"):
+        _encode(store, tmp_path / "d", dtype="int8")
+    with pytest.raises(errors.DataError, match="no episode has the cameras wrist"):
+        _encode(store, tmp_path / "d", cameras=("wrist",))
