@@ -49,7 +49,7 @@ def find(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathli
 def is_annotation(path: pathlib.Path) -> bool:
     """Tells whether a file is such a table, by its first line."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return path.suffix == ".csv" and "narration_id" in file.readline().split(",")
+        return path.suffix == ".csv" and "narration_id" in file.readline().strip().split(",")
 
 
 def find_clips(

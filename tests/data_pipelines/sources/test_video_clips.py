@@ -1,0 +1,177 @@
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from data_pipelines import episodes, isolation, media, video
+from data_pipelines.sources import base, video_clips
+from defi_jax import errors
+
+HEIGHT, WIDTH = 32, 48
+
+
+def _write(path, times, rate: int = 10, first_pts: int = 0):
+    """A video whose frame at time t, in units of 1 / rate seconds, has brightness 4 t."""
+    with av.open(str(path), "w", format="matroska") as output:
+        stream = output.add_stream("ffv1", rate=rate)  # lossless
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv444p"  # pyright: ignore
+        for time in times:
+            image = np.full((HEIGHT, WIDTH, 3), 4 * time, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = first_pts + time
+            output.mux(stream.encode(frame))  # pyright: ignore
+        output.mux(stream.encode(None))  # pyright: ignore
+    return path
+
+
+def _read(path, options=None, **clip) -> Any:
+    described = video_clips.Clip(
+        item="x", episode_id="e", videos={"static": path}, instructions=("push",), **clip
+    )
+    return video_clips.read_clip(
+        described, source="s", embodiment="", options=options or video_clips.ClipOptions()
+    )
+
+
+def _times(clip) -> list[int]:
+    """When the kept frames were shown, by their brightness."""
+    assert isinstance(clip, episodes.Episode), clip
+    images = [media.decode_image(frame) for frame in clip.frames["static"]]
+    return [round(image.mean() / 4) for image in images]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected", "rate", "is_uneven"),
+    [
+        ([0, 1, 2, 3, 7, 8], [0, 2, 3, 3, 4, 5], 5 / 8, True),
+        ([0, 0.1, 0.2, 0.3], [0, 1, 2, 3], 10, False),
+        ([0, 0.083, 0.167, 0.25], [0, 1, 2, 3], 12, False),  # rounded to milliseconds
+        ([0, 2, 4], [0, 1, 2], 0.5, False),  # the container claims 10
+        ([0, 5, 4], [0, 1, 2], 10, False),  # times that go back say nothing
+        ([3], [0], 10, False),
+    ],
+)
+def test_frames_are_placed_evenly_by_their_times(times, expected, rate, is_uneven):
+    claimed = 12 if rate == 12 else 10
+    found = video_clips.place_evenly(times, claimed)
+    assert found == (expected, pytest.approx(rate), is_uneven)
+
+
+def test_uneven_video_plays_at_its_true_speed(tmp_path):
+    clip = _read(_write(tmp_path / "vfr.mkv", [0, 1, 2, 3, 7, 8, 14, 15]))
+    # Eight frames in 1.5 s: one each 2.14 units.
+    assert _times(clip) == [0, 2, 3, 7, 8, 8, 14, 15]
+    assert clip.fps == pytest.approx(7 / 1.5) and clip.metadata["uneven_times"] is True
+
+
+def test_sample_fps_takes_the_nearest_frames_by_time(tmp_path):
+    path = _write(tmp_path / "a.mkv", range(30), first_pts=4)
+    clip = _read(path, video_clips.ClipOptions(sample_fps=3))
+    assert clip.fps == 3 and _times(clip) == [0, 3, 7, 10, 13, 17, 20, 23, 27]
+    uneven = _write(tmp_path / "b.mkv", [0, 1, 2, 9, 10, 21])
+    assert _times(_read(uneven, video_clips.ClipOptions(sample_fps=2))) == [0, 2, 10, 10, 21]
+
+
+def test_sampling_faster_than_the_video_is_rejected(tmp_path):
+    reject = _read(_write(tmp_path / "a.mkv", range(5)), video_clips.ClipOptions(sample_fps=20))
+    assert isinstance(reject, base.Reject) and "plays at 10 Hz, slower" in reject.reason
+
+
+def test_a_window_in_seconds_and_its_frames(tmp_path):
+    path = _write(tmp_path / "a.mkv", range(40))
+    clip = _read(path, window=video_clips.Window(start=1.2, end=1.5))
+    assert _times(clip) == [12, 13, 14, 15] and clip.metadata["window_seconds"] == [1.2, 1.5]
+    sampled = _read(
+        path, video_clips.ClipOptions(sample_fps=5, every=2, max_frames=2),
+        window=video_clips.Window(start=1.0, end=3.0),
+    )  # fmt: skip
+    assert _times(sampled) == [10, 14] and sampled.fps == 2.5
+
+
+def test_a_window_outside_and_another_rate_are_rejected(tmp_path):
+    path = _write(tmp_path / "a.mkv", range(10))
+    outside = _read(path, window=video_clips.Window(start=7, end=9))
+    assert "no frame in this window" in outside.reason
+    other = _read(path, window=video_clips.Window(start=0, end=0.5, rate=30))
+    assert "plays at 10 Hz, its annotation counts frames at 30" in other.reason
+
+
+def test_square_crop_and_png(tmp_path):
+    path = _write(tmp_path / "a.mkv", range(3))
+    options = video_clips.ClipOptions(square_crop=True, image_format="png", shorter_side=16)
+    clip = _read(path, options)
+    assert clip.frames["static"][0].startswith(b"\x89PNG")
+    assert media.image_size(clip.frames["static"][0]) == (16, 16)
+    assert clip.metadata["frame_size"] == (16, 16) and clip.metadata["video_size"] == (32, 48)
+
+
+def test_a_film_is_no_clip(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_clips, "MAX_FRAMES", 5)
+    path = _write(tmp_path / "a.mkv", range(8))
+    assert "more than 5 frames" in _read(path).reason
+    assert len(_times(_read(path, video_clips.ClipOptions(max_frames=4)))) == 4
+
+
+@pytest.mark.parametrize("options", [{"every": 2}, {"sample_fps": 5}])
+def test_frames_with_actions_are_never_left_out(tmp_path, options):
+    path = _write(tmp_path / "a.mkv", range(8))
+    with pytest.raises(errors.UserError, match="tear frames and actions apart"):
+        _read(path, video_clips.ClipOptions(**options), actions=np.zeros((8, 2), np.float32))
+
+
+def test_frames_with_actions_stay_one_to_one_in_uneven_videos(tmp_path):
+    path = _write(tmp_path / "a.mkv", [0, 1, 2, 9, 10])
+    clip = _read(path, num_frames=5, actions=np.zeros((5, 2), np.float32))
+    assert _times(clip) == [0, 1, 2, 9, 10]
+
+
+def test_two_rates_contradict():
+    with pytest.raises(errors.UserError, match="two rates"):
+        video_clips.ClipOptions(fps=5, sample_fps=5)
+
+
+def _source(tmp_path, count: int, names=None):
+    clips = [
+        video_clips.Clip(
+            item=f"clip {i}",
+            episode_id=names[i] if names else f"e{i}",
+            videos={"static": tmp_path / f"{i}.mkv"},
+            instructions=("push",),
+        )
+        for i in range(count)
+    ]
+    workers = base.Workers(count=2, limits=isolation.Limits(seconds=30))
+    return video_clips.make_source(
+        "s", clips, embodiment="human", options=video_clips.ClipOptions(), rejects=(), recipe={},
+        workers=workers,
+    )  # fmt: skip
+
+
+def test_worker_processes_give_the_same_in_order_and_skip_what_is_bad(tmp_path):
+    for i in range(5):
+        _write(tmp_path / f"{i}.mkv", range(i + 2))
+    (tmp_path / "2.mkv").write_bytes(b"not a video")
+    found: list[Any] = list(_source(tmp_path, 5).read(skip={"e1"}))
+    assert [getattr(r, "episode_id", "reject") for r in found] == ["e0", "reject", "e3", "e4"]
+    assert found[1].item == "clip 2" and _times(found[3]) == list(range(6))
+
+
+def test_an_id_that_is_there_twice_is_rejected(tmp_path):
+    source = _source(tmp_path, 2, names=["same", "same"])
+    first = next(iter(source.read()))
+    assert isinstance(first, base.Reject) and "'same' is there already" in first.reason
+    assert source.total == 2
+
+
+def test_rejects_hold_text_that_every_file_can():
+    assert base.Reject("caf\udce9.mp4", "bad").item == "caf\\udce9.mp4"
+
+
+def test_digest_follows_the_file(tmp_path):
+    path = _write(tmp_path / "a.mkv", range(3))
+    before = video_clips.file_sha256(path)
+    _write(path, range(4))
+    assert video_clips.file_sha256(path) != before
+    with video.open_video(path) as opened:
+        assert len(list(opened.frames())) == 4

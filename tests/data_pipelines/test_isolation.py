@@ -1,0 +1,89 @@
+import functools
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipelines import isolation
+from defi_jax import errors
+
+LIMITS = isolation.Limits(seconds=20, memory_bytes=256 << 20)
+
+
+def _square(item: int) -> int:
+    time.sleep(0.02 * (3 - item % 3))  # later items of a round are faster
+    return item * item
+
+
+def _misbehave(item: str) -> object:
+    if item == "crash":
+        os._exit(3)
+    if item == "abort":
+        os.abort()
+    if item == "hoard":
+        return [np.ones(1 << 26) for _ in range(8)]
+    if item == "reject":
+        raise errors.DataError("bad", "file", "replace it")
+    if item == "bug":
+        raise AssertionError("a mistake of ours")
+    return item
+
+
+def _hang(item: int) -> int:
+    time.sleep(item)
+    return item
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_keep_the_order_of_the_items(workers):
+    found = list(isolation.run(_square, range(12), workers=workers, limits=LIMITS))
+    assert found == [(item, item * item) for item in range(12)]
+
+
+def test_a_crash_and_a_hoard_cost_their_own_item_only():
+    items = ["a", "crash", "b", "hoard", "abort", "c"]
+    found = dict(isolation.run(_misbehave, items, workers=2, limits=LIMITS))
+    assert [found[name] for name in "abc"] == list("abc")
+    assert found["crash"] == isolation.Failure("its worker process died (exit 3)")
+    assert found["abort"] == isolation.Failure("its worker process died (SIGABRT)")
+    assert found["hoard"] == isolation.Failure("needed more than 256 MiB of memory")
+
+
+def test_a_hanging_call_ends_at_its_deadline():
+    limits = isolation.Limits(seconds=3)
+    found = list(isolation.run(_hang, [0, 60, 0], workers=1, limits=limits))
+    assert found == [(0, 0), (60, isolation.Failure("took more than 3 s")), (0, 0)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_expected_error_ends_the_run_as_it_is(workers):
+    results = isolation.run(_misbehave, ["a", "reject"], workers=workers, limits=LIMITS)
+    with pytest.raises(errors.DataError, match="bad: file; replace it"):
+        list(results)
+
+
+def test_a_bug_is_no_failure():
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        list(isolation.run(_misbehave, ["bug"], workers=1, limits=LIMITS))
+
+
+def test_items_are_taken_as_workers_become_free():
+    taken = []
+
+    def items():
+        for item in range(50):
+            taken.append(item)
+            yield item
+
+    results = isolation.run(_square, items(), workers=2, limits=LIMITS)
+    for _ in range(5):
+        next(results)
+    assert len(taken) <= 5 + 3 * 2
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_partial_function_reaches_the_workers():
+    function: Any = functools.partial(max, key=abs)
+    assert list(isolation.run(function, [(1, -2)], workers=1, limits=LIMITS)) == [((1, -2), -2)]
