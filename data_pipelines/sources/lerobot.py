@@ -378,8 +378,11 @@ def _read_steps(recording: Recording, info: Info) -> dict[str, list[Any]]:
     """Reads the episode's rows, column by column.
 
     Raises:
+        DataError: the file is missing.
         ValueError: rows are missing, or not in order.
     """
+    if not recording.data.is_file():
+        raise errors.DataError("data file is missing", str(recording.data), _FIX)
     images = [key for key in info.cameras.values() if key not in info.videos]
     columns = ["episode_index", "frame_index", "timestamp", "task_index", *info.columns, *images]
     only = [("episode_index", "==", recording.index)] if info.is_v3 else None

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from data_pipelines import episodes, media, video
 from data_pipelines.sources import base, human_video, video_clips, video_layout
 from defi_jax import errors
+from tests.fixtures import seeded
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24)
 WORKERS = base.Workers()
+LATENT = pathlib.Path(__file__).parents[2] / "fixtures" / "archives" / "latent.pt"
 SHARED_VIDEO = pathlib.Path(__file__).parents[4] / "shared" / "data" / "video"
 
 
@@ -141,3 +144,34 @@ def test_real_clips(folder, lengths):
     assert {e.episode_id.split("/")[-1]: e.length for e in found} == lengths
     assert all((e.actions is not None) == (folder != "sthv2") for e in found)
     assert all(e.instructions[0] for e in found)
+
+
+@pytest.mark.parametrize("folder", ["latent_videos", "latent_videos_svd"])
+def test_latents_are_read_from_either_folder(tmp_path, folder):
+    named = [{"latent_video_path": "latent_videos/val/1/0.pt"}]
+    _write_clip(tmp_path, "1", video_length=5, latent_videos=named)
+    _write_clip(tmp_path, "2", video_length=5)
+    path = tmp_path / folder / "val" / "1" / "0.pt"
+    path.parent.mkdir(parents=True)
+    shutil.copy(LATENT, path)
+    (found,) = video_layout.read_latents(tmp_path, name="set")
+    assert (found.episode_id, found.camera) == ("set/val/1", "static")
+    np.testing.assert_array_equal(found.values, seeded.noise("latent", (5, 4, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("length", "path", "reason"),
+    [
+        (6, "latent_videos/0.pt", "5 latents for 6 frames"),
+        (5, "latent_videos/1.pt", "no such latent file"),
+        (5, "../0.pt", "outside of the dataset"),
+        (5, "videos/val/1/0.mp4", "not a PyTorch archive"),
+    ],
+)
+def test_unusable_latents_are_a_data_error(tmp_path, length, path, reason):
+    named = [{"latent_video_path": path}]
+    _write_clip(tmp_path, "1", video_length=length, latent_videos=named)
+    (tmp_path / "latent_videos").mkdir()
+    shutil.copy(LATENT, tmp_path / "latent_videos" / "0.pt")
+    with pytest.raises(errors.DataError, match=reason):
+        list(video_layout.read_latents(tmp_path, name="set"))
