@@ -55,7 +55,7 @@ def data() -> ml_collections.ConfigDict:
     """Returns the data section."""
     return ml_collections.ConfigDict(
         {
-            "root": "",  # directory of episode stores
+            "root": "",  # directory of episode stores, or of RLDS directories to stream
             "mixture": "",  # "synthetic", or "store[:weight],store[:weight]" under root
             "image_size": 64,
             "cameras": ("static",),
@@ -71,6 +71,7 @@ def data() -> ml_collections.ConfigDict:
             "augment": False,
             "workers": 0,
             "max_bad_fraction": 0.001,
+            "stream_mib": 1_024,  # encoded episodes in memory where RLDS files are streamed
             # GFDM: directory written by `launch/data.py encode`; "" runs the encoders in the step.
             "latents": "",
         }

@@ -258,9 +258,9 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
 
 def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
     """Draws the first training batch, by the loader that training uses."""
-    from data_pipelines import loader  # takes a second to import, the other commands need it not
+    from data_pipelines import stream  # takes a second to import, the other commands need it not
 
-    batches = loader.make_loader(
+    batches = stream.make_loader(
         config.data,
         config.objective,
         objective.batch_spec(config.global_batch),

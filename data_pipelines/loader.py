@@ -93,14 +93,14 @@ def make_loader(
         UserError: stores are absent, a number is impossible, or nothing is held out.
         DataError: a store lacks what the objective needs, or is damaged.
     """
-    _check(split, global_batch, process_count)
+    check_request(split, global_batch, process_count)
     config = data_config
     sources = open_components(config)
     if objective_name == "joint":
         mixtures.check_actions(sources, f"data.mixture={config.mixture!r}")
     takes_features, takes_latents = _takes_features(batch_spec), _takes_latents(batch_spec)
     components = _encoded(sources, config) if takes_latents else sources
-    normalizer = _normalizer(config, objective_name, components)
+    normalizer = make_normalizer(config, objective_name, components)
     reader = samples.make_reader(
         config, objective_name, normalizer, train=split == "train",
         with_images=not (takes_features or takes_latents),
@@ -354,7 +354,7 @@ def _assemble(objective_name: str, raw: Mapping[str, Any]) -> batch_lib.Batch:
     return batch_lib.JointBatch(text=tokens, **{"images": None, **arrays})
 
 
-def _check(split: str, global_batch: int, process_count: int) -> None:
+def check_request(split: str, global_batch: int, process_count: int) -> None:
     """Raises UserError where the batch cannot be divided over the processes."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r}")
@@ -402,7 +402,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _normalizer(
+def make_normalizer(
     config: Any, objective_name: str, components: Sequence[mixtures.Component]
 ) -> statistics.Normalizer:
     """Returns the actions' normaliser, from the statistics of all components that have actions.
@@ -448,7 +448,7 @@ def _parts(
     parts = []
     for component in components:
         source = component.source
-        usable = _usable(component, reader, config)
+        usable = has_needs(component, reader, config)
         held_out = np.array(
             [samples.is_held_out(name, config.holdout_percent) for name in source.episode_ids]
         )
@@ -475,7 +475,7 @@ def _parts(
     return tuple(parts)
 
 
-def _usable(component: mixtures.Component, reader: samples.Reader, config: Any) -> np.ndarray:
+def has_needs(component: mixtures.Component, reader: samples.Reader, config: Any) -> np.ndarray:
     """Returns bool[episodes], those that have the actions and cameras the objective takes."""
     source, where = component.source, f"data set {component.name!r}"
     usable = np.ones(len(source), bool)

@@ -25,7 +25,7 @@ flags.mark_flags_as_required(["config"])
 def main(argv: list[str]) -> None:
     """Checks the config, then hands it to the loop."""
     del argv
-    from data_pipelines import loader
+    from data_pipelines import stream
     from defi_jax import objectives
     from defi_jax.training import loop, startup, supervisor
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         workdir = startup.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
         startup.check_same_run(config, workdir)
         make_loader = functools.partial(
-            loader.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
+            stream.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
         )
         loop.train(config, objective, make_loader, workdir)
 

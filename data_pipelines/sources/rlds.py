@@ -64,6 +64,14 @@ class DatasetInfo:
     paths: Mapping[str, tuple[str, ...]]
 
 
+def is_dataset(directory: epath.PathLike) -> bool:
+    """Whether a directory holds an RLDS dataset, itself or in a version folder."""
+    directory = epath.Path(directory)
+    return directory.is_dir() and bool(
+        (directory / "dataset_info.json").exists() or _versions(directory)
+    )
+
+
 def load_info(directory: epath.PathLike, *, splits: Collection[str] | None = None) -> DatasetInfo:
     """Reads the description of a dataset and checks that its shards are there.
 
@@ -259,11 +267,7 @@ def _version_directory(directory: epath.Path) -> epath.Path:
         raise errors.UserError("no such RLDS directory", str(directory), "check --input")
     if (directory / "dataset_info.json").exists():
         return directory
-    versions = [
-        path
-        for path in directory.iterdir()
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
-    ]
+    versions = _versions(directory)
     if not versions:
         raise errors.UserError(
             "no dataset_info.json, here or in a version folder",
@@ -271,6 +275,14 @@ def _version_directory(directory: epath.Path) -> epath.Path:
             "give the folder that holds the .tfrecord files",
         )
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+
+
+def _versions(directory: epath.Path) -> list[epath.Path]:
+    return [
+        path
+        for path in directory.iterdir()
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
+    ]
 
 
 def _load_json(path: epath.Path) -> dict[str, Any]:

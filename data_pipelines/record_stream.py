@@ -1,0 +1,225 @@
+"""Episodes of an RLDS dataset one after another, and a pool of them to draw samples from.
+
+    shards in the epoch's order -> records of this process -> episodes -> pool -> samples
+
+A pool holds whole episodes with their encoded frames up to a number of bytes, and at most one epoch
+of them: it drains before the next epoch begins, so that each sample comes once an epoch. Memory is
+the pool and one record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from data_pipelines import episodes, media
+from data_pipelines.sources import base, rlds
+from defi_jax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a process is in its stream.
+
+    Attributes:
+        epoch: number of times that all records were read.
+        record: number of records of this epoch that it has passed, read or not.
+    """
+
+    epoch: int
+    record: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record as it lies in its file."""
+
+    shard: rlds.Shard
+    index: int
+    data: bytes
+
+
+class EpisodeView:
+    """One episode in memory as an `episodes.EpisodeSource` of length 1."""
+
+    def __init__(self, episode: episodes.Episode):
+        self._episode = episode
+        self.episode_ids = (episode.episode_id,)
+        self.lengths = np.array([episode.length], np.int64)
+        self.has_actions = np.array([episode.actions is not None])
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the encoded frames."""
+        return sum(len(frame) for frames in self._episode.frames.values() for frame in frames)
+
+    def has_camera(self, camera: str) -> np.ndarray:
+        """See `episodes.EpisodeSource`."""
+        return np.array([camera in self._episode.frames])
+
+    def meta(self, i: int) -> episodes.EpisodeMeta:
+        """See `episodes.EpisodeSource`."""
+        del i
+        episode = self._episode
+        return episodes.EpisodeMeta(
+            episode_id=episode.episode_id,
+            source=episode.source,
+            embodiment=episode.embodiment,
+            instructions=episode.instructions,
+            cameras=tuple(episode.frames),
+            length=episode.length,
+            fps=episode.fps,
+            has_actions=episode.actions is not None,
+            has_states=episode.states is not None,
+            metadata=episode.metadata,
+        )
+
+    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `episodes.EpisodeSource`."""
+        del i
+        encoded = self._episode.frames[camera]
+        where = f"episode {self._episode.episode_id!r}, camera {camera!r}"
+        return np.stack([media.decode_image(encoded[int(t)], where=where) for t in indices])
+
+    def actions(self, i: int) -> np.ndarray | None:
+        """See `episodes.EpisodeSource`."""
+        del i
+        return self._episode.actions
+
+    def states(self, i: int) -> np.ndarray | None:
+        """See `episodes.EpisodeSource`."""
+        del i
+        return self._episode.states
+
+    def fingerprint(self) -> str:
+        """Returns the episode's id."""
+        return self._episode.episode_id
+
+
+class Records:
+    """Records of one epoch that belong to one of P processes.
+
+    Processes take whole shards where there are enough, else every P-th record.
+
+    Args:
+        source: the dataset.
+        seed: of the order of the shards, anew in each epoch.
+        process_index: of this process.
+        process_count: P.
+    """
+
+    def __init__(
+        self, source: rlds.RldsSource, *, seed: int, process_index: int, process_count: int
+    ):
+        self._shards, self._seed = source.info.shards, seed
+        by_shard = len(self._shards) >= process_count
+        self._own_shards = slice(process_index, None, process_count) if by_shard else slice(None)
+        self._own_record = (0, 1) if by_shard else (process_index, process_count)
+
+    def epoch(self, start: Position) -> Iterator[tuple[Position, Record]]:
+        """Yields the records from a position to the end of its epoch, each with the next one's."""
+        order = np.random.default_rng((self._seed, start.epoch)).permutation(len(self._shards))
+        remainder, divisor = self._own_record
+        passed = 0
+        for shard in (self._shards[number] for number in order[self._own_shards]):
+            first = max(0, start.record - passed)
+            if first < shard.num_records:
+                for index, data in enumerate(rlds.read_shard(shard, start=first), first):
+                    number = passed + index
+                    if number % divisor == remainder:
+                        yield Position(start.epoch, number + 1), Record(shard, index, data)
+            passed += shard.num_records
+
+
+class Pool:
+    """Samples of a stream in random order; see the module's docstring.
+
+    Args:
+        source: the dataset.
+        records: of this process.
+        start: where to begin.
+        accept: episode id -> whether it belongs to the split; asked before a record is parsed.
+        count_samples: an episode -> its number of samples, 0 for one that cannot be used.
+        max_bytes: of the frames in the pool, one episode at least.
+        cameras: whose frames are kept.
+        report: what to do with an episode that is unusable.
+    """
+
+    def __init__(
+        self,
+        source: rlds.RldsSource,
+        records: Records,
+        *,
+        start: Position,
+        accept: Callable[[str], bool],
+        count_samples: Callable[[EpisodeView], int],
+        max_bytes: int,
+        cameras: Sequence[str],
+        report: Callable[[base.Reject], None],
+    ):
+        self.position = start
+        self._source, self._records = source, records
+        self._accept, self._count_samples, self._report = accept, count_samples, report
+        self._max_bytes, self._cameras = max_bytes, cameras
+        self._views: list[tuple[EpisodeView, list[int]]] = []  # episode, samples not drawn yet
+        self._bytes = 0
+        self._epoch = records.epoch(start)
+
+    def draw(self, rng: np.random.Generator) -> tuple[EpisodeView, int]:
+        """Returns an episode and a sample's number within it, each once an epoch.
+
+        Raises:
+            DataError: a whole epoch gives no sample.
+        """
+        self._fill(rng)
+        if not self._views:
+            self._next_epoch(rng)
+        left = np.cumsum([len(samples) for _, samples in self._views])
+        chosen = int(np.searchsorted(left, rng.integers(left[-1]), side="right"))
+        view, samples = self._views[chosen]
+        sample = samples.pop()
+        if not samples:
+            self._views.pop(chosen)
+            self._bytes -= view.num_bytes
+        return view, sample
+
+    def _next_epoch(self, rng: np.random.Generator) -> None:
+        for _ in range(2):  # the first may have begun behind the last usable record
+            self.position = Position(self.position.epoch + 1, 0)
+            self._epoch = self._records.epoch(self.position)
+            self._fill(rng)
+            if self._views:
+                return
+        raise errors.DataError(
+            "no episode has the cameras, actions and length that are asked for",
+            f"dataset {self._source.name}",
+            "give other --config.data.cameras, or more data",
+        )
+
+    def _fill(self, rng: np.random.Generator) -> None:
+        """Reads episodes of this epoch until the pool is full."""
+        while self._bytes < self._max_bytes or not self._views:
+            following = next(self._epoch, None)
+            if following is None:
+                return
+            self.position, record = following
+            view = self._view(record)
+            num_samples = 0 if view is None else self._count_samples(view)
+            if view is not None and num_samples:
+                self._views.append((view, rng.permutation(num_samples).tolist()))
+                self._bytes += view.num_bytes
+
+    def _view(self, record: Record) -> EpisodeView | None:
+        if not self._accept(self._source.episode_id(record.shard, record.index)):
+            return None
+        episode = self._source.episode(record.shard, record.index, record.data)
+        if isinstance(episode, base.Reject):
+            self._report(episode)
+            return None
+        kept = {name: frames for name, frames in episode.frames.items() if name in self._cameras}
+        return EpisodeView(dataclasses.replace(episode, frames=kept)) if kept else None

@@ -1,0 +1,473 @@
+"""Training straight from RLDS files, on disk or in a bucket, without conversion.
+
+`make_loader` streams where <data.root>/<name> (or data.root itself, when it has that name) is an
+RLDS directory for every name of the mixture, and else makes the loader of converted stores. The
+same standardisation, readers and decoders run in both, so a sample has the same pixels, actions
+and text. What differs:
+
+- Order: shards are shuffled, and samples are drawn from a pool of `data.stream_mib` MiB of encoded
+  episodes; a store is shuffled as a whole.
+- Resume: a restored run goes on at its record positions. Samples that were in the pool are lost
+  for that epoch, so the batches are not those of a run that was never stopped.
+- Statistics and mixtures weighted by size need all records once; the result is kept in the user's
+  cache directory.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from data_pipelines import (
+    loader,
+    mixtures,
+    named_mixtures,
+    record_stream,
+    samples,
+    statistics,
+    stream_scan,
+)
+from data_pipelines.sources import base, rlds
+from data_pipelines.transforms import text
+from defi_jax import batch as batch_lib
+from defi_jax import errors
+
+MAX_ATTEMPTS = samples.MAX_ATTEMPTS
+FIRST_MIB = 64  # pool of `StreamLoader.first`
+STORE_ONLY = "convert the dataset (`python launch/data.py convert --source=rlds`) and train from it"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamedComponent(mixtures.Component):
+    """A streamed dataset of a mixture; `source` is its first episode alone."""
+
+    dataset: rlds.RldsSource
+
+    def statistics(self) -> dict[str, statistics.Statistics]:
+        """Returns the statistics of all episodes; reads everything once."""
+        return stream_scan.scan(self.dataset).statistics
+
+
+def make_loader(
+    data_config: Any, objective_name: str, batch_spec: batch_lib.Batch, **options: Any
+) -> loader.Loader:
+    """Returns a `StreamLoader` for RLDS directories, and else `loader.make_loader`.
+
+    Args:
+        data_config: the `data` section.
+        objective_name: see `loader.make_loader`.
+        batch_spec: see `loader.make_loader`.
+        **options: see `loader.make_loader`.
+
+    Raises:
+        UserError, DataError: see `loader.make_loader`.
+    """
+    directories = find_directories(data_config.mixture, data_config.root)
+    if not directories:
+        return loader.make_loader(data_config, objective_name, batch_spec, **options)
+    return _make_stream_loader(data_config, objective_name, batch_spec, directories, **options)
+
+
+def find_directories(mixture: str, root: str) -> dict[str, epath.Path]:
+    """Returns name -> RLDS directory of a mixture; nothing where not every name has one."""
+    if not root or not mixture:
+        return {}
+    found = {}
+    for name in mixtures.parse(mixture).weights:
+        places = [epath.Path(root) / name]
+        places += [epath.Path(root)] if epath.Path(root).name == name else []
+        found[name] = next((place for place in places if rlds.is_dataset(place)), None)
+    return {} if None in found.values() else found
+
+
+def _make_stream_loader(
+    config: Any,
+    objective_name: str,
+    batch_spec: batch_lib.Batch,
+    directories: Mapping[str, epath.Path],
+    *,
+    tokenizers: Mapping[str, text.Tokenizer],
+    split: str,
+    seed: int,
+    global_batch: int,
+    process_index: int,
+    process_count: int,
+) -> StreamLoader:
+    loader.check_request(split, global_batch, process_count)
+    if isinstance(batch_spec, batch_lib.GFDMBatch) and batch_spec.latents is not None:
+        raise errors.UserError("latents of streamed data", "data.latents", STORE_ONLY)
+    components = _open(mixtures.parse(config.mixture), directories)
+    if objective_name == "joint":
+        mixtures.check_actions(components, f"data.mixture={config.mixture!r}")
+    normalizer = loader.make_normalizer(config, objective_name, components)
+    reader = samples.make_reader(
+        config, objective_name, normalizer, train=split == "train", with_images=True
+    )
+    for component in components:
+        loader.has_needs(component, reader, config)
+    batches = StreamBatches(
+        components=tuple(components),
+        reader=reader,
+        choose=text.ChooseParaphrase(draw=split == "train"),
+        tokenize=text.Tokenize(by_role=tokenizers),
+        cameras=tuple(config.cameras),
+        split=split,
+        holdout_percent=config.holdout_percent,
+        max_bytes=config.stream_mib << 20,
+        threads=max(config.workers, loader.READ_AHEAD),
+        seed=seed,
+        global_batch=global_batch,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    _check_split(batches)
+    pipeline = {
+        "streamed": True,
+        "split": split,
+        "objective": objective_name,
+        "sources": [[c.name, c.weight, stream_scan.digest(c.dataset)] for c in components],
+        "transforms": samples.describe(config),
+        "normalizer": normalizer.to_json(),
+        "seed": seed,
+        "global_batch": global_batch,
+        "tokenizers": batches.tokenize.describe(),
+    }
+    logging.warning(
+        "streaming %s: a restored run goes on at its record positions, which is not exact; %s "
+        "to resume exactly", ", ".join(directories), STORE_ONLY,
+    )  # fmt: skip
+    return StreamLoader(
+        cast(Any, batches), objective_name, batch_spec, pipeline, normalizer, config
+    )
+
+
+def _open(
+    mixture: named_mixtures.Mixture, directories: Mapping[str, epath.Path]
+) -> list[StreamedComponent]:
+    components = []
+    for name, weight in mixture.weights.items():
+        dataset = rlds.RldsSource(directories[name])
+        if mixture.by_size and len(mixture.weights) > 1:
+            weight *= stream_scan.scan(dataset).steps
+        component = StreamedComponent(
+            name=name, weight=weight, source=_first(dataset), directory=None, dataset=dataset
+        )
+        components.append(component)
+    return components
+
+
+def _check_split(batches: StreamBatches) -> None:
+    """Raises UserError where no record of any dataset belongs to the split."""
+    for component in batches.components:
+        dataset = component.dataset
+        for shard in dataset.info.shards:
+            ids = (dataset.episode_id(shard, index) for index in range(shard.num_records))
+            if any(map(batches.accepts, ids)):
+                return
+    raise errors.UserError(
+        f"no episode of {', '.join(c.name for c in batches.components)} is in split "
+        f"{batches.split}", f"data.holdout_percent={batches.holdout_percent}",
+        "change it, or set eval_batches=0",
+    )  # fmt: skip
+
+
+def _first(dataset: rlds.RldsSource) -> record_stream.EpisodeView:
+    """Returns the first usable episode, which stands for the others' cameras and actions.
+
+    Raises:
+        DataError: there is none.
+    """
+    for episode in dataset.read():
+        if not isinstance(episode, base.Reject):
+            return record_stream.EpisodeView(episode)
+    raise errors.DataError("no episode can be used", f"dataset {dataset.name}")
+
+
+# ---- batches ----
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamBatches:
+    """What decides the batches of one process; `stream` starts them.
+
+    Attributes:
+        components: of the mixture.
+        reader: of the objective.
+        choose: of the instruction.
+        tokenize: of the instructions of a batch.
+        cameras: whose frames are kept in memory.
+        split: "train" or "eval".
+        holdout_percent: of the episodes, which are the "eval" split.
+        max_bytes: of all pools together.
+        threads: that decode.
+        seed: of order and draws.
+        global_batch: samples of all processes.
+        process_index: this process.
+        process_count: divides `global_batch`.
+        first: number of the batch that comes next.
+        positions: where each component's stream begins, by name; from the start where absent.
+    """
+
+    components: tuple[StreamedComponent, ...]
+    reader: samples.Reader
+    choose: text.ChooseParaphrase
+    tokenize: text.Tokenize
+    cameras: tuple[str, ...]
+    split: str
+    holdout_percent: float
+    max_bytes: int
+    threads: int
+    seed: int
+    global_batch: int
+    process_index: int
+    process_count: int
+    first: int = 0
+    positions: Mapping[str, record_stream.Position] = dataclasses.field(default_factory=dict)
+
+    @property
+    def local_batch(self) -> int:
+        """Samples of this process."""
+        return self.global_batch // self.process_count
+
+    def accepts(self, episode_id: str) -> bool:
+        """Whether an episode belongs to the split."""
+        held_out = samples.is_held_out(episode_id, self.holdout_percent)
+        return held_out == (self.split == "eval")
+
+    def starting_at(self, batch: int) -> StreamBatches:
+        """Returns the same batches with number `batch` next."""
+        return dataclasses.replace(self, first=batch)
+
+
+class _Stream:
+    """Endless iterator over raw batches (`samples.Batches`), each with the positions after it."""
+
+    def __init__(self, batches: StreamBatches):
+        self._batches = batches
+        self._bad: list[samples.Bad] = []
+        self._threads = concurrent.futures.ThreadPoolExecutor(batches.threads)
+        weights = np.array([component.weight for component in batches.components], np.float64)
+        self._shares = weights / weights.sum()
+        self._pools = [
+            self._pool(component, share)
+            for component, share in zip(batches.components, self._shares, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        own = self._batches
+        number = own.first
+        while True:
+            start = number * own.global_batch + own.process_index * own.local_batch
+            drawn = [self._draw(index) for index in range(start, start + own.local_batch)]
+            read = [self._replaced(*pair) for pair in zip(drawn, self._read(drawn), strict=True)]
+            bad, self._bad = self._bad, []
+            yield {
+                "arrays": {name: np.stack([arrays[name] for arrays, _ in read])
+                           for name in read[0][0]},
+                "text": own.tokenize([instruction for _, instruction in read]),
+                "bad": bad,
+                "positions": {
+                    component.name: pool.position
+                    for component, pool in zip(own.components, self._pools, strict=True)
+                },
+            }  # fmt: skip
+            number += 1
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _pool(self, component: StreamedComponent, share: float) -> record_stream.Pool:
+        own = self._batches
+        return record_stream.Pool(
+            component.dataset,
+            record_stream.Records(
+                component.dataset,
+                seed=own.seed,
+                process_index=own.process_index,
+                process_count=own.process_count,
+            ),
+            start=own.positions.get(component.name, record_stream.Position(0, 0)),
+            accept=own.accepts,
+            count_samples=self._count_samples,
+            max_bytes=int(own.max_bytes * share),
+            cameras=own.cameras,
+            report=lambda reject: self._bad.append(
+                samples.Bad(component.name, reject.item, reject.reason)
+            ),
+        )
+
+    def _count_samples(self, view: record_stream.EpisodeView) -> int:
+        reader = self._batches.reader
+        usable = reader.has_cameras(view)[0] and (view.has_actions[0] or not reader.needs_actions)
+        return int(reader.num_samples(view.lengths)[0]) if usable else 0
+
+    def _draw(self, index: int) -> tuple[int, int, record_stream.EpisodeView, int]:
+        """Returns index, number of the component, episode and sample."""
+        rng = np.random.default_rng((self._batches.seed, index, MAX_ATTEMPTS))
+        number = int(rng.choice(len(self._pools), p=self._shares))
+        return index, number, *self._pools[number].draw(rng)
+
+    def _read(self, drawn: Sequence[tuple]) -> Iterator[tuple[samples.Arrays, str] | Exception]:
+        return self._threads.map(self._try, drawn)
+
+    def _try(self, draw: tuple, attempt: int = 0) -> tuple[samples.Arrays, str] | Exception:
+        index, _, view, sample = draw
+        rng = np.random.default_rng((self._batches.seed, index, attempt))  # as from a store
+        try:
+            instruction = self._batches.choose(view.meta(0).instructions, rng)
+            return self._batches.reader(view, 0, sample, rng), instruction
+        except (errors.DataError, OSError) as error:
+            return error
+
+    def _replaced(
+        self, draw: tuple, result: tuple[samples.Arrays, str] | Exception
+    ) -> tuple[samples.Arrays, str]:
+        """Returns the sample, or the next good one of its component.
+
+        Raises:
+            DataError: so many replacements were bad that the dataset must be.
+        """
+        index, number, view, sample = draw
+        name = self._batches.components[number].name
+        for attempt in range(1, MAX_ATTEMPTS):
+            if not isinstance(result, Exception):
+                return result
+            self._bad.append(samples.Bad(name, f"{view.episode_ids[0]}#{sample}", str(result)))
+            rng = np.random.default_rng((self._batches.seed, index, attempt))
+            view, sample = self._pools[number].draw(rng)
+            result = self._try((index, number, view, sample), attempt)
+        raise errors.DataError(
+            f"{MAX_ATTEMPTS} samples in a row are damaged (last: {self._bad[-1].reason})",
+            f"dataset {name!r}",
+            "download it again",
+        )
+
+
+class _Ahead:
+    """Runs a stream in a thread, some batches ahead; `positions` are those of the last one out."""
+
+    def __init__(self, stream: _Stream, positions: Mapping[str, record_stream.Position]):
+        self.positions = dict(positions)
+        self._stream = stream
+        self._ready: queue.Queue[Any] = queue.Queue(loader.READ_AHEAD)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="stream")
+        self._thread.start()
+
+    def __next__(self) -> dict[str, Any]:
+        raw = self._ready.get()
+        if isinstance(raw, BaseException):
+            self._ready.put_nowait(raw)  # the thread has ended: the next call must not wait for it
+            raise raw
+        self.positions = raw["positions"]
+        return raw
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._stream.close()
+
+    def _run(self) -> None:
+        try:
+            for raw in self._stream:
+                if not self._put(raw):
+                    return
+        except Exception as error:  # raised again where batches are taken
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        """Waits for a place; returns False once closed."""
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+# ---- the loader ----
+
+
+class StreamLoader(loader.Loader):
+    """A `loader.Loader` of streams; see the module's docstring for what differs."""
+
+    _batches: StreamBatches
+    _iterator: _Ahead | None
+
+    def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
+        """See `loader.Loader.first`."""
+        fresh = dataclasses.replace(self._batches, first=0, positions={}, max_bytes=FIRST_MIB << 20)
+        stream = _Stream(fresh)
+        try:
+            for _, raw in zip(range(num_batches), stream, strict=False):
+                yield self._batch(raw)
+        finally:
+            stream.close()
+
+    @property
+    def num_samples(self) -> int:
+        """Unknown before all is read.
+
+        Raises:
+            UserError: always.
+        """
+        raise errors.UserError(
+            "features of streamed data cannot be kept", "cache_features",
+            f"give --config.cache_features=False, or {STORE_ONLY}",
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """Returns the positions, those of all processes together, small and JSON-able."""
+        positions = self._batches.positions if self._iterator is None else self._iterator.positions
+        count = self._batches.process_count
+        own = {name: [p.epoch, p.record * count] for name, p in positions.items()}
+        return super().state() | {"positions": own}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues at the record positions of `state`, which is not exact.
+
+        Raises:
+            UserError: the state is of another pipeline; names what differs.
+        """
+        super().restore(state)
+        count = self._batches.process_count
+        positions = {
+            name: record_stream.Position(epoch, record // count)
+            for name, (epoch, record) in state["positions"].items()
+        }
+        self._batches = dataclasses.replace(self._batches, positions=positions)
+        logging.warning("restored record positions %s; this is not exact", state["positions"])
+
+    def close(self) -> None:
+        """Stops the threads; the next batch starts them again at the record positions."""
+        positions = self._batches.positions if self._iterator is None else self._iterator.positions
+        super().close()
+        self._batches = dataclasses.replace(self._batches, positions=positions)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Returns what each dataset contributes; numbers are of the files, 0 where unknown."""
+        return [
+            {
+                "name": component.name,
+                "weight": component.weight,
+                "episodes": component.dataset.total,
+                "frames": stream_scan.known_steps(component.dataset),
+                "samples": 0,
+                "episodes_with_actions": component.dataset.total
+                * int(component.source.has_actions[0]),
+                "start_digests": [],
+            }
+            for component in self._batches.components
+        ]
+
+    def _start(self) -> _Ahead:
+        return _Ahead(_Stream(self._batches), self._batches.positions)

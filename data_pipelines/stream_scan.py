@@ -1,0 +1,111 @@
+"""One pass over an RLDS dataset for what a stream must know before it starts: statistics and size.
+
+The result is kept in the user's cache directory under a digest of the dataset's description and of
+its standardisation, because the dataset's own directory is often read-only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import uuid
+
+import numpy as np
+import tqdm
+from absl import logging
+
+from data_pipelines import statistics
+from data_pipelines.sources import base, rlds
+from data_pipelines.standardize import registry
+from data_pipelines.transforms import action
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What all episodes of a dataset together are.
+
+    Attributes:
+        steps: number of steps.
+        statistics: of actions and states, as `statistics.of_source` of the converted store.
+    """
+
+    steps: int
+    statistics: dict[str, statistics.Statistics]
+
+
+def digest(dataset: rlds.RldsSource) -> str:
+    """Identifies a dataset's files, by their description, and how they are standardised."""
+    shards = [[s.split, s.path.name, s.num_records] for s in dataset.info.shards]
+    standard = re.sub(r" at 0x[0-9a-f]+", "", repr(registry.find(dataset.name)))
+    content = [dataset.info.name, dataset.info.version, dataset.name, shards, standard]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def known_steps(dataset: rlds.RldsSource) -> int:
+    """Returns the number of steps where a scan is kept, and else 0."""
+    kept = _load(_path(dataset))
+    return kept.steps if kept else 0
+
+
+def scan(dataset: rlds.RldsSource) -> Scan:
+    """Reads all episodes, or what was kept of an earlier scan."""
+    path = _path(dataset)
+    kept = _load(path)
+    if kept is not None:
+        return kept
+    logging.warning("%s: reading all records once for their statistics", dataset.name)
+    found = _compute(dataset)
+    values = {name: column.to_json() for name, column in found.statistics.items()}
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"steps": found.steps, "statistics": values}))
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.warning("statistics are not kept in %s: %s", path, error)
+    return found
+
+
+def _compute(dataset: rlds.RldsSource) -> Scan:
+    columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in statistics.COLUMNS}
+    steps = 0
+    for episode in tqdm.tqdm(dataset.read(), total=dataset.total, desc=dataset.name, unit="ep"):
+        if isinstance(episode, base.Reject):
+            continue
+        steps += episode.length
+        if episode.actions is not None:
+            recorded = action.recorded(episode.actions, episode.metadata)
+            columns["actions"][episode.episode_id] = recorded
+        if episode.states is not None:
+            columns["states"][episode.episode_id] = episode.states
+    # In the order of a store, so that sums are equal to the last bit.
+    return Scan(
+        steps=steps,
+        statistics={
+            name: statistics.compute(np.concatenate([parts[key] for key in sorted(parts)]))
+            for name, parts in columns.items()
+            if parts
+        },
+    )
+
+
+def _path(dataset: rlds.RldsSource) -> pathlib.Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(home) / "defi_jax" / "streams" / f"{digest(dataset)[:24]}.json"
+
+
+def _load(path: pathlib.Path) -> Scan | None:
+    try:
+        content = json.loads(path.read_text())
+        columns = content["statistics"].items()
+        found = {name: statistics.Statistics.from_json(values) for name, values in columns}
+        return Scan(steps=int(content["steps"]), statistics=found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
+        return None

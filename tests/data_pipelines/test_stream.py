@@ -1,0 +1,294 @@
+import collections
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from data_pipelines import (
+    convert,
+    episodes,
+    loader,
+    named_mixtures,
+    record_stream,
+    samples,
+    statistics,
+    stream,
+    stream_scan,
+)
+from data_pipelines.sources import rlds
+from defi_jax import batch as batch_lib
+from defi_jax import errors
+from defi_jax.models import tokenizers
+
+LENGTH = 8
+RAW_STEPS = (6, 9, 4, 6, 7, 5)  # two fewer after standardisation
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(write_rlds, rlds_tools, tmp_path):
+    """Directory with <root>/bridge_dataset/1.0.0 of three shards."""
+    raw = [rlds_tools["episode"](seed, steps=steps) for seed, steps in enumerate(RAW_STEPS)]
+    write_rlds([raw[:2], raw[2:4], raw[4:]])
+    return tmp_path
+
+
+def _config(root, **changes):
+    values = {
+        "root": str(root),
+        "mixture": "bridge_dataset",
+        "image_size": 8,
+        "cameras": ("static",),
+        "num_frames": 3,
+        "frame_stride": 1,
+        "pair_offset": (2, 3),
+        "action_horizon": 3,
+        "window_stride": 1,
+        "action_dim": 7,
+        "normalization": "bounds_q99",
+        "unnormalized_dims": (6,),
+        "holdout_percent": 0,
+        "augment": True,
+        "workers": 0,
+        "max_bad_fraction": 0.1,
+        "stream_mib": 64,
+    }
+    return ml_collections.ConfigDict(values | changes)
+
+
+def _make(root, name="joint", *, split="train", process=0, count=1, global_batch=4, **changes):
+    config = _config(root, **changes)
+    text = batch_lib.tokens_spec(1, LENGTH)
+
+    def leaf(dtype, *shape):
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    size = (config.image_size, config.image_size, 3)
+    roles = {"gidm": ("gidm",), "joint": ("gfdm", "gidm", "goal")}[name]
+    specs = {
+        "gidm": batch_lib.GIDMBatch(
+            frames=leaf(np.uint8, 2, *size),
+            text=text,
+            action=leaf(np.float32, 7),
+            action_mask=leaf(np.bool_),
+        ),
+        "joint": batch_lib.JointBatch(
+            images=leaf(np.uint8, len(config.cameras), *size),
+            text=dict.fromkeys(("gfdm", "gidm", "goal"), text),
+            actions=leaf(np.float32, config.action_horizon, 7),
+            action_mask=leaf(np.bool_, config.action_horizon),
+        ),
+    }
+    tokenizer = tokenizers.BytesTokenizer(length=LENGTH, lower_case=True, strip_punctuation=False)
+    return stream.make_loader(
+        config,
+        name,
+        specs[name],
+        tokenizers=dict.fromkeys(roles, tokenizer),
+        split=split,
+        seed=3,
+        global_batch=global_batch,
+        process_index=process,
+        process_count=count,
+    )
+
+
+def _take(one, count: int) -> list:
+    batches = [next(one) for _ in range(count)]
+    one.close()
+    return batches
+
+
+def _rows(batches) -> collections.Counter:
+    """Counts samples by their pixels and actions."""
+    return collections.Counter(
+        batch.images[row].tobytes() + batch.actions[row].tobytes()
+        for batch in batches
+        for row in range(len(batch.actions))
+    )
+
+
+def _store(root):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    convert.convert(source, root / "stores" / "bridge_dataset", origin={}, progress=False)
+    return root / "stores"
+
+
+def test_an_epoch_has_the_samples_of_the_converted_store(root):
+    total = sum(RAW_STEPS) - 2 * len(RAW_STEPS)
+    assert total % 5 == 0
+    numbers = {"augment": False, "global_batch": 5}
+    streamed = _make(root, **numbers)
+    stored = _make(_store(root), **numbers)
+    assert isinstance(streamed, stream.StreamLoader)
+    assert type(stored) is loader.Loader
+    assert streamed.normalizer.to_json() == stored.normalizer.to_json()
+    one, other = _take(streamed, 2 * total // 5), _take(stored, 2 * total // 5)
+    assert _rows(one) == _rows(other)
+    assert _rows(one[: total // 5]) == _rows(other[: total // 5])
+    assert set(_rows(one).values()) == {2}
+
+
+def test_augmented_pairs_are_those_of_the_store_for_the_same_draws(root):
+    store = episodes.EpisodeStore(_store(root) / "bridge_dataset")
+    normalizer = statistics.Normalizer(kind="none", statistics=None, mask=(True,) * 7)
+    reader = samples.make_reader(_config(root), "gidm", normalizer, train=True, with_images=True)
+    for i, episode in enumerate(rlds.RldsSource(root / "bridge_dataset").read()):
+        view = record_stream.EpisodeView(episode)
+        assert view.meta(0) == store.meta(i)
+        for sample in range(int(reader.num_samples(view.lengths)[0])):
+            one = reader(view, 0, sample, np.random.default_rng(sample))
+            other = reader(store, i, sample, np.random.default_rng(sample))
+            for name, array in one.items():
+                np.testing.assert_array_equal(array, other[name])
+
+
+def test_statistics_are_the_stores_to_the_last_bit(root):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    found = stream_scan.scan(source)
+    store = episodes.EpisodeStore(_store(root) / "bridge_dataset")
+    wanted = statistics.of_source(store)
+    assert {k: v.to_json() for k, v in found.statistics.items()} == {
+        k: v.to_json() for k, v in wanted.items()
+    }
+    assert found.steps == store.lengths.sum() == stream_scan.known_steps(source)
+
+
+def test_scan_is_kept_until_the_files_change(root, monkeypatch):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    first = stream_scan.scan(source)
+    monkeypatch.setattr(source, "read", None)  # must not be read again
+    assert stream_scan.scan(source).steps == first.steps
+    path = root / "bridge_dataset" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"][0] = "3"
+    path.write_text(json.dumps(info))
+    assert stream_scan.known_steps(rlds.RldsSource(root / "bridge_dataset")) == 0
+
+
+def test_small_pools_still_give_every_sample_once_an_epoch(root):
+    total = sum(RAW_STEPS) - 2 * len(RAW_STEPS)
+    batches = _take(_make(root, stream_mib=0, augment=False, global_batch=5), total // 5)
+    assert set(_rows(batches).values()) == {1} and len(_rows(batches)) == total
+
+
+def test_same_seed_gives_the_same_batches(root):
+    for one, other in zip(_take(_make(root), 8), _take(_make(root), 8), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_first_batches_leave_the_stream_alone(root):
+    one = _make(root)
+    shown = list(one.first(2))
+    for wanted, found in zip(shown, _take(one, 2), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, wanted, found)
+
+
+def test_restored_stream_goes_on_at_its_record_position(root, caplog):
+    one = _make(root, stream_mib=0, augment=False)  # one episode at a time in the pool
+    _take(one, 3)
+    state = json.loads(json.dumps(one.state()))
+    assert state["next_batch"] == 3
+    ((epoch, record),) = state["positions"].values()
+    assert epoch == 0 and 0 < record < len(RAW_STEPS)
+    fresh = _make(root, stream_mib=0, augment=False)
+    fresh.restore(state)
+    assert "not exact" in caplog.text
+    assert fresh.state() == state
+    total = sum(RAW_STEPS) - 2 * len(RAW_STEPS)
+    following = _rows(_take(fresh, (total - 3 * 4) // 4 - 2))
+    assert not following & _rows(_take(_make(root, stream_mib=0, augment=False), 2))
+
+
+def test_state_of_another_stream_is_refused(root):
+    state = _make(root).state()
+    with pytest.raises(errors.UserError, match="transforms changed"):
+        _make(root, image_size=16).restore(state)
+
+
+@pytest.mark.parametrize("count", [2, 4])  # fewer and more processes than shards
+def test_processes_share_the_records(root, count):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    places = collections.Counter()
+    for process in range(count):
+        records = record_stream.Records(source, seed=0, process_index=process, process_count=count)
+        for _, record in records.epoch(record_stream.Position(2, 0)):
+            places[record.shard.index, record.index] += 1
+    assert len(places) == len(RAW_STEPS) and set(places.values()) == {1}
+
+
+def test_records_begin_anywhere(root):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    records = record_stream.Records(source, seed=0, process_index=0, process_count=1)
+    everything = list(records.epoch(record_stream.Position(1, 0)))
+    for start in range(len(everything) + 1):
+        rest = list(records.epoch(record_stream.Position(1, start)))
+        assert rest == everything[start:]
+    assert [position.record for position, _ in everything] == list(range(1, len(RAW_STEPS) + 1))
+
+
+def test_splits_share_no_episode(root):
+    numbers = {"holdout_percent": 50, "augment": False}
+    held_out = _rows(_take(_make(root, split="eval", **numbers), 10))
+    trained = _rows(_take(_make(root, **numbers), 10))
+    assert held_out and trained and not held_out & trained
+    with pytest.raises(errors.UserError, match=r"no episode of bridge_dataset is in split eval"):
+        _make(root, split="eval")
+
+
+def test_damaged_image_is_replaced_and_counted(write_rlds, rlds_tools, tmp_path):
+    raw = [rlds_tools["episode"](seed, steps=8) for seed in range(2)]
+    image = raw[1]["steps/observation/image_0"]
+    image[3] = image[3][:-100]  # its header is whole
+    write_rlds([raw])
+    one = _make(tmp_path, global_batch=2)
+    _take(one, 6)
+    assert one.bad_samples == {"bridge_dataset": 1}
+
+
+def test_damaged_record_stops_with_its_place(root, write_rlds):
+    path = write_rlds.shard(1, 3)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+    one = _make(root, normalization="none")
+    for _ in range(2):  # and again where someone goes on
+        with pytest.raises(errors.DataError, match="00001-of-00003 record 1"):
+            _take_all(one)
+
+
+def _take_all(one):
+    for _ in range(20):
+        next(one)
+
+
+def test_weights_of_a_named_mixture_count_steps(root, monkeypatch, tmp_path):
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "1.0.0").symlink_to(root / "bridge_dataset" / "1.0.0")
+    mixture = named_mixtures.Mixture(weights={"bridge_dataset": 1.0, "again": 0.5})
+    monkeypatch.setitem(named_mixtures.NAMED, "soup", mixture)
+    steps = sum(RAW_STEPS) - 2 * len(RAW_STEPS)
+    described = _make(root, mixture="soup").describe()
+    assert [(d["name"], d["weight"], d["frames"]) for d in described] == [
+        ("bridge_dataset", steps, steps),
+        ("again", steps / 2, steps),
+    ]
+
+
+def test_root_may_be_the_dataset_itself(root):
+    found = stream.find_directories("bridge_dataset", str(root / "bridge_dataset"))
+    assert found and stream.find_directories("bridge_dataset,other", str(root)) == {}
+
+
+def test_what_needs_a_store_says_so(root):
+    one = _make(root)
+    with pytest.raises(errors.UserError, match=r"cache_features=False, or convert"):
+        assert one.num_samples
+    with pytest.raises(errors.DataError, match="no episode has the cameras gripper"):
+        _make(root, cameras=("gripper",))
