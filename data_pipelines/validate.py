@@ -2,14 +2,15 @@
 
 Errors: bytes that differ from their digest, images that do not decode or change size, values that
 are not finite, columns whose width changes, a camera that some episodes lack, episodes without
-frames. Warnings, because they can be intended: no instruction, dimensions that never change, and
-cameras that are all black.
+frames. Warnings, because they can be intended: no instruction, a single frame, dimensions that
+never change, cameras that are all black, and grippers whose values or beginnings look inverted.
 """
 
 from __future__ import annotations
 
 import collections
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +19,14 @@ import numpy as np
 import tqdm
 
 from data_pipelines import convert, episodes, media
-from defi_jax import errors
+from data_pipelines.standardize import registry
+from defi_jax import embodiment, errors
 
 _BLACK_BELOW = 4  # grey levels; JPEG does not keep exact zeros
+
+# Demonstrations begin with an open hand, nearly always.
+_BEGINS_CLOSED_SHARE, _BEGINS_CLOSED_EPISODES = 0.75, 4
+_POLARITY = re.compile(r"([+-]?\d+) (opens|closes)")  # in `embodiment.Convention.gripper`
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def validate(
     findings += _check_cameras(store)
     for name in ("actions", "states"):
         findings += _check_columns(store, name)
+    findings += _check_grippers(store)
     findings.sort(key=lambda finding: finding.severity)
     counts = collections.Counter(finding.severity for finding in findings)
     return findings, {
@@ -93,6 +100,8 @@ def _check_episode(store: episodes.EpisodeStore, i: int, images: bool) -> list[F
         findings.append(Finding("warning", "language", "no instruction", where))
     if meta.length < 1:
         return [*findings, Finding("error", "length", "no frames", where)]
+    if meta.length == 1:
+        findings.append(Finding("warning", "length", "one frame, nothing moves", where))
     for name, column in (("actions", store.actions(i)), ("states", store.states(i))):
         if column is None:
             continue
@@ -170,3 +179,90 @@ def _check_columns(store: episodes.EpisodeStore, name: str) -> Iterator[Finding]
     for dim in np.flatnonzero(low == high):
         what = f"{name} dimension {dim} is always {low[dim]:g}"
         yield Finding("warning", "constant", what, "the whole store")
+
+
+# ---- grippers ----
+
+
+def _check_grippers(store: episodes.EpisodeStore) -> Iterator[Finding]:
+    """Compares each dataset's gripper with what its convention says."""
+    members: dict[tuple[str, str], list[int]] = {}
+    for i in np.flatnonzero(store.has_actions):
+        meta = store.meta(int(i))
+        members.setdefault((meta.source, meta.embodiment), []).append(int(i))
+    for (source, robot), indices in members.items():
+        try:
+            actions = [store.actions(i) for i in indices]
+        except errors.DataError:
+            continue  # reported as damaged
+        convention = _convention(source, robot)
+        found = _gripper_columns([a for a in actions if a is not None], convention)
+        if not found:
+            continue
+        names = [store.meta(i).episode_id for i in indices]
+        said = "unknown" if convention is None else convention.gripper
+        yield from _check_gripper(found, names, said, f"{source}, {robot}")
+
+
+def _convention(source: str, robot: str) -> embodiment.Convention | None:
+    """Returns what is known of the actions of a dataset."""
+    if robot in embodiment.EMBODIMENTS:
+        return embodiment.EMBODIMENTS[robot]
+    standard = registry.standards().get(source)
+    return None if standard is None else standard.convention
+
+
+def _gripper_columns(
+    actions: Sequence[np.ndarray], convention: embodiment.Convention | None
+) -> list[np.ndarray]:
+    """Returns the gripper column of each episode; [] where there is none that we know of.
+
+    Without a convention, a last dimension of two values is taken for one.
+    """
+    widths = {column.shape[1] for column in actions}
+    if len(widths) != 1 or not widths.pop():
+        return []
+    if convention is None:
+        last = [column[:, -1] for column in actions]
+        return last if len(np.unique(np.concatenate(last))) == 2 else []
+    names = convention.action_names
+    if "gripper" not in names or len(names) != actions[0].shape[1]:
+        return []
+    return [column[:, names.index("gripper")] for column in actions]
+
+
+def _check_gripper(
+    columns: Sequence[np.ndarray], names: Sequence[str], said: str, where: str
+) -> Iterator[Finding]:
+    """Looks at the gripper of one dataset.
+
+    Args:
+        columns: float32[n] of each episode.
+        names: their ids.
+        said: its convention, for example "1 opens, 0 closes", or "unknown".
+        where: the dataset.
+    """
+    values = np.concatenate(columns)
+    low, high = float(values.min()), float(values.max())
+    polarity = {word: float(number) for number, word in _POLARITY.findall(said)}
+    if len(polarity) == 2:
+        bounds = sorted(polarity.values())
+        is_shifted = bounds[0] < 0 <= low  # 0 to 1 where -1 to 1 is said
+        if low < bounds[0] - 1e-3 or high > bounds[1] + 1e-3 or (is_shifted and low < high):
+            what = f"gripper goes from {low:g} to {high:g}, its convention is '{said}'"
+            yield Finding("warning", "gripper", what, where)
+            return
+    elif said != "unknown":
+        return  # another kind of signal, for example a velocity
+    opens, closes = polarity.get("opens", high), polarity.get("closes", low)
+    middle = (opens + closes) / 2
+    closed = [
+        name
+        for name, column in zip(names, columns, strict=True)
+        if (column[0] - middle) * (opens - closes) < 0
+    ]
+    is_suspicious = len(closed) >= _BEGINS_CLOSED_SHARE * len(columns)
+    if is_suspicious and len(columns) >= _BEGINS_CLOSED_EPISODES:
+        what = f"gripper begins closed in {len(closed)} of {len(columns)} episodes"
+        what += f" if {opens:g} opens; the sign may be inverted"
+        yield Finding("warning", "gripper", what, f"{where}, for example {closed[0]}")

@@ -134,3 +134,50 @@ def test_interrupted_conversion_is_an_error(tmp_path):
 def test_missing_store_is_a_usage_error(tmp_path):
     with pytest.raises(errors.UserError, match="no such data directory"):
         validate.validate(tmp_path / "nothing", progress=False)
+
+
+def _grasps(starts: list[float], end: float, embodiment: str = "robot") -> list[episodes.Episode]:
+    """Episodes whose gripper begins at a value and ends at another."""
+    found = []
+    for number, start in enumerate(starts):
+        actions = np.random.default_rng(number).uniform(-1, 1, (6, 7)).astype(np.float32)
+        actions[:3, -1], actions[3:, -1] = start, end
+        frames = {"static": _images(6)}
+        found.append(
+            _episode(f"e{number}", 6, actions=actions, embodiment=embodiment, frames=frames)
+        )
+    return found
+
+
+def _grippers(findings: list[validate.Finding]) -> list[str]:
+    return [f"{f.what} @ {f.where}" for f in findings if f.check == "gripper"]
+
+
+@pytest.mark.parametrize("embodiment", ["robot", "franka_panda"])
+def test_grippers_that_begin_closed_are_suspicious(tmp_path, embodiment):
+    findings = _findings(tmp_path, *_grasps([-1, -1, -1, 1], 1, embodiment))
+    (found,) = _grippers(findings)
+    assert "begins closed in 3 of 4 episodes if 1 opens" in found
+    assert found.endswith(f"@ test, {embodiment}, for example e0")
+
+
+def test_grippers_that_begin_open_are_not(tmp_path):
+    assert not _grippers(_findings(tmp_path / "a", *_grasps([1, 1, 1, -1], -1)))
+    # Here +1 closes.
+    sawyer = [
+        _episode(f"e{i}", 5, embodiment="metaworld_sawyer", actions=np.float32([[0, 0, 0, -1]] * 5))
+        for i in range(4)
+    ]
+    assert not _grippers(_findings(tmp_path / "b", *sawyer))
+
+
+def test_gripper_values_of_another_convention_are_named(tmp_path):
+    (found,) = _grippers(_findings(tmp_path / "a", *_grasps([1, 1], 0, "franka_panda")))
+    assert "goes from 0 to 1, its convention is '+1 opens, -1 closes'" in found
+    (found,) = _grippers(_findings(tmp_path / "b", *_grasps([100, 100], 0, "franka_panda")))
+    assert "goes from 0 to 100" in found
+
+
+def test_a_single_frame_is_a_warning(tmp_path):
+    (finding,) = _findings(tmp_path, _episode("a"), _episode("b", 1, frames={"static": _images(1)}))
+    assert (finding.check, finding.where) == ("length", "episode b")
