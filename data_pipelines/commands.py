@@ -13,162 +13,44 @@ import numpy as np
 
 from data_pipelines import (
     convert,
+    convert_options,
     episodes,
-    isolation,
     media,
     named_mixtures,
     preview,
     statistics,
     validate,
 )
-from data_pipelines.sources import (
-    base,
-    calvin,
-    human_video,
-    lerobot,
-    rlds,
-    video_clips,
-    video_layout,
-)
+from data_pipelines.sources import base
 from data_pipelines.standardize import registry
 from defi_jax import cli, errors
 
 Result = tuple[dict[str, Any], str]
 
-SOURCES = ("rlds", "human_video", "video_layout", "calvin", "lerobot", "metaworld")
 _SHOWN_FINDINGS = 40
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
-    """Flags of `convert`.
-
-    Attributes:
-        source: one of `SOURCES`.
-        input: directory of the raw dataset.
-        output: of the store.
-        name: of the dataset; "" for its own.
-        splits: to read; empty for all.
-        embodiment: of videos; RLDS datasets know theirs.
-        captions: caption file of a video folder; "" searches.
-        shorter_side, square_crop, every, sample_fps, max_frames, image_format, fps: of videos, see
-            `video_clips.ClipOptions`.
-        calvin_part, calvin_actions: see `calvin.open_source`.
-        primary, wrist: cameras of LeRobot, see `lerobot.open_source`.
-        item_seconds, item_memory_mb: what reading one clip or episode may take.
-        tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
-            `sources.metaworld.collect`.
-        strip_actions: make action-free video.
-    """
-
-    source: str
-    input: str
-    output: str
-    name: str
-    splits: Sequence[str]
-    embodiment: str
-    captions: str
-    shorter_side: int
-    square_crop: bool
-    every: int
-    sample_fps: float | None
-    max_frames: int | None
-    image_format: Any
-    fps: float | None
-    calvin_part: Any
-    calvin_actions: Any
-    primary: str
-    wrist: str
-    item_seconds: float
-    item_memory_mb: int
-    tasks: Sequence[str]
-    episodes: int
-    image_size: int
-    seed: int
-    workers: int
-    strip_actions: bool
-
-    def origin(self) -> dict[str, Any]:
-        """What decides the content of a store converted from files; paths by name, to move them."""
-        values = {
-            "kind": self.source,
-            "input": pathlib.Path(self.input).resolve().name,
-            "captions": pathlib.Path(self.captions).name,
-        }
-        same = ["name", "splits", "embodiment"]
-        same += ["calvin_part", "calvin_actions"] if self.source == "calvin" else []
-        same += ["primary", "wrist"] if self.source == "lerobot" else []
-        values |= {name: getattr(self, name) for name in same}
-        values |= {} if self.source == "rlds" else self.clip_options().to_json()
-        return values | ({"strip_actions": True} if self.strip_actions else {})
-
-    def clip_options(self) -> video_clips.ClipOptions:
-        """How frames are stored."""
-        return video_clips.ClipOptions(
-            shorter_side=self.shorter_side,
-            square_crop=self.square_crop,
-            every=self.every,
-            sample_fps=self.sample_fps,
-            max_frames=self.max_frames,
-            image_format=self.image_format,
-            fps=self.fps,
-        )
-
-
-def open_source(options: ConvertOptions) -> base.Source:
-    """Opens a raw dataset on disk.
-
-    Raises:
-        UserError: unknown kind, or no input.
-    """
-    _require(options.input, "--input")
-    splits = options.splits or None
-    if options.source == "rlds":
-        return rlds.RldsSource(options.input, splits=splits, dataset=options.name or None)
-    limits = isolation.Limits(
-        seconds=options.item_seconds, memory_bytes=options.item_memory_mb << 20
-    )
-    common: dict[str, Any] = {
-        "name": options.name or pathlib.Path(options.input).resolve().name,
-        "splits": splits,
-        "options": options.clip_options(),
-        "workers": base.Workers(count=options.workers, limits=limits),
-    }
-    if options.source == "calvin":
-        return calvin.open_source(
-            options.input, part=options.calvin_part, actions=options.calvin_actions, **common
-        )
-    common["embodiment"] = options.embodiment
-    if options.source == "lerobot":
-        return lerobot.open_source(
-            options.input, primary=options.primary, wrist=options.wrist, **common
-        )
-    if options.source == "video_layout":
-        return video_layout.open_source(options.input, **common)
-    return human_video.open_source(options.input, captions=options.captions or None, **common)
-
-
-def run_convert(options: ConvertOptions) -> Result:
+def run_convert(options: convert_options.ConvertOptions) -> Result:
     """Makes an episode store, from a dataset on disk or from the simulator.
 
     Raises:
         UserError: unknown source, or a path is missing.
     """
-    if options.source not in SOURCES:
-        hint = cli.nearest(options.source, SOURCES)
+    if options.source not in convert_options.SOURCES:
+        hint = cli.nearest(options.source, convert_options.SOURCES)
         raise errors.UserError(f"unknown source '{options.source}'", "--source", hint)
     _require(options.output, "--output")
     if options.source == "metaworld":
         return _collect(options)
     start = time.monotonic()
-    source = open_source(options)
+    source = convert_options.open_source(options)
     if options.strip_actions:
         source = base.WithoutActions(source)
     manifest = convert.convert(source, options.output, origin=options.origin())
     return manifest, convert.summary(manifest, time.monotonic() - start)
 
 
-def _collect(options: ConvertOptions) -> Result:
+def _collect(options: convert_options.ConvertOptions) -> Result:
     from data_pipelines.sources import metaworld  # needs the simulator, the other sources do not
 
     if not options.tasks:
@@ -292,7 +174,7 @@ def run_list(root: str) -> Result:
     stores = [_describe_store(path) for path in _stores(pathlib.Path(root))] if root else []
     result = {
         "stores": stores,
-        "sources": list(SOURCES),
+        "sources": list(convert_options.SOURCES),
         "rlds_datasets": sorted(registry.standards()),
         "mixtures": sorted(named_mixtures.NAMED),
     }

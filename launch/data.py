@@ -7,58 +7,28 @@ preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
 list      [--root=DIR]            stores, known datasets and mixtures
 """
 
-import dataclasses
 import json
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import commands
+from data_pipelines import commands, convert_options
 from defi_jax import cli, errors
 
 _F = flags.FLAGS
+convert_options.define_flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "preview: experiment whose batch to draw."
 )
-flags.DEFINE_string("source", "", "convert: kind of the raw data.")
-flags.DEFINE_string("input", "", "convert: directory of the raw data.")
 flags.DEFINE_string("output", "", "convert: store to write; preview: picture to write.")
 flags.DEFINE_string("store", "", "stats, validate, preview: directory of an episode store.")
 flags.DEFINE_string("root", "", "list: directory of episode stores.")
-flags.DEFINE_string("name", "", "convert: name of the dataset instead of its own.")
-flags.DEFINE_list("splits", [], "convert: splits to read; all by default.")
-flags.DEFINE_string("embodiment", "", "convert: who acts in videos; human without actions.")
-flags.DEFINE_string("captions", "", "convert: caption file of a video folder.")
-flags.DEFINE_integer("shorter_side", 256, "convert: shrink video frames to this, pixels.", 16)
-flags.DEFINE_bool("square_crop", False, "convert: keep the centre square of video frames.")
-flags.DEFINE_integer("every", 1, "convert: keep every n-th video frame.", 1)
-flags.DEFINE_float("sample_fps", None, "convert: video frames to keep a second, by their times.", 0)
-flags.DEFINE_integer("max_frames", None, "convert: video frames kept a clip.", 1)
-flags.DEFINE_float("fps", None, "convert: true frame rate of the videos, Hz.", 0.01)
-flags.DEFINE_enum("image_format", "jpeg", ["jpeg", "png"], "convert: of decoded frames.")
-flags.DEFINE_enum("calvin_part", "language", ["language", "play"], "calvin: what to read.")
-flags.DEFINE_enum(
-    "calvin_actions", "rel_actions", ["rel_actions", "actions"], "calvin: relative or absolute."
-)
-flags.DEFINE_string("primary", "", "lerobot: camera that becomes 'static'.")
-flags.DEFINE_string("wrist", "", "lerobot: camera that becomes 'gripper'.")
-flags.DEFINE_float("item_seconds", 600, "convert: time limit of a clip or episode.", 1)
-flags.DEFINE_integer("item_memory_mb", 2048, "convert: memory limit of a clip or episode.", 64)
-flags.DEFINE_list("tasks", [], "metaworld: tasks.")
-flags.DEFINE_integer("episodes", 50, "metaworld: episodes a task.", 1)
-flags.DEFINE_integer("image_size", 64, "metaworld: side of a picture, pixels.", 8)
-flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
-flags.DEFINE_integer("workers", 2, "convert: parallel processes.", 1)
-flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
 flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 
 def _convert() -> commands.Result:
-    names = (field.name for field in dataclasses.fields(commands.ConvertOptions))
-    values: dict[str, Any] = {name: _F[name].value for name in names}
-    return commands.run_convert(commands.ConvertOptions(**values))
+    return commands.run_convert(convert_options.from_flags())
 
 
 def _preview() -> commands.Result:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import commands, episodes, media, video
+from data_pipelines import commands, convert_options, episodes, media, video
 from data_pipelines.sources import metaworld
 from defi_jax import errors
 
@@ -17,7 +17,7 @@ DEFAULTS = {
 
 
 def _convert(source: str, **changes) -> commands.Result:
-    return commands.run_convert(commands.ConvertOptions(source=source, **DEFAULTS | changes))
+    return commands.run_convert(convert_options.ConvertOptions(source=source, **DEFAULTS | changes))
 
 
 @pytest.fixture
