@@ -46,6 +46,7 @@ _NUMBERS = {
         "data.augment": True, "data.action_dim": 7,
         "data.normalization": "bounds_q99", "data.unnormalized_dims": (6,),
         "encoders.features": "dinov2", "encoders.gidm_text": "t5_encoder",
+        "encoders.text_length": 32,
         "optimizer.learning_rate": 1e-4, "optimizer.schedule": "constant",
         "optimizer.warmup_steps": 0, "optimizer.weight_decay": 1e-2,
         "optimizer.grad_clip_norm": 0.1,

@@ -51,6 +51,7 @@ _NUMBERS = {
         "data.workers": 8,
         "encoders.latents": "svd_vae", "encoders.gfdm_text": "clip_text",
         "encoders.gidm_text": "t5_encoder", "encoders.goal_text": "clip_openai",
+        "encoders.text_length": 32,
         "optimizer.learning_rate": 1e-4, "optimizer.schedule": "tri_stage",
         "optimizer.warmup_steps": 1_000, "optimizer.b2": 0.9, "optimizer.weight_decay": 0.05,
         "optimizer.grad_clip_norm": 0.0, "optimizer.ema_decay": 0.9999,

@@ -66,7 +66,8 @@ def text_encoder(
 
     Args:
         name: one of `TEXT_ENCODERS`.
-        length: number of tokens; used by `bytes`, the pretrained ones have their official length.
+        length: number of tokens; used by `bytes` and `t5_encoder`, CLIP's towers have their
+            official length.
         dim: width; used by `bytes`.
         lower_case: whether text is lower-cased before it is tokenised. None is the encoder's own
             habit: `bytes` does, pretrained ones get raw text.
@@ -87,7 +88,7 @@ def text_encoder(
     if is_scratch:
         return scratch_encoders.BytesText(length=length, dim=dim, **rules)
     make = pretrained_encoders.TEXT_ENCODERS[name]
-    return make(tokenizer_dir=tokenizer_dir, dtype=dtype, **rules)
+    return make(length=length, tokenizer_dir=tokenizer_dir, dtype=dtype, **rules)
 
 
 def feature_encoder(name: str, *, patch: int, dtype: Any = jnp.float32) -> FeatureEncoder:

@@ -9,6 +9,7 @@ B batch, T frames, H W height and width in pixels, h w of latents, N patches, L 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -33,11 +34,9 @@ from defi_jax.models import params as params_lib
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Token counts of the official stages (spec 1.3, 3.6). T5's text is padded to the longest of a batch
-# there; padding does not change its features, so any fixed length that holds the texts will do.
+# Token counts of the official stages (spec 1.3, 3.6); T5's is the config's (`T5Tokenizer`).
 _CLIP_LENGTH = 20
 _OPENAI_LENGTH = 77
-_T5_LENGTH = 32
 
 POSTERIORS = ("mode", "sample")
 
@@ -147,11 +146,13 @@ class _PretrainedText(_Pretrained):
     """What the text wrappers share.
 
     Attributes:
+        length: number of tokens; used by T5, CLIP's towers have their official lengths.
         tokenizer_dir: directory with the tokenizer's files; "" for the stand-in.
         lower_case: whether text is lower-cased before it is tokenised.
         strip_punctuation: whether ASCII punctuation is deleted before.
     """
 
+    length: int
     tokenizer_dir: str
     lower_case: bool
     strip_punctuation: bool
@@ -159,18 +160,19 @@ class _PretrainedText(_Pretrained):
     def _tokenizer(
         self,
         kind: Callable[..., tokenizers.Tokenizer],
-        stand_in: tokenizers.SpecialIds,
+        special: tokenizers.SpecialIds,
         length: int,
+        vocab_size: int,
     ) -> tokenizers.Tokenizer:
         rules = {
             "length": length,
             "lower_case": self.lower_case,
             "strip_punctuation": self.strip_punctuation,
-            "special": stand_in,
+            "special": special,
         }
         if not self.tokenizer_dir:
             return tokenizers.StandInTokenizer(**rules)
-        return kind(directory=self.tokenizer_dir, **rules)
+        return kind(directory=self.tokenizer_dir, vocab_size=vocab_size, **rules)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,9 @@ class CLIPTextEncoder(_PretrainedText):
         """20 tokens, padded with the end token."""
         end = self.config.eos_token_id
         special = tokenizers.SpecialIds(start=end - 1, end=end, pad=end)
-        return self._tokenizer(tokenizers.CLIPTokenizer, special, _CLIP_LENGTH)
+        return self._tokenizer(
+            tokenizers.CLIPTokenizer, special, _CLIP_LENGTH, self.config.vocab_size
+        )
 
     def make(self, rngs: nnx.Rngs) -> clip_text.CLIPText:
         """See `_Pretrained`."""
@@ -227,7 +231,8 @@ class CLIPOpenAIEncoder(CLIPTextEncoder):
         """77 tokens, padded with 0."""
         end = self.config.eos_token_id
         special = tokenizers.SpecialIds(start=end - 1, end=end, pad=0)
-        return self._tokenizer(tokenizers.CLIPTokenizer, special, _OPENAI_LENGTH)
+        kind = functools.partial(tokenizers.CLIPTokenizer, repairs_text=True)
+        return self._tokenizer(kind, special, _OPENAI_LENGTH, self.config.vocab_size)
 
     @typed
     def encode(
@@ -265,7 +270,7 @@ class T5TextEncoder(_PretrainedText):
     def tokenizer(self) -> tokenizers.Tokenizer:
         """No start token, end 1, padding 0."""
         special = tokenizers.SpecialIds(start=None, end=1, pad=0)
-        return self._tokenizer(tokenizers.T5Tokenizer, special, _T5_LENGTH)
+        return self._tokenizer(tokenizers.T5Tokenizer, special, self.length, self.config.vocab_size)
 
     def make(self, rngs: nnx.Rngs) -> t5_encoder.T5Encoder:
         """See `_Pretrained`."""

@@ -17,8 +17,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import html
 import importlib
 import json
+import logging
 import pathlib
 import string
 from collections.abc import Sequence
@@ -186,32 +188,51 @@ class CLIPTokenizer(_WrappedTokenizer):
 
     Attributes:
         directory: holds tokenizer.json, or vocab.json and merges.txt.
+        vocab_size: rows of the embedding that the ids index.
+        repairs_text: first repair the text by `ftfy` and resolve HTML entities twice, as OpenAI's
+            own tokenizer does and Hugging Face's does not.
     """
 
     directory: str
+    vocab_size: int
+    repairs_text: bool = False
 
     @property
     def file(self) -> pathlib.Path:
         """What a bundle must carry, or the first file of the pair."""
         return _first_file(self.directory, ("tokenizer.json", "vocab.json"))
 
+    def _clean(self, text: str) -> str:
+        if self.repairs_text:
+            # Lower case here: Python knows the final sigma, the library's normalizer does not.
+            text = html.unescape(html.unescape(_import("ftfy").fix_text(text))).lower()
+        return super()._clean(text)
+
     def _split(self, text: str) -> list[int]:
-        return _load_clip(str(self.file)).encode(text, add_special_tokens=False).ids
+        tokenizer = _load_clip(str(self.file), self.vocab_size, self.special.end)
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
     def describe(self) -> dict[str, Any]:
         """See `Tokenizer`; the digest identifies the vocabulary."""
-        return self._describe("clip") | {"sha256": _digest(self.file)}
+        return self._describe("clip_openai" if self.repairs_text else "clip") | {
+            "sha256": _digest(self.file)
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Tokenizer(_WrappedTokenizer):
     """T5's SentencePiece model from a local file, by the `sentencepiece` library.
 
+    The reference pads to the longest text of a batch and cuts none. Padding is masked, so a fixed
+    length changes no feature; a text that does not fit is cut before its end id, with a warning.
+
     Attributes:
         directory: holds spiece.model.
+        vocab_size: rows of the embedding that the ids index.
     """
 
     directory: str
+    vocab_size: int
 
     @property
     def file(self) -> pathlib.Path:
@@ -219,7 +240,11 @@ class T5Tokenizer(_WrappedTokenizer):
         return _first_file(self.directory, ("spiece.model",))
 
     def _split(self, text: str) -> list[int]:
-        return _load_sentencepiece(str(self.file)).encode(text)
+        file = str(self.file)
+        ids = _load_sentencepiece(file, self.vocab_size, self.special.end).encode(text)
+        if len(ids) >= self.length:
+            _warn_of_cuts(file, self.length)
+        return ids
 
     def describe(self) -> dict[str, Any]:
         """See `Tokenizer`; the digest identifies the vocabulary."""
@@ -241,7 +266,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _load_clip(path: str) -> Any:
+def _load_clip(path: str, vocab_size: int, end: int) -> Any:
     """Returns a `tokenizers.Tokenizer`; cached by path, so that instances stay picklable."""
     library = _import("tokenizers")
     file = pathlib.Path(path)
@@ -250,13 +275,46 @@ def _load_clip(path: str) -> Any:
             tokenizer = library.Tokenizer.from_file(path)
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            return tokenizer
-        return _clip_from_pair(library, file, file.with_name("merges.txt"))
+        else:
+            tokenizer = _clip_from_pair(library, file, file.with_name("merges.txt"))
     except Exception as error:  # the library raises bare Exception
         raise errors.DataError(
             f"tokenizer file is refused ({error})", path, "use the files of the CLIP release"
         ) from error
+    _check_fits(path, tokenizer.get_vocab_size(), vocab_size, tokenizer.token_to_id(_CLIP_END), end)
+    return tokenizer
 
+
+def _check_fits(path: str, size: int, rows: int, file_end: int | None, end: int) -> None:
+    """Raises UserError for a file of another vocabulary than the weights'.
+
+    Args:
+        path: the tokenizer's file.
+        size: number of its ids.
+        rows: of the embedding.
+        file_end: its id for the end of a text, None where it has none.
+        end: the weights' id for that.
+    """
+    what = ""
+    if size > rows:
+        what = f"tokenizer with {size} ids for an embedding of {rows}"
+    elif file_end is not None and file_end != end:
+        what = f"tokenizer ends texts with id {file_end}, the weights with {end}"
+    if what:
+        raise errors.UserError(what, path, "use the tokenizer of the weights' own release")
+
+
+@functools.lru_cache(maxsize=8)
+def _warn_of_cuts(path: str, length: int) -> None:
+    """Says it once per tokenizer and process."""
+    logging.warning(
+        "%s: texts of more than %d tokens are cut; a larger --config.encoders.text_length keeps"
+        " them whole", path, length,
+    )  # fmt: skip
+
+
+_CLIP_END = "<|endoftext|>"
+_CLIP_SPECIALS = ("<|startoftext|>", _CLIP_END)
 
 # How CLIP splits text before byte pairs: contractions, words, single digits, runs of symbols.
 _CLIP_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -272,10 +330,13 @@ def _clip_from_pair(library: Any, vocab: pathlib.Path, merges: pathlib.Path) -> 
     model = library.models.BPE(
         json.loads(vocab.read_text(encoding="utf-8")),
         pairs,
-        unk_token="<|endoftext|>",
+        unk_token=_CLIP_END,
         end_of_word_suffix="</w>",
     )
     tokenizer = library.Tokenizer(model)
+    tokenizer.add_special_tokens(
+        [token for token in _CLIP_SPECIALS if model.token_to_id(token) is not None]
+    )
     normalizers, splitters = library.normalizers, library.pre_tokenizers
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -294,14 +355,16 @@ def _clip_from_pair(library: Any, vocab: pathlib.Path, merges: pathlib.Path) -> 
 
 
 @functools.lru_cache(maxsize=8)
-def _load_sentencepiece(path: str) -> Any:
+def _load_sentencepiece(path: str, vocab_size: int, end: int) -> Any:
     library = _import("sentencepiece")
     try:
-        return library.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
+        processor = library.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
     except RuntimeError as error:
         raise errors.DataError(
             f"tokenizer file is refused ({error})", path, "use spiece.model of the T5 release"
         ) from error
+    _check_fits(path, processor.get_piece_size(), vocab_size, processor.eos_id(), end)
+    return processor
 
 
 def _import(package: str) -> Any:

@@ -20,7 +20,7 @@ from defi_rollout import errors
 
 SCHEMA_VERSION = 1
 
-TOKENIZERS = ("bytes", "stand_in", "clip", "t5")
+TOKENIZERS = ("bytes", "stand_in", "clip", "clip_openai", "t5")
 _FILELESS_TOKENIZERS = ("bytes", "stand_in")
 RESIZE_RULES = ("pillow_bilinear",)
 
@@ -84,7 +84,8 @@ class TextSpec:
     """How one text input of the model is tokenised.
 
     Attributes:
-        name: "bytes", "stand_in", "clip" (tokenizer.json) or "t5" (sentencepiece model).
+        name: "bytes", "stand_in", "clip" or "clip_openai" (tokenizer.json), "t5" (sentencepiece
+            model).
         length: L, the fixed number of tokens, special ones included.
         lower_case: whether the instruction is lower-cased first.
         strip_punctuation: whether ASCII punctuation is deleted from it.

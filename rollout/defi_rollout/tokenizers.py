@@ -4,10 +4,12 @@ Every role first normalises the text: lower case and deleted ASCII punctuation w
 them, then words joined by single spaces. The ids of the text are cut so that start and end ids
 fit in, and padded. `bytes` is UTF-8 byte + 1 and `stand_in` byte + 2, without a file; `clip` reads
 a Hugging Face tokenizer.json and `t5` a sentencepiece model, from the bundle's own files.
+`clip_openai` is `clip` after the repairs of OpenAI's own tokenizer: ftfy, and HTML entities twice.
 
 Legend: L tokens.
 """
 
+import html
 import string
 from collections.abc import Callable
 
@@ -43,6 +45,8 @@ def make_tokenizer(text: spec.TextSpec, source: bundle.Bundle) -> Tokenizer:
 
 def _normalise(instruction: str, text: spec.TextSpec) -> str:
     """Before: "Open  the drawer!"; after with both flags: "open the drawer"."""
+    if text.name == "clip_openai":
+        instruction = _repair(instruction)
     if text.lower_case:
         instruction = instruction.lower()
     if text.strip_punctuation:
@@ -70,6 +74,19 @@ def _make_clip(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], li
     return lambda instruction: tokenizer.encode(instruction, add_special_tokens=False).ids
 
 
+def _make_clip_openai(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], list[int]]:
+    _repair("")  # a missing package shows now, not at the first instruction
+    return _make_clip(text, source)
+
+
+def _repair(instruction: str) -> str:
+    try:
+        import ftfy
+    except ImportError as error:
+        raise _missing("ftfy") from error
+    return html.unescape(html.unescape(ftfy.fix_text(instruction))).lower()
+
+
 def _make_t5(text: spec.TextSpec, source: bundle.Bundle) -> Callable[[str], list[int]]:
     try:
         import sentencepiece
@@ -94,4 +111,10 @@ def _unreadable(source: bundle.Bundle, name: str, error: Exception) -> errors.Bu
     )
 
 
-_ENCODERS = {"bytes": _make_bytes, "stand_in": _make_bytes, "clip": _make_clip, "t5": _make_t5}
+_ENCODERS = {
+    "bytes": _make_bytes,
+    "stand_in": _make_bytes,
+    "clip": _make_clip,
+    "clip_openai": _make_clip_openai,
+    "t5": _make_t5,
+}

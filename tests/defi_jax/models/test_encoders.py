@@ -100,7 +100,7 @@ TEXTS = ["open the drawer", "close it"]
     ("clip_text", 20, 512, 512), ("clip_openai", 77, 512, 512), ("t5_encoder", 32, 768, 768),
 ])  # fmt: skip
 def test_published_text_encoders_fit_together_without_files(name, length, dim, pooled_dim):
-    encoder = encoders.text_encoder(name, length=1, dim=1)
+    encoder = encoders.text_encoder(name, length=32, dim=1)
     assert (encoder.name, encoder.dim, encoder.pooled_dim) == (name, dim, pooled_dim)
     ids, mask = encoder.tokenizer(TEXTS)
     params = jax.eval_shape(encoder.init_params, jax.random.key(0))

@@ -1,5 +1,8 @@
+import dataclasses
 import io
 import json
+import lzma
+import pathlib
 import pickle
 
 import numpy as np
@@ -39,6 +42,7 @@ def test_normalisation_is_part_of_the_tokenizer():
     }  # fmt: skip
 
 
+REFERENCE = pathlib.Path(__file__).parents[2] / "fixtures" / "tokenizers"
 PRETRAINED = {"length": 8, "lower_case": False, "strip_punctuation": False}
 CLIP_IDS = tokenizers.SpecialIds(start=20, end=21, pad=21)
 T5_IDS = tokenizers.SpecialIds(start=None, end=1, pad=0)
@@ -66,7 +70,9 @@ def _clip_files(directory):
 def test_clip_pairs_specials_padding_and_truncation(tmp_path):
     pytest.importorskip("tokenizers")
     vocab = _clip_files(tmp_path)
-    tokenizer = tokenizers.CLIPTokenizer(directory=str(tmp_path), special=CLIP_IDS, **PRETRAINED)
+    tokenizer = tokenizers.CLIPTokenizer(
+        directory=str(tmp_path), special=CLIP_IDS, vocab_size=22, **PRETRAINED
+    )
     words = [vocab.index(token) for token in ("open</w>", "the</w>", "!</w>")]
     ids, mask = pickle.loads(pickle.dumps(tokenizer))(["Open  THE!", "", "the " * 20])
     np.testing.assert_array_equal(ids[0], [20, *words, 21, 21, 21, 21])
@@ -85,7 +91,7 @@ def test_t5_ends_with_end_and_pads_with_zero(tmp_path):
         hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     (tmp_path / "spiece.model").write_bytes(model.getvalue())
-    rules = PRETRAINED | {"length": 24}
+    rules = PRETRAINED | {"length": 24, "vocab_size": 40}
     tokenizer = tokenizers.T5Tokenizer(directory=str(tmp_path), special=T5_IDS, **rules)
     ids, mask = tokenizer(["the drawer", "", "open the drawer " * 9])
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -102,8 +108,75 @@ def test_stand_in_keeps_the_shape_of_a_vocabulary():
     np.testing.assert_array_equal(mask[0], [1, 1, 1, 1, 0, 0, 0, 0])
 
 
+# Against the published tokenizers (tests/fixtures/make_tokenizers.py)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    pytest.importorskip("tokenizers")
+    return json.loads((REFERENCE / "ids.json").read_text())
+
+
+def _assert_ids(tokenizer, reference, expected):
+    ids, mask = tokenizer(reference["texts"])
+    for text, row, real, wanted in zip(reference["texts"], ids, mask, expected, strict=True):
+        assert row[real].tolist() == wanted, repr(text)
+        assert (row[~real] == tokenizer.special.pad).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "repairs"), [("clip", 20, False), ("clip_openai", 77, True)]
+)
+def test_clip_equals_the_reference_on_unusual_text(reference, kind, length, repairs):
+    if repairs:
+        pytest.importorskip("ftfy")
+    size = reference["clip_vocab"]
+    end = size - 1
+    tokenizer = tokenizers.CLIPTokenizer(
+        directory=str(REFERENCE / "clip"), length=length, lower_case=False,
+        strip_punctuation=False, repairs_text=repairs, vocab_size=size,
+        special=tokenizers.SpecialIds(start=end - 1, end=end, pad=0),
+    )  # fmt: skip
+    _assert_ids(tokenizer, reference, reference[kind])
+    assert tokenizer.describe()["name"] == kind
+
+
+def test_t5_equals_the_reference_on_unusual_text(reference, tmp_path, caplog):
+    pytest.importorskip("sentencepiece")
+    packed = (REFERENCE / "spiece.model.xz").read_bytes()
+    (tmp_path / "spiece.model").write_bytes(lzma.decompress(packed))
+    tokenizer = tokenizers.T5Tokenizer(
+        directory=str(tmp_path), length=200, lower_case=False, strip_punctuation=False,
+        vocab_size=200, special=T5_IDS,
+    )  # fmt: skip
+    _assert_ids(tokenizer, reference, reference["t5"])
+    assert not caplog.messages
+    short = dataclasses.replace(tokenizer, length=4)
+    ids, _ = short(reference["texts"])
+    np.testing.assert_array_equal(ids[0], [*reference["t5"][0][:3], 1])
+    (message,) = caplog.messages
+    assert "texts of more than 4 tokens are cut" in message
+
+
+def test_vocabulary_of_other_weights_is_refused(tmp_path):
+    pytest.importorskip("tokenizers")
+    _clip_files(tmp_path)
+    small = tokenizers.CLIPTokenizer(
+        directory=str(tmp_path), special=CLIP_IDS, vocab_size=16, **PRETRAINED
+    )
+    with pytest.raises(errors.UserError, match="17 ids for an embedding of 16"):
+        small(["open"])
+    other_end = tokenizers.CLIPTokenizer(
+        directory=str(REFERENCE / "clip"), special=CLIP_IDS, vocab_size=49_408, **PRETRAINED
+    )
+    with pytest.raises(errors.UserError, match="ends texts with id"):
+        other_end(["open"])
+
+
 def test_missing_and_damaged_files_are_named(tmp_path):
-    tokenizer = tokenizers.CLIPTokenizer(directory=str(tmp_path), special=CLIP_IDS, **PRETRAINED)
+    tokenizer = tokenizers.CLIPTokenizer(
+        directory=str(tmp_path), special=CLIP_IDS, vocab_size=22, **PRETRAINED
+    )
     with pytest.raises(errors.UserError, match=r"no tokenizer.json or vocab.json"):
         tokenizer(["open"])
     pytest.importorskip("tokenizers")
@@ -113,4 +186,6 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     pytest.importorskip("sentencepiece")
     (tmp_path / "spiece.model").write_bytes(b"not a model")
     with pytest.raises(errors.DataError, match=r"refused.*spiece.model"):
-        tokenizers.T5Tokenizer(directory=str(tmp_path), special=T5_IDS, **PRETRAINED)(["open"])
+        tokenizers.T5Tokenizer(
+            directory=str(tmp_path), special=T5_IDS, vocab_size=40, **PRETRAINED
+        )(["open"])

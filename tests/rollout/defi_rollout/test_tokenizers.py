@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from defi_rollout import bundle, errors, spec, tokenizers
@@ -62,6 +64,32 @@ def test_stand_in_equals_the_training_side(tiny_bundle, text):
     )(text)  # fmt: skip
     np.testing.assert_array_equal(ids, theirs([text])[0][0])
     np.testing.assert_array_equal(mask, theirs([text])[1][0])
+
+
+@pytest.mark.parametrize("repairs", [False, True])
+def test_clip_equals_the_training_side(tiny_bundle, reseal, tmp_path, repairs):
+    library = pytest.importorskip("tokenizers")
+    training = pytest.importorskip("defi_jax.models.tokenizers")
+    pytest.importorskip("ftfy")
+    tokens = [*library.pre_tokenizers.ByteLevel.alphabet()]
+    tokens += [token + "</w>" for token in tokens]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    theirs = training.CLIPTokenizer(
+        directory=str(tmp_path), length=40, lower_case=False, strip_punctuation=False,
+        repairs_text=repairs, vocab_size=600,
+        special=training.SpecialIds(start=598, end=599, pad=0),
+    )  # fmt: skip
+    training._load_clip(str(theirs.file), 600, 599).save(str(tiny_bundle / "words.model"))
+    reseal(tiny_bundle)
+    ours = _make(
+        tiny_bundle, name=theirs.describe()["name"], file="words.model", length=40,
+        start_ids=(598,), end_ids=(599,), pad_id=0,
+    )  # fmt: skip
+    for text in ("Don\u2019t &amp;amp; \ufb01x", "\u039f\u03a3 a\u0085b", ""):
+        ids, mask = ours(text)
+        np.testing.assert_array_equal(ids, theirs([text])[0][0])
+        np.testing.assert_array_equal(mask, theirs([text])[1][0])
 
 
 @pytest.mark.parametrize(("name", "package"), [("clip", "tokenizers"), ("t5", "sentencepiece")])
