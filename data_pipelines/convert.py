@@ -88,8 +88,9 @@ def _describe(store: episodes.EpisodeStore) -> dict[str, Any]:
 
 
 def _count_reasons(rejects: Sequence[base.Reject]) -> dict[str, int]:
-    """Counts rejects by reason, whatever numbers and files the reasons name."""
-    reasons = (re.sub(r"\d+", "N", reject.reason.split(":")[0]) for reject in rejects)
+    """Counts rejects by reason, whatever numbers, bytes and files the reasons name."""
+    varying = re.compile(r"b'.*'|b\".*\"|\b\d+(\.\d+)?\b")
+    reasons = (varying.sub("N", reject.reason.split(": ")[0]) for reject in rejects)
     return dict(collections.Counter(reasons).most_common())
 
 

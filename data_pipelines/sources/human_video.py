@@ -117,6 +117,8 @@ def load_captions(path: str | pathlib.Path) -> Captions:
     path = pathlib.Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        if "\0" in text:
+            raise ValueError("not UTF-8 but perhaps UTF-16")
         captions = _parse_csv(text) if path.suffix == ".csv" else _parse_json(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise errors.DataError(

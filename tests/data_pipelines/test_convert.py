@@ -16,6 +16,20 @@ def _files(directory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+def _video_episode() -> episodes.Episode:
+    return episodes.Episode(
+        episode_id="e",
+        source="s",
+        embodiment="human",
+        instructions=("push",),
+        frames={"static": [b"x"] * 3},
+        actions=None,
+        states=None,
+        fps=12.0,
+        metadata={"frame_size": (8, 9)},
+    )
+
+
 class _Interrupted(base.Source):
     """A source that dies after some episodes."""
 
@@ -86,6 +100,31 @@ def test_source_without_a_usable_episode_is_a_data_error(write_rlds, rlds_tools,
     with pytest.raises(errors.DataError, match=r"no episode \(1 rejected; the first.*record 0"):
         _convert(source, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_rejects_are_counted_by_reason_and_the_recipe_is_kept(tmp_path):
+    class Source(base.Source):
+        name, total, recipe = "s", 3, {"selection": "all"}
+
+        def read(self, skip=frozenset()):
+            yield base.Reject("a", "cut short (5 of 10 bytes): a.mp4; replace it")
+            yield base.Reject("b\udce9", "cut short (7 of 90 bytes): b.mp4; replace it")
+            yield base.Reject("c", "starts with b'PK7'")
+            if "e" not in skip:
+                yield _video_episode()
+
+    manifest = _convert(Source(), tmp_path / "store")
+    assert manifest["rejected_by_reason"] == {
+        "cut short (N of N bytes)": 2, "starts with N": 1,
+    }  # fmt: skip
+    assert (
+        manifest["recipe"] == {"selection": "all"} and manifest["rejected"][1]["item"] == r"b\udce9"
+    )
+    assert (manifest["fps"], manifest["sizes"]) == ({"12": 1}, {"8x9": 1})
+    assert manifest["hours"] == pytest.approx(3 / 12 / 3600, abs=1e-4)
+    Source.recipe = {"selection": "some"}
+    with pytest.raises(errors.UserError, match="another recipe"):
+        _convert(Source(), tmp_path / "store")
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])

@@ -137,6 +137,12 @@ def test_damaged_caption_file_is_a_data_error(folder, content):
         _read(folder)
 
 
+def test_utf16_is_said_to_be_so(folder):
+    (folder / "captions.csv").write_bytes("file,caption\na.mp4,x\n".encode("utf-16"))
+    with pytest.raises(errors.DataError, match="perhaps UTF-16"):
+        _read(folder)
+
+
 @pytest.mark.parametrize("text", ["file,text\na,b\n", "file,caption\na\n", "file,caption\n"])
 def test_damaged_csv_is_a_data_error(folder, text):
     (folder / "captions.csv").write_text(text)
