@@ -71,7 +71,7 @@ def data() -> ml_collections.ConfigDict:
             "augment": False,
             "workers": 0,
             "max_bad_fraction": 0.001,
-            "stream_mib": 1_024,  # encoded episodes in memory where RLDS files are streamed
+            "stream_mib": 256,  # encoded episodes in memory where RLDS files are streamed
             # GFDM: directory written by `launch/data.py encode`; "" runs the encoders in the step.
             "latents": "",
         }

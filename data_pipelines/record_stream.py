@@ -9,6 +9,7 @@ the pool and one record.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,21 +43,21 @@ class Record:
 
 
 class EpisodeView:
-    """One episode in memory as an `episodes.EpisodeSource` of length 1."""
+    """One episode in memory as an `episodes.EpisodeSource` of length 1.
+
+    Attributes:
+        num_bytes: size of the encoded frames.
+    """
 
     def __init__(self, episode: episodes.Episode):
         self._episode = episode
+        self.num_bytes = sum(len(data) for frames in episode.frames.values() for data in frames)
         self.episode_ids = (episode.episode_id,)
         self.lengths = np.array([episode.length], np.int64)
         self.has_actions = np.array([episode.actions is not None])
 
     def __len__(self) -> int:
         return 1
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the encoded frames."""
-        return sum(len(frame) for frames in self._episode.frames.values() for frame in frames)
 
     def has_camera(self, camera: str) -> np.ndarray:
         """See `episodes.EpisodeSource`."""
@@ -166,7 +167,8 @@ class Pool:
         self._source, self._records = source, records
         self._accept, self._count_samples, self._report = accept, count_samples, report
         self._max_bytes, self._cameras = max_bytes, cameras
-        self._views: list[tuple[EpisodeView, list[int]]] = []  # episode, samples not drawn yet
+        self._samples: list[tuple[EpisodeView, int]] = []  # not drawn yet
+        self._left: collections.Counter[EpisodeView] = collections.Counter()  # of each episode
         self._bytes = 0
         self._epoch = records.epoch(start)
 
@@ -176,24 +178,24 @@ class Pool:
         Raises:
             DataError: a whole epoch gives no sample.
         """
-        self._fill(rng)
-        if not self._views:
-            self._next_epoch(rng)
-        left = np.cumsum([len(samples) for _, samples in self._views])
-        chosen = int(np.searchsorted(left, rng.integers(left[-1]), side="right"))
-        view, samples = self._views[chosen]
-        sample = samples.pop()
-        if not samples:
-            self._views.pop(chosen)
+        self._fill()
+        if not self._samples:
+            self._next_epoch()
+        chosen = int(rng.integers(len(self._samples)))
+        self._samples[chosen], self._samples[-1] = self._samples[-1], self._samples[chosen]
+        view, sample = self._samples.pop()
+        self._left[view] -= 1
+        if not self._left[view]:
+            del self._left[view]
             self._bytes -= view.num_bytes
         return view, sample
 
-    def _next_epoch(self, rng: np.random.Generator) -> None:
+    def _next_epoch(self) -> None:
         for _ in range(2):  # the first may have begun behind the last usable record
             self.position = Position(self.position.epoch + 1, 0)
             self._epoch = self._records.epoch(self.position)
-            self._fill(rng)
-            if self._views:
+            self._fill()
+            if self._samples:
                 return
         raise errors.DataError(
             "no episode has the cameras, actions and length that are asked for",
@@ -201,9 +203,9 @@ class Pool:
             "give other --config.data.cameras, or more data",
         )
 
-    def _fill(self, rng: np.random.Generator) -> None:
+    def _fill(self) -> None:
         """Reads episodes of this epoch until the pool is full."""
-        while self._bytes < self._max_bytes or not self._views:
+        while self._bytes < self._max_bytes or not self._samples:
             following = next(self._epoch, None)
             if following is None:
                 return
@@ -211,7 +213,8 @@ class Pool:
             view = self._view(record)
             num_samples = 0 if view is None else self._count_samples(view)
             if view is not None and num_samples:
-                self._views.append((view, rng.permutation(num_samples).tolist()))
+                self._samples += [(view, sample) for sample in range(num_samples)]
+                self._left[view] = num_samples
                 self._bytes += view.num_bytes
 
     def _view(self, record: Record) -> EpisodeView | None:
