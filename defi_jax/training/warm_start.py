@@ -2,16 +2,17 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from defi_jax import errors
-from defi_jax.array_typing import Params
+from defi_jax import errors, tensor_files
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import checkpointing, train_state
@@ -37,10 +38,10 @@ def apply(
         ours = [p for p in (*flat["params"], *flat["frozen"]) if _is_below(p, start.ours)]
         leaves = flat["params"] | flat["frozen"]
         _check(start, found, {path: leaves[path] for path in ours})
-        for path, value in found.items():
+        for path, place in found.items():
             for part in flat.values():
                 if path in part:
-                    part[path] = _put(value, part[path])
+                    part[path] = _put(place, part[path])
         logging.info(
             "%s: %d arrays of %s from %s", start.flag, len(found), start.ours, start.source
         )
@@ -53,15 +54,29 @@ def apply(
     )
 
 
-def load_source(source: str) -> Params:
-    """Reads parameters from a directory of imported weights or from a run's latest checkpoint."""
-    path = epath.Path(source)
-    if (path / WEIGHTS_FILE).exists():
-        return params_lib.unflatten(safetensors.numpy.load((path / WEIGHTS_FILE).read_bytes()))
-    return checkpointing.load_params(path)[0]
+class _Place(NamedTuple):
+    """One array of a source, read on demand."""
+
+    arrays: Mapping[str, Any]
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tensor_files.spec_of(self.arrays, self.name).shape
 
 
-def _read(start: base.WarmStart) -> dict[str, np.ndarray]:
+def _open(source: str) -> Mapping[str, Any]:
+    """Opens a directory of imported weights, or reads a run's latest checkpoint."""
+    path = epath.Path(source) / WEIGHTS_FILE
+    if not path.exists():
+        return params_lib.flatten(checkpointing.load_params(source)[0])
+    local = pathlib.Path(os.fspath(path))
+    if local.is_file():
+        return tensor_files.SafetensorsFiles(local)
+    return safetensors.numpy.load(path.read_bytes())  # a bucket's file has no slices
+
+
+def _read(start: base.WarmStart) -> dict[str, _Place]:
     """Returns the arrays of a source by our paths."""
     if not epath.Path(start.source).is_dir():
         raise errors.UserError(
@@ -69,17 +84,18 @@ def _read(start: base.WarmStart) -> dict[str, np.ndarray]:
             start.source,
             "give a run's workdir, a checkpoint or a directory of imported weights",
         )
-    flat = params_lib.flatten(load_source(start.source))
+    arrays = _open(start.source)
     found = {}
-    for path, value in flat.items():
+    for path in arrays:
         if _is_below(path, start.theirs):
             rest = path[len(start.theirs) :].strip("/")
-            found["/".join(part for part in (start.ours, rest) if part)] = value
+            ours = "/".join(part for part in (start.ours, rest) if part)
+            found[ours] = _Place(arrays, path)
     if not found:
         raise errors.UserError(
             f"{start.flag} holds nothing below '{start.theirs}'",
             start.source,
-            f"it holds {', '.join(sorted({path.split('/')[0] for path in flat}))}",
+            f"it holds {', '.join(sorted({path.split('/')[0] for path in arrays}))}",
         )
     return found
 
@@ -101,10 +117,19 @@ def _check(start: base.WarmStart, found: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-def _put(value: np.ndarray, like: jax.Array) -> jax.Array:
-    """Places a host array as `like`, in its dtype; each process uploads only its own shards."""
-    value = np.asarray(value).astype(like.dtype)
-    return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+def _put(place: _Place, like: jax.Array) -> jax.Array:
+    """Places an array as `like`, in its dtype; each process reads only its own shards."""
+    read: dict[str, np.ndarray] = {}
+
+    def shard(index: Any) -> np.ndarray:
+        # Devices that hold the same part share one read.
+        key = str(index)
+        if key not in read:
+            value = tensor_files.read_slice(place.arrays, place.name, index or ...)
+            read[key] = np.asarray(value, like.dtype)
+        return read[key]
+
+    return jax.make_array_from_callback(like.shape, like.sharding, shard)
 
 
 def _is_below(path: str, prefix: str) -> bool:

@@ -22,9 +22,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from defi_jax import errors
+from defi_jax import errors, tensor_files
 from defi_jax.models import params as params_lib
-from defi_jax.weights import sources, table, tensor_files, torch_archive
+from defi_jax.weights import sources, table, torch_archive
 
 PARAMS = "params.safetensors"
 PASSTHROUGH = "passthrough.safetensors"

@@ -18,10 +18,10 @@ from typing import Any
 
 import ml_collections
 
-from defi_jax import errors, objectives
+from defi_jax import errors, objectives, tensor_files
 from defi_jax.models import params as params_lib
 from defi_jax.training import checkpointing
-from defi_jax.weights import importers, sources, table, tensor_files
+from defi_jax.weights import importers, sources, table
 
 _SOURCES = {"gfdm": "defi_gfdm", "gidm": "defi_gidm", "joint": "defi_policy"}
 # Parts that are frozen encoders of a run, and their role there.

@@ -27,10 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from defi_jax import errors
+from defi_jax import errors, tensor_files
 from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
-from defi_jax.weights import tensor_files
 
 TensorSpec = tensor_files.TensorSpec
 
@@ -457,5 +456,7 @@ def _bit_equal(left: np.ndarray, right: np.ndarray) -> bool:
     """Whether two arrays agree in shape, dtype and every bit (NaNs included)."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    bits = [np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in (left, right)]
-    return np.array_equal(*bits)
+    first, second = (
+        np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in (left, right)
+    )
+    return np.array_equal(first, second)

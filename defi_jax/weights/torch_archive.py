@@ -15,8 +15,8 @@ from typing import Any, overload
 import ml_dtypes
 import numpy as np
 
-from defi_jax import errors
-from defi_jax.weights import tensor_files, torch_pickle
+from defi_jax import errors, tensor_files
+from defi_jax.weights import torch_pickle
 
 _FIX = "download the file again, or check that it is what the source names"
 

@@ -35,6 +35,10 @@ def test_large_kernels_are_split(measured):
     assert "'fsdp'" in report["spec"]["fsdp"] and "'tensor'" in report["spec"]["all"]
 
 
+def test_imported_weights_are_read_in_the_devices_slices(measured):
+    assert measured[0]["warm_start_reads"] == [[64, 128]] * 8
+
+
 @pytest.mark.parametrize("mesh", ["fsdp", "replica", "all", "accumulated"])
 def test_loss_and_every_gradient_leaf_equal_one_devices(measured, mesh):
     assert measured[0]["gradient"][mesh] < 1e-5

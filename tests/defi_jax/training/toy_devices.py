@@ -1,15 +1,21 @@
 """Run with 8 fake devices by test_devices.py: what must not depend on the mesh. Prints JSON."""
 
+import dataclasses
 import functools
 import json
 import logging
+import pathlib
 import sys
 
 import jax
 import numpy as np
+import safetensors.numpy
 import toy_run
 
-from defi_jax.training import checkpointing, device_batches, loop, sharding, step
+from defi_jax import tensor_files
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import base
+from defi_jax.training import checkpointing, device_batches, loop, sharding, step, warm_start
 
 MESHES = {
     "fsdp": {"replica": 1, "fsdp": 8, "tensor": 1},
@@ -50,8 +56,41 @@ def restored_on(workdir, mesh_config, num_devices):
     return toy_run.leaves(state)
 
 
+def warm_start_reads(workdir):
+    """Starts a split kernel from a file; returns the shapes that were read of it."""
+    config, objective = toy_run.config(), toy_run.ToyObjective()
+    rng = np.random.default_rng(0)
+    with jax.set_mesh(sharding.make_mesh(MESHES["fsdp"])):
+        abstract, _ = step.abstract_state(config, objective, sharding.make_mesh(MESHES["fsdp"]))
+        state = step.initialize(config, objective, abstract)
+        flat = params_lib.flatten(state.params["net"])
+        weights = {path: rng.normal(size=x.shape).astype(np.float16) for path, x in flat.items()}
+        directory = pathlib.Path(workdir) / "imported"
+        directory.mkdir()
+        safetensors.numpy.save_file(weights, directory / warm_start.WEIGHTS_FILE)
+        shapes, read = [], tensor_files.SafetensorsFiles.read
+
+        def recording_read(self, name, index):
+            value = read(self, name, index)
+            shapes.append((name, value.shape))
+            return value
+
+        tensor_files.SafetensorsFiles.read = recording_read
+        start = base.WarmStart(source=str(directory), theirs="", ours="net", flag="init.gfdm")
+        warm = warm_start.apply(dataclasses.replace(state, ema_params=None), [start])
+        tensor_files.SafetensorsFiles.read = read
+    for path, value in params_lib.flatten(jax.device_get(warm.params["net"])).items():
+        np.testing.assert_array_equal(value, weights[path].astype(np.float32))
+    assert (
+        warm.params["net"]["fc1"]["kernel"].sharding
+        == state.params["net"]["fc1"]["kernel"].sharding
+    )
+    return [shape for name, shape in shapes if name == "fc1/kernel"]
+
+
 def main(workdir):
     report = {"devices": jax.device_count(), "gradient": {}, "spec": {}, "restored": {}}
+    report["warm_start_reads"] = warm_start_reads(workdir)
     one, _ = gradient(sharding.make_mesh(toy_run.config().mesh, jax.devices()[:1]), 1)
     for name, numbers in MESHES.items():
         mesh = sharding.make_mesh(numbers)

@@ -11,9 +11,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from defi_jax import errors
+from defi_jax import errors, tensor_files
 from defi_jax.models import params as params_lib
-from defi_jax.weights import sources, table, tensor_files
+from defi_jax.weights import sources, table
 
 NAMES = pathlib.Path(__file__).with_name("official_names.txt.xz")
 _CLIP_TEXT, _T5, _DINOV2 = 63_428_096, 109_628_544, 86_583_552
