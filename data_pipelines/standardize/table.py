@@ -11,7 +11,7 @@ from data_pipelines.standardize import base, columns, registry
 def markdown() -> str:
     """Returns what is known of each dataset, and below it every doubt."""
     groups = _groups()
-    return "\n".join([*_facts(groups), "", *_doubts(groups), ""])
+    return "\n".join([*_facts(groups), "", "## Doubts", "", *_doubts(groups), ""])
 
 
 def _groups() -> list[tuple[str, base.Standard]]:
