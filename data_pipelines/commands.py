@@ -156,6 +156,57 @@ def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
     return preview.batch_sheet(next(batches.first(1)), count=count)
 
 
+def encoding_config(config: Any, store: str) -> Any:
+    """Returns the experiment whose encoders to use, of one store where that is given.
+
+    Raises:
+        UserError: there is no experiment.
+    """
+    if not config:
+        raise errors.UserError(
+            "no experiment", "--config", "give --config=configs/gfdm.py[:preset]"
+        )
+    if store:
+        path = pathlib.Path(store)
+        config.data.root, config.data.mixture = str(path.parent), path.name
+    config.data.latents = ""  # what the caches are made from is pixels
+    return config
+
+
+def run_encode(
+    config: Any,
+    encoder: Any,
+    output: str,
+    *,
+    dtype: str,
+    overwrite: bool,
+    process_index: int,
+    process_count: int,
+    barrier: Callable[[str], None],
+) -> Result:
+    """Writes the latent caches of all stores of a config's mixture; see `encode.encode`."""
+    from data_pipelines import encode, loader  # they take a second to import
+
+    _require(output, "--output")
+    start, caches = time.monotonic(), {}
+    for component in loader.open_components(config.data):
+        caches[component.name] = encode.encode(
+            component.source,
+            pathlib.Path(output) / component.name,
+            encoder,
+            cameras=config.data.cameras,
+            dtype=dtype,
+            overwrite=overwrite,
+            process_index=process_index,
+            process_count=process_count,
+            barrier=barrier,
+        )
+    seconds = time.monotonic() - start
+    lines = [f"{name}: {m['frames']} frames, {m['texts']} texts" for name, m in caches.items()]
+    lines.append(f"{output}: {seconds:.1f} s; train with --config.data.latents={output}")
+    return {"output": output, "seconds": seconds, "caches": caches}, "\n".join(lines)
+
+
 def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> str:
     """Returns the command that the command line names.
 

@@ -157,12 +157,17 @@ def from_bundle(directory: str) -> tuple[VideoModel, int]:
         is_damage = isinstance(error, rollout_errors.BundleError)
         kind = errors.DataError if is_damage else errors.UserError
         raise kind(error.what, error.where, error.fix) from error
+
+    def tokenize_one(text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = tokenize(text)
+        return ids[None], mask[None]
+
     flat = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
     config: Mapping[str, Any] = source.spec.model["config"]
     model = VideoModel(
         ml_collections.ConfigDict(config),
         params_lib.unflatten(flat),
-        lambda text: tuple(part[None] for part in tokenize(text)),
+        tokenize_one,
         str(pathlib.Path(directory)),
     )
     return model, source.spec.provenance["step"]

@@ -4,6 +4,9 @@ convert   --source={rlds,human_video,video_layout,calvin,lerobot,metaworld} --in
 stats     --store=DIR             means, quantiles and ranges of actions and states
 validate  --store=DIR             damage, gaps, doubtful values and where; exit 1 on errors
 preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
+encode    --config=configs/gfdm.py --store=DIR | --config.data.{root,mixture}=... --output=DIR
+                                  latents and text embeddings, computed once for GFDM training;
+                                  goes on where it was stopped; many hosts as launch/train.py
 list      [--root=DIR]            stores, known datasets and mixtures
 """
 
@@ -18,12 +21,16 @@ from defi_jax import cli, errors
 _F = flags.FLAGS
 convert_options.define_flags()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "preview: experiment whose batch to draw."
+    "config", None, "preview, encode: experiment whose batch to draw, or whose encoders to use."
 )
-flags.DEFINE_string("output", "", "convert: store to write; preview: picture to write.")
-flags.DEFINE_string("store", "", "stats, validate, preview: directory of an episode store.")
+flags.DEFINE_string("output", "", "convert, encode, preview: what to write.")
+flags.DEFINE_string("store", "", "stats, validate, preview, encode: an episode store.")
 flags.DEFINE_string("root", "", "list: directory of episode stores.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
+flags.DEFINE_string("dtype", "float16", "encode: of what is stored; float16 or float32.")
+flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
+flags.DEFINE_integer("frames_per_device", 16, "encode: frames encoded at once.", 1)
+flags.DEFINE_bool("overwrite", False, "encode: delete a cache of something else.")
 flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 
@@ -34,10 +41,31 @@ def _convert() -> commands.Result:
 def _preview() -> commands.Result:
     from defi_jax import objectives
 
-    if _CONFIG.value and _CONFIG.value.objective == "joint":
-        _CONFIG.value.cache_features = False  # a preview shows images
+    if _CONFIG.value:  # a preview shows images
+        _CONFIG.value.data.latents = ""
+        if _CONFIG.value.objective == "joint":
+            _CONFIG.value.cache_features = False
     objective = _CONFIG.value and objectives.make(_CONFIG.value)
     return commands.run_preview(_F.store, _CONFIG.value, objective, _F.output, _F.count)
+
+
+def _encode() -> commands.Result:
+    import jax
+
+    from defi_jax import objectives
+    from defi_jax.training import latent_cache, supervisor
+
+    config = commands.encoding_config(_CONFIG.value, _F.store)
+    with supervisor.processes():
+        encoder = latent_cache.make_encoder(
+            config, objectives.make(config),
+            posterior=_F.posterior, frames_per_device=_F.frames_per_device,
+        )  # fmt: skip
+        return commands.run_encode(
+            config, encoder, _F.output, dtype=_F.dtype, overwrite=_F.overwrite,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+            barrier=supervisor.barrier,
+        )  # fmt: skip
 
 
 _COMMANDS = {
@@ -45,6 +73,7 @@ _COMMANDS = {
     "stats": lambda: commands.run_stats(_F.store),
     "validate": lambda: commands.run_validate(_F.store),
     "preview": _preview,
+    "encode": _encode,
     "list": lambda: commands.run_list(_F.root),
 }
 
