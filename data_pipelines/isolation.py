@@ -9,6 +9,7 @@ them wait at a time, so that memory stays bounded.
 from __future__ import annotations
 
 import collections
+import contextlib
 import multiprocessing
 import resource
 import signal
@@ -23,6 +24,7 @@ import psutil
 
 from defi_jax import errors
 
+_START_SECONDS = 120.0  # until a new process has imported what it needs
 _IN_FLIGHT = 3  # items a worker that are being worked on or wait for their turn
 
 
@@ -117,7 +119,9 @@ class _Pool:
             assert worker.task is not None
             number = worker.task[0]
             if worker.pipe in ready:
-                self._results[number] = worker.finish()
+                result = worker.receive()
+                if worker.task is None:
+                    self._results[number] = result
             elif time.monotonic() >= worker.deadline:
                 worker.replace()
                 self._results[number] = Failure(f"took more than {self._limits.seconds:g} s")
@@ -149,15 +153,18 @@ class _Worker:
         self._process.start()
         theirs.close()
         self.task: tuple[int, Any] | None = None
+        self._is_ready = False
         self.deadline = 0.0
 
     def start(self, task: tuple[int, Any]) -> None:
         self.task = task
-        self.deadline = time.monotonic() + self._limits.seconds
-        self.pipe.send(task[1])
+        patience = self._limits.seconds if self._is_ready else _START_SECONDS
+        self.deadline = time.monotonic() + patience
+        with contextlib.suppress(OSError):  # it died meanwhile, `receive` will find out
+            self.pipe.send(task[1])
 
-    def finish(self) -> Any:
-        """Returns the result that waits in the pipe."""
+    def receive(self) -> Any:
+        """Takes what waits in the pipe: the task's result, or that the work begins only now."""
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
@@ -166,6 +173,10 @@ class _Worker:
             self.replace()
             cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit {code}"
             return Failure(f"its worker process died ({cause})")
+        if kind == "ready":
+            self._is_ready = True
+            self.deadline = time.monotonic() + self._limits.seconds
+            return None
         self.task = None
         if kind == "error":
             error_type, what, where, fix = value
@@ -193,6 +204,7 @@ def _serve(pipe: connection.Connection, function: Callable[[Any], Any], memory_b
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, used + memory_bytes))
+    pipe.send(("ready", None))
     while True:
         try:
             item = pipe.recv()
