@@ -31,7 +31,7 @@ def _misbehave(item: str) -> object:
     return item
 
 
-def _hang(item: int) -> int:
+def _hang(item: float) -> float:
     time.sleep(item)
     return item
 
@@ -81,6 +81,19 @@ def test_items_are_taken_as_workers_become_free():
     for _ in range(5):
         next(results)
     assert len(taken) <= 5 + 3 * 2
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_few_results_wait_for_a_slow_first_one():
+    taken = []
+
+    def items():
+        for item in (1.5, *[0.0] * 50):
+            taken.append(item)
+            yield item
+
+    results = isolation.run(_hang, items(), workers=2, limits=LIMITS)
+    assert next(results) == (1.5, 1.5) and len(taken) <= 3 * 2
     results.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 

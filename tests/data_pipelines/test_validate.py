@@ -163,10 +163,9 @@ def test_grippers_that_begin_closed_are_suspicious(tmp_path, embodiment):
 
 def test_grippers_that_begin_open_are_not(tmp_path):
     assert not _grippers(_findings(tmp_path / "a", *_grasps([1, 1, 1, -1], -1)))
-    # Here +1 closes.
+    closing = np.float32([[0, 0, 0, -1]] * 3 + [[0, 0, 0, 1]] * 2)  # of this robot, +1 closes
     sawyer = [
-        _episode(f"e{i}", 5, embodiment="metaworld_sawyer", actions=np.float32([[0, 0, 0, -1]] * 5))
-        for i in range(4)
+        _episode(f"e{i}", 5, embodiment="metaworld_sawyer", actions=closing) for i in range(4)
     ]
     assert not _grippers(_findings(tmp_path / "b", *sawyer))
 

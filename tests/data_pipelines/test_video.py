@@ -96,10 +96,10 @@ def test_a_damaged_frame_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (10, HEIGHT, WIDTH, 3), np.uint8)
     _write_clip(tmp_path / "whole.mp4", "libx264", "mp4", list(noise))
     data = bytearray((tmp_path / "whole.mp4").read_bytes())
-    middle = data.index(b"mdat") + 20_000
-    data[middle : middle + 500] = bytes(range(1, 251)) * 2
+    for start in range(len(data) // 2, len(data) - 1500, 500):  # some flips give valid pictures
+        data[start] ^= 0x31
     (tmp_path / "bad.mp4").write_bytes(data)
-    with pytest.raises(errors.DataError, match=r"damaged.*bad\.mp4"):
+    with pytest.raises(errors.DataError, match=r"is damaged: .*bad\.mp4"):
         _read(tmp_path / "bad.mp4")
 
 
