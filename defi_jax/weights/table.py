@@ -261,8 +261,9 @@ def plan_import(
             if path in flat
         }
     if problems:
+        # Pieces of one packed tensor have one problem.
         raise errors.DataError(
-            f"{len(problems)} names do not fit: " + "; ".join(sorted(problems)),
+            f"{len(set(problems))} names do not fit: " + "; ".join(sorted(set(problems))),
             where,
             "check that the file belongs to this architecture and config",
         )

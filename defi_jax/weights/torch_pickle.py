@@ -160,17 +160,11 @@ _REBUILD: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): _pairs,
     Name("collections", "defaultdict"): _default_dict,
     Name("_codecs", "encode"): _latin1,
-    **{
-        Name(module, kind): maker
-        for module in ("builtins", "__builtin__")
-        for kind, maker in (
-            ("dict", _pairs),
-            ("list", lambda items=(): list(items)),
-            ("tuple", lambda items=(): tuple(items)),
-            ("set", lambda items=(): list(items)),
-            ("frozenset", lambda items=(): list(items)),
-        )
-    },
+    Name("builtins", "dict"): _pairs,
+    Name("builtins", "list"): lambda items=(): list(items),
+    Name("builtins", "tuple"): lambda items=(): tuple(items),
+    Name("builtins", "set"): lambda items=(): list(items),
+    Name("builtins", "frozenset"): lambda items=(): list(items),
 }
 
 # Names that only stand for themselves (storage classes, element types, factories).
@@ -178,8 +172,7 @@ _ALONE = {
     *(Name("torch", storage) for storage in DTYPES),
     *(Name("torch", dtype) for dtype in DTYPES.values()),
     *(
-        Name(module, kind)
-        for module in ("builtins", "__builtin__")
+        Name("builtins", kind)
         for kind in ("int", "long", "float", "str", "unicode", "bool", "bytes", "object")
     ),
 }
@@ -284,7 +277,8 @@ class _Machine:
 
     def global_name(self, module: Any, name: Any) -> None:
         """Pushes a name that is on the list; refuses any other."""
-        found = Name(str(module), str(name))
+        # Protocol 2 writes the builtins under their name of Python 2.
+        found = Name({"__builtin__": "builtins"}.get(str(module), str(module)), str(name))
         if not (found in self.rebuild or found in self.alone or _is_inert(found)):
             raise _refusal(f"pickle names {found}, which is not on the list", self.where)
         self.stack.append(found)
@@ -296,7 +290,7 @@ class _Machine:
             self.stack.append(self.rebuild[target](*arguments))
         elif isinstance(target, Name) and _is_inert(target):
             self.stack.append(Record(target, tuple(arguments)))
-        elif target in (Name("builtins", "object"), Name("__builtin__", "object")):
+        elif target == Name("builtins", "object"):
             self.stack.append(Record(target, ()))
         else:
             raise _refusal(f"pickle calls {target}", self.where)

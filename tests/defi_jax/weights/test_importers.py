@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from defi_jax import errors
+from defi_jax import errors, tensor_files
 from defi_jax.models import (
     action_denoiser,
     clip_text,
@@ -225,6 +225,35 @@ def test_problems_of_all_parts_are_listed_and_nothing_is_left(tmp_path):
     with pytest.raises(errors.DataError, match=r"unknown name stray\.weight"):
         importers.import_release("defi_gidm", path, tmp_path / "ours", CONFIGS["defi_gidm"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["release.safetensors"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_damage_found_on_the_way_leaves_nothing(reverse, tmp_path, monkeypatch):
+    path = _write(tmp_path / "release.safetensors", _release("t5"))
+    if reverse:
+        importers.import_release("t5", path, tmp_path / "ours", CONFIGS["t5"])
+    before = sorted(tmp_path.iterdir())
+    reads = []
+
+    def damaged_read(self, name, index):
+        reads.append(name)
+        if len(reads) == 9:
+            raise errors.DataError("damaged archive (Bad CRC-32)", name, "download it again")
+        return read(self, name, index)
+
+    read = tensor_files.SafetensorsFiles.read
+    monkeypatch.setattr(tensor_files.SafetensorsFiles, "read", damaged_read)
+    monkeypatch.setattr(
+        tensor_files.SafetensorsFiles,
+        "__getitem__",
+        lambda self, name: damaged_read(self, name, ()),
+    )
+    with pytest.raises(errors.DataError, match="Bad CRC"):
+        if reverse:
+            importers.export_release(tmp_path / "ours", tmp_path / "theirs")
+        else:
+            importers.import_release("t5", path, tmp_path / "ours", CONFIGS["t5"])
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_wrong_paths_are_user_errors(tmp_path):
