@@ -292,3 +292,36 @@ def test_what_needs_a_store_says_so(root):
         assert one.num_samples
     with pytest.raises(errors.DataError, match="no episode has the cameras gripper"):
         _make(root, cameras=("gripper",))
+
+
+def test_each_epoch_has_its_own_order_of_shards(root):
+    total = sum(RAW_STEPS) - 2 * len(RAW_STEPS)
+    one = _make(root, stream_mib=0, augment=False, global_batch=5)
+    _take(one, total // 5)
+    assert one.state()["positions"] == {"bridge_dataset": [0, len(RAW_STEPS)]}
+    next(one)
+    one.close()
+    assert one.state()["positions"]["bridge_dataset"][0] == 1
+    source = rlds.RldsSource(root / "bridge_dataset")
+    records = record_stream.Records(source, seed=3, process_index=0, process_count=1)
+    orders = {
+        tuple(record.shard.index for _, record in records.epoch(record_stream.Position(epoch, 0)))
+        for epoch in range(8)
+    }
+    assert len(orders) > 1
+
+
+def test_pool_without_a_sample_says_so(root):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    pool = record_stream.Pool(
+        source,
+        record_stream.Records(source, seed=0, process_index=0, process_count=1),
+        start=record_stream.Position(0, 3),
+        accept=lambda name: True,
+        count_samples=lambda view: 0,
+        max_bytes=1,
+        cameras=("static",),
+        report=lambda reject: None,
+    )
+    with pytest.raises(errors.DataError, match=r"no episode has .* bridge_dataset"):
+        pool.draw(np.random.default_rng(0))

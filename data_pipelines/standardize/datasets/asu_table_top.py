@@ -16,7 +16,8 @@ STANDARDS = {
         ),
         convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),
         doubts=(
-            "motion: not documented; a field action_delta exists beside it and is not used",
+            "motion: joint and gripper velocities by the catalogue, though the registry calls them "
+            "a pose; a field action_delta exists beside it and is not used",
             "gripper: left as stored, polarity not documented",
         ),
     )
