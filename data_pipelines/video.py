@@ -130,9 +130,9 @@ def open_video(path: str | os.PathLike) -> Iterator[Video]:
 
 
 def _video_stream(container: av.container.InputContainer, path: pathlib.Path) -> av.VideoStream:
-    if not container.streams.video:
+    stream = container.streams.best("video")  # not the cover picture, where there is one
+    if not isinstance(stream, av.VideoStream):
         raise _damaged("file holds no video stream", path)
-    stream = container.streams.video[0]
     if stream.codec_context is None:
         raise _damaged("video codec is not supported", path)
     media.check_image_size(stream.codec_context.height, stream.codec_context.width, str(path))

@@ -138,7 +138,7 @@ def _add_video(
                     window=video_clips.Window(
                         start=frames["pre_frame"] / rate, end=frames["post_frame"] / rate, rate=rate
                     ),
-                    metadata={"narration": action["narration_text"], "uid": action["uid"]},
+                    metadata={"narration": action["narration_text"], "uid": action.get("uid")},
                 )
             )
 
@@ -146,10 +146,11 @@ def _add_video(
 def _unusable(
     interval: Mapping[str, Any], action: Mapping[str, Any], frames: Mapping[str, Any] | None
 ) -> str:
-    """Returns why an action gives no clip, "" where it does."""
-    if interval["redacted"]:
+    """Returns why an action gives no clip, "" where it does; a flag that is absent says nothing."""
+    if interval.get("redacted"):
         return "its interval is redacted"
-    if action["is_rejected"] or action["is_invalid_annotation"] or not action["is_valid_action"]:
+    is_invalid = action.get("is_valid_action") is False or action.get("is_invalid_annotation")
+    if is_invalid or action.get("is_rejected"):
         return f"annotators rejected it ({action.get('reject_reason') or 'no reason given'})"
     text = action["narration_text"]
     if not _WEARER.match(text.strip()) or not caption(text):

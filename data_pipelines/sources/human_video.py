@@ -60,7 +60,7 @@ def open_source(
     if not directory.is_dir():
         raise errors.UserError("no such video folder", str(directory), "check --input")
     name = name or directory.resolve().name
-    if captions is None and (directory / video_layout.ANNOTATION).is_dir():
+    if captions is None and video_layout.annotation_folder(directory):
         return video_layout.open_source(
             directory,
             name=name,

@@ -3,6 +3,8 @@
     <directory>/annotation/<split>/<clip>.json
     <directory>/videos/...
 
+The published CALVIN data call the first folder `annotation_abc_13`: any one `annotation*` will do.
+
 Fields read (official loader: Step1_GFDM/video_dataset/dataset_mix.py:110-205): `texts`,
 `videos[i].video_path`, `video_length`, and, where present, `state` [n, P] and `action`
 [n - 1 or n, A]. There is one action less than frames in the published clips: action t leads from
@@ -157,10 +159,29 @@ def _items(directory: pathlib.Path, name: str, splits: Collection[str] | None) -
     ]
 
 
+def annotation_folder(directory: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder of annotations, None where there is none.
+
+    Raises:
+        UserError: there are several.
+    """
+    if (directory / ANNOTATION).is_dir():
+        return directory / ANNOTATION
+    found = sorted(path for path in directory.glob(f"{ANNOTATION}*") if any(path.glob("*/*.json")))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise errors.UserError(
+            f"several annotation folders ({names})", str(directory),
+            f"name the right one {ANNOTATION}",
+        )  # fmt: skip
+    return found[0] if found else None
+
+
 def _annotations(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathlib.Path]:
-    root = directory / ANNOTATION
-    if not root.is_dir():
-        raise errors.UserError("no annotation folder", str(root), "give the folder that holds it")
+    root = annotation_folder(directory)
+    if root is None:
+        where = str(directory / ANNOTATION)
+        raise errors.UserError("no annotation folder", where, "give the folder that holds it")
     known = sorted(path.name for path in root.iterdir() if path.is_dir())
     absent = sorted(set(splits or ()) - set(known))
     if absent:

@@ -114,6 +114,13 @@ def test_unusable_actions_are_rejected_with_a_reason(tmp_path, change, reason):
     assert reject.item.endswith("clip.mp4, action 0-0") and isinstance(clip, episodes.Episode)
 
 
+def test_flags_that_an_older_file_lacks_reject_nothing(tmp_path):
+    _write_video(tmp_path / "clips" / "clip.mp4", 60)
+    flags = ("is_valid_action", "is_rejected", "is_invalid_annotation", "reject_reason", "uid")
+    _annotate(tmp_path, [{k: v for k, v in _action().items() if k not in flags}])
+    assert isinstance(_read(tmp_path)[0], episodes.Episode)
+
+
 def test_missing_videos_are_one_reject_an_interval(tmp_path):
     _annotate(tmp_path, [_action(), _action()])
     (reject,) = _read(tmp_path)

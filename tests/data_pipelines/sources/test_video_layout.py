@@ -120,6 +120,15 @@ def test_human_video_finds_the_layout(tmp_path):
     assert clip.episode_id == "sthv2/val/1" and clip.embodiment == "human"
 
 
+def test_calvins_annotation_folder_has_another_name(tmp_path):
+    _write_clip(tmp_path, "1")
+    (tmp_path / "annotation").rename(tmp_path / "annotation_abc_13")
+    assert len(_read(tmp_path)) == 1
+    shutil.copytree(tmp_path / "annotation_abc_13", tmp_path / "annotation_d")
+    with pytest.raises(errors.UserError, match="several annotation folders .annotation_abc_13, "):
+        _read(tmp_path)
+
+
 def test_directory_without_annotations_is_a_usage_error(tmp_path):
     with pytest.raises(errors.UserError, match="no annotation folder"):
         _read(tmp_path)
