@@ -221,6 +221,14 @@ def test_damage_is_a_data_error(store, tmp_path, spoil):
             source.latents(0, "static", [t])
 
 
+def test_a_shard_cut_short_is_found_before_anything_is_read(store, tmp_path):
+    _encode(store, tmp_path / "c")
+    path = tmp_path / "c" / "frames-00001.array_record"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(errors.DataError, match="truncated"):
+        latents.LatentCache(tmp_path / "c")
+
+
 def _flip(path):
     """Changes a byte in the middle of the first frames' values."""
     wanted = np.frombuffer(path.read_bytes(), np.uint8).copy()
