@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes, media, video
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,3 +54,25 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert done.stderr.strip().startswith("error: no such RLDS directory")
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_the_command_converts_in_workers_and_says_what_it_refused(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(3):
+        image = np.full((48, 64, 3), 60 * number, np.uint8)
+        video.write_video(folder / f"{number}.mp4", [image] * 4, fps=10)
+    (folder / "list.mp4").write_text("#EXTM3U\n/etc/passwd\n")
+    captions = {f"{number}.mp4": "push" for number in range(3)} | {"list.mp4": "pull"}
+    (folder / "captions.json").write_text(json.dumps(captions))
+    flags = ("--source=human_video", f"--input={folder}", f"--output={tmp_path / 'store'}")
+    done = _run("convert", *flags, "--workers=2", "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert (manifest["episodes"], manifest["frames"]) == (3, 12)
+    assert [reject["item"] for reject in manifest["rejected"]] == [str(folder / "list.mp4")]
+    other = _run("convert", *flags, "--sample_fps=5")
+    assert other.returncode == 2 and "another origin" in other.stderr
+    unknown = _run("convert", "--source=humanvideo", f"--input={folder}", "--output=x")
+    assert unknown.returncode == 2 and "did you mean human_video" in unknown.stderr
