@@ -126,7 +126,7 @@ def check_actions(components: Sequence[Component], where: str) -> None:
         rows = np.flatnonzero(component.source.has_actions)
         if not len(rows):
             continue
-        convention = _convention(component.source.meta(int(rows[0])))
+        convention = convention_of(component.source.meta(int(rows[0])))
         if convention is None:
             logging.warning("%s: nothing is known of what its actions mean", component.name)
         else:
@@ -134,7 +134,7 @@ def check_actions(components: Sequence[Component], where: str) -> None:
     embodiment.check_mix(conventions, where)
 
 
-def _convention(meta: episodes.EpisodeMeta) -> embodiment.Convention | None:
+def convention_of(meta: episodes.EpisodeMeta) -> embodiment.Convention | None:
     """Returns the convention of the dataset or robot of an episode, None for others."""
     standard = registry.standards().get(meta.source)
     if standard is not None:

@@ -18,8 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import tqdm
 
-from data_pipelines import convert, episodes, media
-from data_pipelines.standardize import registry
+from data_pipelines import convert, episodes, media, mixtures
 from defi_jax import embodiment, errors
 
 _BLACK_BELOW = 4  # grey levels; JPEG does not keep exact zeros
@@ -195,21 +194,13 @@ def _check_grippers(store: episodes.EpisodeStore) -> Iterator[Finding]:
             actions = [store.actions(i) for i in indices]
         except errors.DataError:
             continue  # reported as damaged
-        convention = _convention(source, robot)
+        convention = mixtures.convention_of(store.meta(indices[0]))
         found = _gripper_columns([a for a in actions if a is not None], convention)
         if not found:
             continue
         names = [store.meta(i).episode_id for i in indices]
         said = "unknown" if convention is None else convention.gripper
         yield from _check_gripper(found, names, said, f"{source}, {robot}")
-
-
-def _convention(source: str, robot: str) -> embodiment.Convention | None:
-    """Returns what is known of the actions of a dataset."""
-    if robot in embodiment.EMBODIMENTS:
-        return embodiment.EMBODIMENTS[robot]
-    standard = registry.standards().get(source)
-    return None if standard is None else standard.convention
 
 
 def _gripper_columns(
