@@ -1,6 +1,7 @@
 """Shared shell of the launch scripts: logging to stderr, one-line errors, exit codes."""
 
 import difflib
+import itertools
 import logging
 import os
 import re
@@ -85,10 +86,10 @@ def _config_error(text: str, argv: list[str]) -> str:
 
 def _check_config_file(argv: list[str]) -> None:
     """Raises UserError where `--config` names no file; ml_collections would say so much later."""
-    for argument in argv:
-        name, _, value = argument.lstrip("-").partition("=")
-        path = value.partition(":")[0]
-        if name == "config" and not os.path.isfile(path):
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = argument.lstrip("-").partition("=")
+        path = (value if equals else following).partition(":")[0]
+        if name == "config" and argument.startswith("-") and not os.path.isfile(path):
             raise errors.UserError(
                 "no such config file", path or argument, "give --config=configs/gfdm.py[:preset]"
             )

@@ -1,5 +1,7 @@
 """Errors a user can cause, each one line of text and one exit code (design: 'Exit codes')."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Wrong usage, config or missing input.
@@ -16,6 +18,12 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, str(where), fix
         text = what + (f": {where}" if str(where) else "") + (f"; {fix}" if fix else "")
         super().__init__(" ".join(text.split("\n")))
+
+
+def listed(items: Sequence[str], shown: int) -> str:
+    """Returns "a; b and 3 more": the first items of a list that may be long."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return "; ".join(items[:shown]) + more
 
 
 class CheckFailed(UserError):

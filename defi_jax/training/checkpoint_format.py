@@ -134,9 +134,8 @@ def check_fits(path: epath.Path, saved: Mapping[str, Any], items: Mapping[str, P
         if want != have:
             problems.append(f"{name} is {have[1]}{have[0]}, the config wants {want[1]}{want[0]}")
     if problems:
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise errors.UserError(
-            f"the checkpoint is of another model ({'; '.join(problems[:10])}{more})",
+            f"the checkpoint is of another model ({errors.listed(problems, 10)})",
             str(path),
             "use the config it was made with, another --workdir, or --overwrite",
         )

@@ -69,7 +69,10 @@ def _adamw(config: Any, schedule: optax.Schedule) -> optax.GradientTransformatio
 
 
 def _muon(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Muon for matrices, equal shapes stacked so that each is one small program; AdamW else."""
+    """Muon for matrices, equal shapes stacked so that each is one small program; AdamW else.
+
+    Stacking gathers what is split over `fsdp`: for models whose momenta fit one device.
+    """
     muon = optax.contrib.muon(
         schedule,
         beta=_MUON_MOMENTUM,

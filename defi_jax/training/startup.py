@@ -95,9 +95,8 @@ def check_same_run(config: Any, workdir: epath.Path) -> None:
         keys = sorted(key for key in have.keys() | want.keys() if have.get(key) != want.get(key))
         changed += [f"{key} {have.get(key)}, not {want.get(key)}" for key in keys]
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise errors.UserError(
-            f"the workdir holds a run of another config ({'; '.join(changed[:3])}{more})",
+            f"the workdir holds a run of another config ({errors.listed(changed, 3)})",
             str(workdir),
             "name another --workdir, or give --overwrite to delete that run",
         )

@@ -109,9 +109,8 @@ def _check(start: base.WarmStart, found: dict[str, Any], wanted: dict[str, Any])
         if found[path].shape != wanted[path].shape
     ]
     if problems:
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise errors.UserError(
-            f"{start.flag} does not fit the config ({'; '.join(problems[:10])}{more})",
+            f"{start.flag} does not fit the config ({errors.listed(problems, 10)})",
             start.source,
             "use the model section it was made with",
         )

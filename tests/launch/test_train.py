@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     [
         (["--config=configs/gfdm.py:tinny"], "did you mean tiny"),
         (["--config=configs/nope.py"], "no such config file: configs/nope.py"),
+        (["--config", "configs/gfdm.py:tinny"], "did you mean tiny"),
         (
             ["--config=configs/gfdm.py:tiny", "--config.stepz=3"],
             "unknown config key 'stepz': --config.stepz; did you mean steps?",
