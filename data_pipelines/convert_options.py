@@ -110,16 +110,18 @@ def open_source(options: ConvertOptions) -> base.Source:
     if not options.input:
         raise errors.UserError("no path given", "--input", "give --input=PATH")
     splits = options.splits or None
-    if options.source == "rlds":
-        return rlds.RldsSource(options.input, splits=splits, dataset=options.name or None)
     limits = isolation.Limits(
         seconds=options.item_seconds, memory_bytes=options.item_memory_mb << 20
     )
+    workers = base.Workers(count=options.workers, limits=limits)
+    if options.source == "rlds":
+        name = options.name or None
+        return rlds.RldsSource(options.input, splits=splits, dataset=name, workers=workers)
     common: dict[str, Any] = {
         "name": options.name or pathlib.Path(options.input).resolve().name,
         "splits": splits,
         "options": options.clip_options(),
-        "workers": base.Workers(count=options.workers, limits=limits),
+        "workers": workers,
     }
     if options.source == "calvin":
         return calvin.open_source(

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from data_pipelines import episodes, tfrecord
+from data_pipelines import episodes, isolation, tfrecord
 from data_pipelines.sources import base
 from data_pipelines.standardize import base as standardize_base
 from data_pipelines.standardize import columns, registry
@@ -29,6 +29,9 @@ Field = standardize_base.Field
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
+_CHUNK_BYTES = 16 << 20  # of records that a worker reads at once
+_REMOTE_CHUNK_BYTES = 128 << 20  # likewise from a bucket, where passing over records costs as much
+_IN_THIS_PROCESS = base.Workers()
 _ADAPT = "convert the version it was written for, or adapt data_pipelines/standardize/datasets"
 
 
@@ -105,8 +108,9 @@ def read_shard(shard: Shard, *, start: int = 0) -> Iterator[bytes]:
         count += 1
         yield record
     if count != shard.num_records:
+        at_most = "at most " if start and count == start else ""
         raise errors.DataError(
-            f"holds {count} records, dataset_info.json says {shard.num_records}",
+            f"holds {at_most}{count} records, dataset_info.json says {shard.num_records}",
             str(shard.path),
             "download this file again",
         )
@@ -144,6 +148,16 @@ class RawSteps(Mapping):
         return len(self._fields)
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Records `start` to `stop` of a shard, of which some are wanted."""
+
+    shard: Shard
+    start: int
+    stop: int
+    wanted: frozenset[int]
+
+
 class RldsSource:
     """Standardised episodes of an RLDS directory; see `base.Source`.
 
@@ -151,6 +165,7 @@ class RldsSource:
         directory: see `load_info`.
         splits: see `load_info`.
         dataset: whose standardisation to apply; None for the name in `dataset_info.json`.
+        workers: how records are read; the episodes and their order do not depend on it.
 
     Raises:
         UserError: no standardisation for this dataset.
@@ -164,7 +179,9 @@ class RldsSource:
         *,
         splits: Collection[str] | None = None,
         dataset: str | None = None,
+        workers: base.Workers = _IN_THIS_PROCESS,
     ):
+        self._workers = workers
         self.info = load_info(directory, splits=splits)
         self.name = dataset or self.info.name
         self.total = sum(shard.num_records for shard in self.info.shards)
@@ -176,10 +193,49 @@ class RldsSource:
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
         """Yields episodes; see `base.Source.read`."""
-        for shard in self.info.shards:
-            for index, record in enumerate(read_shard(shard)):
-                if self.episode_id(shard, index) not in skip:
-                    yield self.episode(shard, index, record)
+        chunks = [chunk for shard in self.info.shards for chunk in self._chunks(shard, skip)]
+        results = isolation.run(
+            self._read_chunk,
+            chunks,
+            workers=min(self._workers.count, len(chunks) // 4),  # starting them takes a second
+            limits=self._workers.limits,
+        )
+        for chunk, result in results:
+            if isinstance(result, isolation.Failure):
+                where = f"{chunk.shard.path} from record {chunk.start}"
+                raise errors.DataError(f"records cannot be read ({result.reason})", where)
+            found, error = result
+            yield from found
+            if error is not None:
+                raise error
+
+    def _chunks(self, shard: Shard, skip: Collection[str]) -> Iterator[_Chunk]:
+        """Cuts a shard into runs of records, without those that hold nothing new."""
+        mean_bytes = shard.path.stat().length / max(1, shard.num_records)
+        chunk_bytes = _REMOTE_CHUNK_BYTES if "://" in str(shard.path) else _CHUNK_BYTES
+        size = max(1, int(chunk_bytes / max(1, mean_bytes)))
+        for start in range(0, max(1, shard.num_records), size):
+            places = range(start, min(start + size, shard.num_records))
+            wanted = [index for index in places if self.episode_id(shard, index) not in skip]
+            if wanted or not places:
+                yield _Chunk(shard, start, places.stop, frozenset(wanted))
+
+    def _read_chunk(
+        self, chunk: _Chunk
+    ) -> tuple[list[episodes.Episode | base.Reject], errors.DataError | None]:
+        """Reads the wanted records up to the first damage; at a shard's end checks their number."""
+        found = []
+        is_last = chunk.stop >= chunk.shard.num_records
+        records = enumerate(read_shard(chunk.shard, start=chunk.start), chunk.start)
+        try:
+            for index, record in records:
+                if index in chunk.wanted:
+                    found.append(self.episode(chunk.shard, index, record))
+                if index + 1 == chunk.stop and not is_last:
+                    break
+        except errors.DataError as error:
+            return found, error
+        return found, None
 
     def episode_id(self, shard: Shard, index: int) -> str:
         """Returns the id of an episode: its record's place, as some datasets share metadata."""

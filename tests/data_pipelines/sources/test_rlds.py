@@ -214,3 +214,53 @@ def test_file_format_other_than_tfrecord_is_refused(write_rlds, episode):
 def test_stored_images_decode(write_rlds, episode):
     found = next(rlds.RldsSource(write_rlds([[episode(0)]])).read())
     assert media.decode_image(found.frames["static"][0]).shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_chunks_and_workers_change_nothing(write_rlds, episode, monkeypatch, workers):
+    raw = [episode(seed, steps=4 + seed) for seed in range(7)]
+    source = rlds.RldsSource(write_rlds([raw[:5], raw[5:]]), workers=base.Workers(count=workers))
+    whole = list(source.read())
+    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 1)  # one record each
+    cut = list(source.read())
+    assert [e.episode_id for e in cut] == [e.episode_id for e in whole]
+    for one, other in zip(whole, cut, strict=True):
+        assert one.frames == other.frames
+        np.testing.assert_array_equal(one.actions, other.actions)
+    ids = {e.episode_id for e in whole[1:6]}
+    assert [e.episode_id for e in source.read(skip=ids)] == [
+        "bridge_dataset/train/00000/00000", "bridge_dataset/train/00001/00001",
+    ]  # fmt: skip
+
+
+def test_what_is_there_already_is_not_read_again(write_rlds, episode, monkeypatch):
+    directory = write_rlds([[episode(0)], [episode(1)]])
+    source = rlds.RldsSource(directory)
+    write_rlds.shard(0, 2).write_bytes(b"damaged, but converted before")
+    rest = source.read(skip={"bridge_dataset/train/00000/00000"})
+    assert [e.episode_id for e in rest] == ["bridge_dataset/train/00001/00000"]
+
+
+def test_shard_that_ends_early_is_refused_in_chunks_too(
+    write_rlds, episode, rlds_tools, monkeypatch
+):
+    raw = [episode(seed) for seed in range(4)]
+    directory = write_rlds([raw])
+    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 1)
+    source = rlds.RldsSource(directory)
+    rlds_tools["records"](write_rlds.shard(0, 1), [rlds_tools["example"](e) for e in raw[:2]])
+    with pytest.raises(errors.DataError, match=r"holds (at most )?\d records, .* says 4"):
+        list(source.read())
+
+
+def test_damage_in_a_worker_is_the_same_error(write_rlds, episode, monkeypatch):
+    directory = write_rlds([[episode(seed) for seed in range(8)]])
+    path = write_rlds.shard(0, 1)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 1)
+    results = rlds.RldsSource(directory, workers=base.Workers(count=1)).read()
+    assert [next(results).episode_id[-1] for _ in range(7)] == list("0123456")
+    with pytest.raises(errors.DataError, match="record 7"):
+        next(results)
