@@ -71,3 +71,20 @@ def test_file_damage_names_the_file(tmp_path):
     (folder / "sub/a").write_bytes(b"aab")
     (folder / "b").unlink()
     assert integrity.file_damage(folder) == ["b is missing", "sub/a has changed"]
+
+
+def test_host_arrays_of_several_processes_count_once(monkeypatch):
+    leaves = {"a": np.arange(6, dtype=np.float32)}
+    alone = integrity.leaf_digests(leaves)
+    monkeypatch.setattr(integrity.jax, "process_count", lambda: 2)
+    parts = []
+
+    def gather(sums):
+        parts.append(sums)
+        return np.stack(parts)
+
+    monkeypatch.setattr(integrity.multihost_utils, "process_allgather", gather)
+    for number in range(2):
+        monkeypatch.setattr(integrity.jax, "process_index", lambda number=number: number)
+        found = integrity.leaf_digests(leaves)
+    assert found == alone
