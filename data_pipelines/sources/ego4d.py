@@ -24,7 +24,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from data_pipelines.sources import base, video_clips
 from defi_jax import errors
@@ -33,6 +33,7 @@ FILE = "fho_main.json"
 _FOLDERS = (".", "annotations", "v2/annotations", "v1/annotations")
 _HEAD_BYTES = 1 << 20  # an annotation names its first interval within these
 _BLOCK_CHARACTERS = 1 << 22  # the file has gigabytes and is read in blocks
+_SEPARATORS = " \t\r\n,"
 _WEARER = re.compile(r"#\s*c\s+c\s+", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*unsure", re.IGNORECASE)
 
@@ -87,21 +88,34 @@ def stream_array(path: pathlib.Path, key: str) -> Iterator[Any]:
         if start is None:
             raise ValueError(f"no array '{key}'")
         text = text[start.end() :]
-        while True:
-            text = text.lstrip(" \t\r\n,")
-            if text[:1] == "]":
+        while text := _skip(text, file):
+            if text[0] == "]":
                 return
-            try:
-                element, end = decoder.raw_decode(text)
-            except ValueError:
-                # The element goes on in the next block; doubling keeps retries few.
-                more = file.read(max(_BLOCK_CHARACTERS, len(text)))
-                if not more:
-                    raise
-                text += more
-                continue
+            element, text = _next_element(decoder, text, file)
             yield element
-            text = text[end:]
+    raise ValueError(f"array '{key}' without an end")
+
+
+def _skip(text: str, file: TextIO) -> str:
+    """Returns what follows the separators between elements, with more of the file if need be."""
+    rest = text.lstrip(_SEPARATORS)
+    while not rest and (more := file.read(_BLOCK_CHARACTERS)):
+        rest = more.lstrip(_SEPARATORS)
+    return rest
+
+
+def _next_element(decoder: json.JSONDecoder, text: str, file: TextIO) -> tuple[Any, str]:
+    """Returns the element at the beginning of the text, and the rest of the text."""
+    while True:
+        try:
+            element, end = decoder.raw_decode(text)
+            return element, text[end:]
+        except ValueError:
+            # It goes on in the next block; doubling keeps retries few.
+            more = file.read(max(_BLOCK_CHARACTERS, len(text)))
+            if not more:
+                raise
+            text += more
 
 
 def _add_video(

@@ -7,8 +7,8 @@ What lies in the folder tells its kind:
 * `fho_main.json`: Ego4D, see `ego4d`.
 * `EPIC_100_*.csv`: EPIC-KITCHENS-100, see `epic_kitchens`.
 * a json list of {"id", "label"}: Something-Something v2's own label files; clips are `<id>.webm`.
-* a json object {file: caption or list of captions}, or a csv with the columns `file` and `caption`
-  (a file in several rows has several captions).
+* a json object {file: caption or list of captions}, a json list of {"file", "caption"}, or a csv
+  with the columns `file` and `caption` (a file in several rows has several captions).
 
 Files are searched below the folder, by relative path or by name. A video without caption, a caption
 without video, a caption that is not UTF-8 and a damaged video are rejects with a reason; nothing is
@@ -107,7 +107,7 @@ def _find_clips(
 
 
 def load_captions(path: str | pathlib.Path) -> Captions:
-    """Reads a caption file: json object, json list of {"id", "label"}, or csv.
+    """Reads a caption file: json object, json list, or csv, as described above.
 
     Bytes that are not UTF-8 become lone surrogates, which `_match` rejects caption by caption.
 
@@ -138,7 +138,12 @@ def _parse_csv(text: str) -> Captions:
 
 def _parse_json(content: object) -> Captions:
     if isinstance(content, list):
-        return {str(entry["id"]): (_text(entry["label"]),) for entry in content}
+        captions: Captions = {}
+        for entry in content:
+            file, text = ("file", "caption") if "file" in entry else ("id", "label")
+            key = str(entry[file])
+            captions[key] = (*captions.get(key, ()), _text(entry[text]))
+        return captions
     if isinstance(content, Mapping):
         return {
             file: tuple(_text(text) for text in (value if isinstance(value, list) else [value]))

@@ -71,6 +71,12 @@ def test_label_list_of_something_something(folder):
     assert clip.instructions == ("opening bottle",)
 
 
+def test_list_of_files_with_captions(folder):
+    rows = [("a.mp4", "push"), ("b.mp4", "pull"), ("a.mp4", "shove")]
+    _caption(folder, [{"file": file, "caption": caption} for file, caption in rows])
+    assert [clip.instructions for clip in _read(folder)] == [("push", "shove"), ("pull",)]
+
+
 def test_leftovers_and_damaged_files_are_named(folder):
     (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:500])
     (folder / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")

@@ -125,7 +125,7 @@ def test_calvins_annotation_folder_has_another_name(tmp_path):
     (tmp_path / "annotation").rename(tmp_path / "annotation_abc_13")
     assert len(_read(tmp_path)) == 1
     shutil.copytree(tmp_path / "annotation_abc_13", tmp_path / "annotation_d")
-    with pytest.raises(errors.UserError, match="several annotation folders .annotation_abc_13, "):
+    with pytest.raises(errors.UserError, match=r"several annotation folders .annotation_abc_13, "):
         _read(tmp_path)
 
 
