@@ -57,6 +57,14 @@ def test_wrong_record_count_is_refused(write_rlds, episode, rlds_tools):
         list(rlds.RldsSource(directory).read())
 
 
+def test_records_beyond_the_count_are_refused(write_rlds, episode, rlds_tools):
+    directory = write_rlds([[episode(0)]])
+    both = [rlds_tools["example"](episode(seed)) for seed in range(2)]
+    rlds_tools["records"](write_rlds.shard(0, 1), both)
+    with pytest.raises(errors.DataError, match=r"holds 2 records, .* says 1"):
+        list(rlds.RldsSource(directory).read())
+
+
 def test_empty_shard_is_refused(write_rlds, episode):
     directory = write_rlds([[episode(0)]])
     write_rlds.shard(0, 1).write_bytes(b"")
