@@ -128,7 +128,7 @@ def _make_stream_loader(
         process_index=process_index,
         process_count=process_count,
     )
-    _check_split(batches)
+    batches = _in_split(batches)
     pipeline = {
         "streamed": True,
         "split": split,
@@ -164,19 +164,29 @@ def _open(
     return components
 
 
-def _check_split(batches: StreamBatches) -> None:
-    """Raises UserError where no record of any dataset belongs to the split."""
-    for component in batches.components:
-        dataset = component.dataset
-        for shard in dataset.info.shards:
-            ids = (dataset.episode_id(shard, index) for index in range(shard.num_records))
-            if any(map(batches.accepts, ids)):
-                return
-    raise errors.UserError(
-        f"no episode of {', '.join(c.name for c in batches.components)} is in split "
-        f"{batches.split}", f"data.holdout_percent={batches.holdout_percent}",
-        "change it, or set eval_batches=0",
-    )  # fmt: skip
+def _in_split(batches: StreamBatches) -> StreamBatches:
+    """Leaves the datasets out that have no record in the split.
+
+    Raises:
+        UserError: none has; or one has none to train on.
+    """
+    kept = [
+        component
+        for component in batches.components
+        if any(
+            batches.accepts(component.dataset.episode_id(shard, index))
+            for shard in component.dataset.info.shards
+            for index in range(shard.num_records)
+        )
+    ]
+    absent = [component.name for component in batches.components if component not in kept]
+    if not kept or (absent and batches.split == "train"):
+        raise errors.UserError(
+            f"no episode of {', '.join(absent)} is in split {batches.split}",
+            f"data.holdout_percent={batches.holdout_percent}",
+            "change it, or set eval_batches=0",
+        )
+    return dataclasses.replace(batches, components=tuple(kept))
 
 
 def _first(dataset: rlds.RldsSource) -> record_stream.EpisodeView:
@@ -196,7 +206,7 @@ def _first(dataset: rlds.RldsSource) -> record_stream.EpisodeView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamBatches:
-    """What decides the batches of one process; `stream` starts them.
+    """What decides the batches of one process.
 
     Attributes:
         components: of the mixture.

@@ -28,7 +28,8 @@ class TrajectorySource:
 
     Args:
         raw: iterable of trajectories (`trajectories.Nested`), or a dataset that has
-            `as_numpy_iterator`. The order decides episode ids, so it should not be shuffled.
+            `as_numpy_iterator` (TensorFlow's). The order decides episode ids, so it should not be
+            shuffled.
         dataset: whose standardisation to apply.
         total: number of trajectories, for the progress bar; 0 where nobody knows.
 
@@ -75,7 +76,13 @@ class TrajectorySource:
 
 
 def _iterate(raw: Any) -> Iterable[trajectories.Nested]:
-    return raw.as_numpy_iterator() if hasattr(raw, "as_numpy_iterator") else raw
+    if not hasattr(raw, "as_numpy_iterator"):
+        return raw
+    import tensorflow as tf  # whoever has such a dataset has it
+
+    options = tf.data.Options()
+    options.deterministic = True  # dlimp lets fast trajectories overtake slow ones
+    return raw.with_options(options).as_numpy_iterator()
 
 
 def _values(leaf: np.ndarray, field: standardize_base.Field) -> np.ndarray | list[bytes]:

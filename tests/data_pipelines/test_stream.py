@@ -242,6 +242,31 @@ def test_splits_share_no_episode(root):
         _make(root, split="eval")
 
 
+def test_dataset_without_held_out_episodes_is_only_trained_on(
+    root, rlds_tools, tmp_path, monkeypatch
+):
+    directory = tmp_path / "one" / "again" / "1.0.0"
+    directory.mkdir(parents=True)
+    for path in (root / "bridge_dataset" / "1.0.0").iterdir():
+        if path.suffix == ".json":
+            directory.joinpath(path.name).write_bytes(path.read_bytes())
+    info = json.loads((directory / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["1"]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    record = rlds_tools["example"](rlds_tools["episode"](0))
+    rlds_tools["records"](directory / "bridge_dataset-train.tfrecord-00000-of-00001", [record])
+    (tmp_path / "one" / "bridge_dataset").symlink_to(root / "bridge_dataset")
+    numbers = {"mixture": "bridge_dataset,again", "normalization": "none"}
+    only = "bridge_dataset/train/00000/00000"  # the one episode of "again"
+    monkeypatch.setattr(samples, "is_held_out", lambda name, percent: name != only)
+    held_out = _make(tmp_path / "one", split="eval", **numbers)
+    assert [part["name"] for part in held_out.describe()] == ["bridge_dataset"]
+    assert len(_make(tmp_path / "one", **numbers).describe()) == 2
+    monkeypatch.setattr(samples, "is_held_out", lambda name, percent: name == only)
+    with pytest.raises(errors.UserError, match="no episode of again is in split train"):
+        _make(tmp_path / "one", **numbers)
+
+
 def test_damaged_image_is_replaced_and_counted(write_rlds, rlds_tools, tmp_path):
     raw = [rlds_tools["episode"](seed, steps=8) for seed in range(2)]
     image = raw[1]["steps/observation/image_0"]

@@ -84,7 +84,12 @@ def _assert_same_trajectories(directory, split: str) -> int:
     dlimp = pytest.importorskip("dlimp")
     tfds = pytest.importorskip("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(directory))
+    tf = pytest.importorskip("tensorflow")
     theirs = dlimp.DLataset.from_rlds(builder, split=split, shuffle=False, num_parallel_reads=1)
+    _assert_same_episodes(theirs, rlds.RldsSource(directory, splits=[split]))
+    options = tf.data.Options()
+    options.deterministic = True  # dlimp's default order changes from run to run
+    theirs = theirs.with_options(options)
     ours = trajectories.Trajectories.from_rlds(directory, splits=[split])
     count = 0
     for one, other in zip(theirs.as_numpy_iterator(), ours, strict=True):
@@ -94,7 +99,6 @@ def _assert_same_trajectories(directory, split: str) -> int:
             assert values.dtype == found[name].dtype, name
             np.testing.assert_array_equal(values, found[name])
         count += 1
-    _assert_same_episodes(theirs, rlds.RldsSource(directory, splits=[split]))
     return count
 
 
