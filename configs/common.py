@@ -56,7 +56,7 @@ def data() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "root": "",  # directory of episode stores, or of RLDS directories to stream
-            "mixture": "",  # "synthetic", or "store[:weight],store[:weight]" under root
+            "mixture": "",  # "synthetic", "store[:weight],store[:weight]" under root, or a name
             "image_size": 64,
             "cameras": ("static",),
             "num_frames": 3,
@@ -90,7 +90,7 @@ def encoders() -> ml_collections.ConfigDict:
             "gfdm_text": "bytes",  # | clip_text | t5_encoder
             "gidm_text": "bytes",
             "goal_text": "bytes",  # pooled; | clip_openai
-            "text_length": 48,  # tokens of `bytes`
+            "text_length": 48,  # tokens of `bytes` and `t5_encoder`
             "text_dim": 64,  # width of `bytes`
         }
     )
