@@ -70,7 +70,7 @@ class DatasetInfo:
 def is_dataset(directory: epath.PathLike) -> bool:
     """Whether a directory holds an RLDS dataset, itself or in a version folder."""
     directory = epath.Path(directory)
-    return directory.is_dir() and bool(
+    return _is_directory(directory) and bool(
         (directory / "dataset_info.json").exists() or _versions(directory)
     )
 
@@ -319,7 +319,7 @@ def _parse_info(directory: epath.Path, splits: Collection[str] | None) -> Datase
 
 
 def _version_directory(directory: epath.Path) -> epath.Path:
-    if not directory.is_dir():
+    if not _is_directory(directory):
         raise errors.UserError("no such RLDS directory", str(directory), "check --input")
     if (directory / "dataset_info.json").exists():
         return directory
@@ -331,6 +331,20 @@ def _version_directory(directory: epath.Path) -> epath.Path:
             "give the folder that holds the .tfrecord files",
         )
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+
+
+def _is_directory(path: epath.Path) -> bool:
+    """Whether it is there.
+
+    Raises:
+        UserError: what reads this kind of path is not installed.
+    """
+    try:
+        return path.is_dir()
+    except ImportError as error:
+        raise errors.UserError(
+            f"bucket cannot be read ({error})", str(path), "pip install 'defi-jax[gcs]'"
+        ) from error
 
 
 def _versions(directory: epath.Path) -> list[epath.Path]:

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
@@ -199,6 +200,14 @@ def test_directory_without_dataset_is_a_usage_error(tmp_path):
         rlds.load_info(tmp_path / "nothing")
     with pytest.raises(errors.UserError, match=r"no dataset_info\.json"):
         rlds.load_info(tmp_path)
+
+
+def test_bucket_without_its_client_says_what_to_install():
+    pytest.importorskip("fsspec")
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(errors.UserError, match=r"gcsfs.*gs://bucket/x; pip install"):
+        rlds.load_info("gs://bucket/x")
 
 
 def test_unknown_dataset_is_a_usage_error(write_rlds, episode):
