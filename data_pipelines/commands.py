@@ -15,6 +15,7 @@ from data_pipelines import (
     convert,
     convert_options,
     episodes,
+    export,
     media,
     named_mixtures,
     preview,
@@ -205,6 +206,27 @@ def run_encode(
     lines = [f"{name}: {m['frames']} frames, {m['texts']} texts" for name, m in caches.items()]
     lines.append(f"{output}: {seconds:.1f} s; train with --config.data.latents={output}")
     return {"output": output, "seconds": seconds, "caches": caches}, "\n".join(lines)
+
+
+def run_export(store: str, output: str, name: str) -> Result:
+    """Writes a store as a TFDS dataset; see `export.export_tfds`.
+
+    Args:
+        store: directory.
+        output: TFDS's data_dir.
+        name: of the dataset; "" for the store's.
+    """
+    _require(store, "--store")
+    _require(output, "--output")
+    start = time.monotonic()
+    name = name or pathlib.Path(store).resolve().name
+    result = export.export_tfds(episodes.EpisodeStore(store), output, name=name)
+    text = (
+        f"{result['directory']}: {result['episodes']} episodes, {result['frames']} frames, "
+        f"{result['shards']} files, {result['bytes']} bytes, {time.monotonic() - start:.1f} s\n"
+        f"read it with tfds.load({name!r}, data_dir={output!r})"
+    )
+    return result, text
 
 
 def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> str:

@@ -20,7 +20,6 @@ from absl import logging
 
 from data_pipelines import statistics
 from data_pipelines.sources import base, rlds
-from data_pipelines.standardize import registry
 from data_pipelines.transforms import action
 
 
@@ -40,7 +39,7 @@ class Scan:
 def digest(dataset: rlds.RldsSource) -> str:
     """Identifies a dataset's files, by their description, and how they are standardised."""
     shards = [[s.split, s.path.name, s.num_records] for s in dataset.info.shards]
-    standard = re.sub(r" at 0x[0-9a-f]+", "", repr(registry.find(dataset.name)))
+    standard = re.sub(r" at 0x[0-9a-f]+", "", repr(dataset.standard))
     content = [dataset.info.name, dataset.info.version, dataset.name, shards, standard]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -12,8 +12,8 @@ An Example is a protocol buffer, a map from names to lists of bytes, float32 or 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 import google_crc32c
 import numpy as np
@@ -30,6 +30,7 @@ _REFETCH = "download this file again"
 
 # Wire types of protocol buffers.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MASK = (1 << 64) - 1  # negative integers are written as their two's complement
 
 
 def masked_crc(data: bytes) -> int:
@@ -73,6 +74,34 @@ def read_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes]:
                 raise errors.DataError("damaged record (checksum differs)", where, _REFETCH)
             yield data
             index += 1
+
+
+def write_record(file: IO[bytes], record: bytes) -> None:
+    """Appends a record to an open TFRecord file."""
+    header = struct.pack("<Q", len(record))
+    file.write(header + _FOOTER.pack(masked_crc(header)))
+    file.write(record)
+    file.write(_FOOTER.pack(masked_crc(record)))
+
+
+def serialize_example(features: Mapping[str, Value]) -> bytes:
+    """Returns a tf.train.Example; the inverse of `parse_example`.
+
+    Args:
+        features: name -> floating or integer array of any shape, flattened, or byte strings.
+    """
+    entries = []
+    for name, values in features.items():
+        if isinstance(values, list):
+            kind, content = 1, b"".join(_packed(1, value) for value in values)
+        elif np.issubdtype(values.dtype, np.floating):
+            kind, content = 2, _packed(1, values.astype("<f4").tobytes())
+        else:
+            numbers = values.ravel().astype(np.int64).tolist()
+            kind, content = 3, _packed(1, b"".join(_encode_varint(n & _MASK) for n in numbers))
+        feature = _packed(2, _packed(kind, content))
+        entries.append(_packed(1, _packed(1, name.encode()) + feature))
+    return _packed(1, b"".join(entries))
 
 
 def parse_example(record: bytes, *, where: str) -> dict[str, Value]:
@@ -185,3 +214,17 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         if octet < 0x80:
             return value, position
     raise ValueError("integer longer than 64 bits")
+
+
+def _packed(number: int, content: bytes) -> bytes:
+    """Returns a field of bytes."""
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(content)) + content
+
+
+def _encode_varint(value: int) -> bytes:
+    octets = bytearray()
+    while value > 0x7F:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)

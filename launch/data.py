@@ -7,6 +7,8 @@ preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
 encode    --config=configs/gfdm.py --store=DIR | --config.data.{root,mixture}=... --output=DIR
                                   latents and text embeddings, computed once for GFDM training;
                                   goes on where it was stopped; many hosts as launch/train.py
+export    --store=DIR --output=DIR [--name=NAME] [--format=tfds]
+                                  an RLDS directory that tfds.load, dlimp and Octo read
 list      [--root=DIR]            stores, known datasets and mixtures
 """
 
@@ -23,11 +25,12 @@ convert_options.define_flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "preview, encode: experiment whose batch to draw, or whose encoders to use."
 )
-flags.DEFINE_string("output", "", "convert, encode, preview: what to write.")
-flags.DEFINE_string("store", "", "stats, validate, preview, encode: an episode store.")
+flags.DEFINE_string("output", "", "convert, encode, export, preview: what to write.")
+flags.DEFINE_string("store", "", "an episode store, of all commands but convert and list.")
 flags.DEFINE_string("root", "", "list: directory of episode stores.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
 flags.DEFINE_string("dtype", "float16", "encode: of what is stored; float16 or float32.")
+flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
 flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
 flags.DEFINE_integer("frames_per_device", 16, "encode: frames encoded at once.", 1)
 flags.DEFINE_bool("overwrite", False, "encode: delete a cache of something else.")
@@ -74,6 +77,7 @@ _COMMANDS = {
     "validate": lambda: commands.run_validate(_F.store),
     "preview": _preview,
     "encode": _encode,
+    "export": lambda: commands.run_export(_F.store, _F.output, _F.name),
     "list": lambda: commands.run_list(_F.root),
 }
 

@@ -21,7 +21,7 @@ from etils import epath
 from data_pipelines import episodes, isolation, tfrecord
 from data_pipelines.sources import base
 from data_pipelines.standardize import base as standardize_base
-from data_pipelines.standardize import columns, registry
+from data_pipelines.standardize import columns, exported, registry
 from data_pipelines.standardize import episode as episode_builder
 from defi_jax import errors
 
@@ -161,6 +161,8 @@ class _Chunk:
 class RldsSource:
     """Standardised episodes of an RLDS directory; see `base.Source`.
 
+    What `export` wrote is known by its metadata and comes back as it was.
+
     Args:
         directory: see `load_info`.
         splits: see `load_info`.
@@ -185,10 +187,15 @@ class RldsSource:
         self.info = load_info(directory, splits=splits)
         self.name = dataset or self.info.name
         self.total = sum(shard.num_records for shard in self.info.shards)
-        self._standard = registry.find(self.name)
-        _check_schema(self.info, self._standard)
+        self._is_export = exported.is_export(self.info.episode_fields)
+        self.standard = (
+            exported.standard(self.info.step_fields)
+            if self._is_export
+            else registry.find(self.name)
+        )
+        _check_schema(self.info, self.standard)
         self._check_first()
-        for doubt in self._standard.doubts:
+        for doubt in self.standard.doubts:
             logging.warning("%s: doubtful %s", self.name, doubt)
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
@@ -249,14 +256,17 @@ class RldsSource:
         """
         where = f"{shard.path} record {index}"
         features = tfrecord.parse_example(record, where=where)
-        return episode_builder.build(
-            self._standard,
+        found = episode_builder.build(
+            self.standard,
             RawSteps(features, self.info.step_fields, where),
             episode_id=self.episode_id(shard, index),
             source=self.name,
             metadata=self._metadata(features),
             where=where,
         )
+        if self._is_export and isinstance(found, episodes.Episode):
+            return exported.restore(found, where)
+        return found
 
     def _check_first(self) -> None:
         """Raises DataError where the first episode's values are not in their documented range."""
@@ -264,7 +274,7 @@ class RldsSource:
         try:
             record = next(tfrecord.read_records(shard.path))
             features = tfrecord.parse_example(record, where=str(shard.path))
-            self._standard.standardize(RawSteps(features, self.info.step_fields, str(shard.path)))
+            self.standard.standardize(RawSteps(features, self.info.step_fields, str(shard.path)))
         except columns.SurpriseError as error:
             raise errors.DataError(str(error), f"{shard.path} record 0", _ADAPT) from error
         except (ValueError, StopIteration, errors.DataError):

@@ -98,3 +98,24 @@ def test_records_can_be_passed_over(tmp_path, rlds_tools):
     path.write_bytes(bytes(data))
     with pytest.raises(errors.DataError, match="record 0"):
         list(tfrecord.read_records(path, start=2))
+
+
+def test_what_is_written_is_read_back_and_is_what_protocol_buffers_say(tmp_path, rlds_tools):
+    features = {
+        "floats": np.array([[1.5, -2.0], [0.1, 3e9]], np.float32),
+        "numbers": np.array([0, 127, 128, -1, -(2**63), 2**63 - 1]),
+        "flags": np.array([True, False]),
+        "texts": [b"", "ü".encode() * 200],
+        "nothing": np.zeros(0, np.float32),
+    }
+    record = tfrecord.serialize_example(features)
+    assert record == rlds_tools["example"](features)
+    parsed = tfrecord.parse_example(record, where="")
+    np.testing.assert_array_equal(parsed["floats"], features["floats"].ravel())
+    np.testing.assert_array_equal(parsed["numbers"], features["numbers"])
+    assert parsed["flags"].tolist() == [1, 0] and parsed["texts"] == features["texts"]
+    with (tmp_path / "b.tfrecord").open("wb") as file:
+        for one in (record, b""):
+            tfrecord.write_record(file, one)
+    rlds_tools["records"](tmp_path / "c.tfrecord", [record, b""])
+    assert (tmp_path / "b.tfrecord").read_bytes() == (tmp_path / "c.tfrecord").read_bytes()
