@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from data_pipelines import (
 from data_pipelines.sources import base
 from data_pipelines.standardize import registry
 from defi_jax import cli, errors
+
+if TYPE_CHECKING:
+    from data_pipelines import loader
 
 Result = tuple[dict[str, Any], str]
 
@@ -141,9 +144,13 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
 
 def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
     """Draws the first training batch, by the loader that training uses."""
+    return preview.batch_sheet(next(_open_loader(config, objective).first(1)), count=count)
+
+
+def _open_loader(config: Any, objective: Any) -> loader.Loader:
     from data_pipelines import stream  # takes a second to import, the other commands need it not
 
-    batches = stream.make_loader(
+    return stream.make_loader(
         config.data,
         config.objective,
         objective.batch_spec(config.global_batch),
@@ -154,7 +161,39 @@ def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
         process_index=0,
         process_count=1,
     )
-    return preview.batch_sheet(next(batches.first(1)), count=count)
+
+
+def run_bench(config: Any, objective: Any, seconds: float) -> Result:
+    """Measures the loader of an experiment; see `bench.run`.
+
+    Args:
+        config: the experiment.
+        objective: made from it (`defi_jax.objectives.make`).
+        seconds: of wall time in the loader.
+
+    Raises:
+        UserError: no experiment, or its mixture holds no encoded frames.
+    """
+    from data_pipelines import bench
+
+    if config is None:
+        raise errors.UserError(
+            "no experiment", "--config", "give --config=configs/gidm.py[:preset]"
+        )
+    config.data.workers = 0
+    result = bench.run(
+        _open_loader(config, objective), image_size=config.data.image_size, seconds=seconds
+    )
+    first, last = result.rss_mib
+    text = (
+        f"{config.objective} at {config.data.image_size} pixels, {result.frames} frames in "
+        f"{result.seconds:.1f} s\n"
+        f"loader {result.loader:.0f} frames per second and core, decoding and resizing alone "
+        f"{result.bare:.0f}: {100 * result.ratio:.0f} %\n"
+        f"memory {first:.0f} MiB after the first round, {last:.0f} MiB after the last "
+        f"({100 * (last / first - 1):+.1f} %)"
+    )
+    return dataclasses.asdict(result), text
 
 
 def encoding_config(config: Any, store: str) -> Any:

@@ -134,6 +134,7 @@ class Loader:
     """Endless iterator over the host-local numpy batches of an objective.
 
     Attributes:
+        batches: this process's share of each global batch; index 0 is the position to start from.
         normalizer: of the actions; travels into checkpoints and bundles.
         bad_samples: damaged samples that were replaced so far, by component.
     """
@@ -147,7 +148,7 @@ class Loader:
         normalizer: statistics.Normalizer,
         config: Any,
     ):
-        self._batches = batches
+        self.batches = batches
         self._objective_name = objective_name
         self._spec = batch_lib.with_batch_size(batch_spec, batches.local_batch)
         self._pipeline = {key: _digest(value) for key, value in pipeline.items()}
@@ -184,12 +185,12 @@ class Loader:
     def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
         """Yields the first batches of the order; neither reads nor changes the state."""
         for number in range(num_batches):
-            yield self._batch(self._batches[number])
+            yield self._batch(self.batches[number])
 
     @property
     def num_samples(self) -> int:
         """Samples of the split, each once; rows of the file for `use_features`."""
-        return sum(len(part.table) for part in self._batches.parts)
+        return sum(len(part.table) for part in self.batches.parts)
 
     def scan(self, spec: batch_lib.JointBatch) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
         """Yields every sample once, by row; neither reads nor changes the state.
@@ -200,8 +201,7 @@ class Loader:
         Yields:
             A batch, and bool[B]: False for damaged samples and past the end of the last batch.
         """
-        own = self._batches
-        leaves = {name: getattr(spec, name) for name in ("images", "actions", "action_mask")}
+        own, names = self.batches, ("images", "actions", "action_mask")
         assert isinstance(own.reader, samples.JointReader)
         scan = features.Scan(
             parts=own.parts,
@@ -210,7 +210,7 @@ class Loader:
             tokenize=own.tokenize,
             seed=own.seed,
             batch_size=spec.actions.shape[0],
-            blank={name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in leaves.items()},
+            blank={n: np.zeros(getattr(spec, n).shape[1:], getattr(spec, n).dtype) for n in names},
         )
         options = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
         iterator = iter(grain.MapDataset.source(scan).to_iter_dataset(options))
@@ -232,15 +232,15 @@ class Loader:
         Raises:
             UserError: a cache was made by others; names what differs.
         """
-        for part in self._batches.parts:
+        for part in self.batches.parts:
             latents.cache_of(part.source).check_encoder(encoder, rebuild)
 
     def use_features(self, path: str | os.PathLike) -> None:
         """Takes the features of the batches from a .npy file with a row a sample, as `scan`."""
         self.close()
-        counts = [len(part.table) for part in self._batches.parts]
+        counts = [len(part.table) for part in self.batches.parts]
         rows = features.FeatureRows(path, counts)
-        self._batches = dataclasses.replace(self._batches, features=rows)
+        self.batches = dataclasses.replace(self.batches, features=rows)
 
     def state(self) -> dict[str, Any]:
         """Returns the position, small and JSON-able."""
@@ -269,7 +269,7 @@ class Loader:
                 "restore the old settings and data, or start a new workdir",
             )
         self.close()
-        self._batches = self._batches.starting_at(state["next_batch"])
+        self.batches = self.batches.starting_at(state["next_batch"])
         self._next_batch = state["next_batch"]
         self.bad_samples = dict(state["bad_samples"])
 
@@ -289,7 +289,7 @@ class Loader:
                 "episodes_with_actions": int(part.source.has_actions[part.table.episodes].sum()),
                 "start_digests": part.start_digests(),
             }
-            for part in self._batches.parts
+            for part in self.batches.parts
         ]
 
     def close(self) -> None:
@@ -297,13 +297,13 @@ class Loader:
         if self._iterator is not None:
             self._finalizer()
         self._iterator = None
-        self._batches = self._batches.starting_at(self._next_batch)
+        self.batches = self.batches.starting_at(self._next_batch)
 
     def _start(self) -> grain.DatasetIterator:
         """Starts reading ahead from the next batch."""
         threads = READ_AHEAD if self._workers == 0 else 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        dataset = grain.MapDataset.source(self._batches).to_iter_dataset(options)
+        dataset = grain.MapDataset.source(self.batches).to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags
                 flags.FLAGS.mark_as_parsed()
@@ -320,7 +320,7 @@ class Loader:
             logging.warning("replaced sample %s of %s: %s", entry.record, entry.part, entry.reason)
             self.bad_samples[entry.part] = self.bad_samples.get(entry.part, 0) + 1
             self._bad_records.append(f"{entry.part}/{entry.record}")
-        read = self._next_batch * self._batches.local_batch
+        read = self._next_batch * self.batches.local_batch
         total = sum(self.bad_samples.values())
         if bad and total > self._max_bad_fraction * max(read, BAD_WINDOW):
             raise errors.DataError(

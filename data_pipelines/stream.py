@@ -261,7 +261,7 @@ class _Stream:
     """Endless iterator over raw batches (`samples.Batches`), each with the positions after it."""
 
     def __init__(self, batches: StreamBatches):
-        self._batches = batches
+        self.batches = batches
         self._bad: list[samples.Bad] = []
         self._threads = concurrent.futures.ThreadPoolExecutor(batches.threads)
         weights = np.array([component.weight for component in batches.components], np.float64)
@@ -272,7 +272,7 @@ class _Stream:
         ]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        own = self._batches
+        own = self.batches
         number = own.first
         while True:
             start = number * own.global_batch + own.process_index * own.local_batch
@@ -295,7 +295,7 @@ class _Stream:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _pool(self, component: StreamedComponent, share: float) -> record_stream.Pool:
-        own = self._batches
+        own = self.batches
         return record_stream.Pool(
             component.dataset,
             record_stream.Records(
@@ -315,13 +315,13 @@ class _Stream:
         )
 
     def _count_samples(self, view: record_stream.EpisodeView) -> int:
-        reader = self._batches.reader
+        reader = self.batches.reader
         usable = reader.has_cameras(view)[0] and (view.has_actions[0] or not reader.needs_actions)
         return int(reader.num_samples(view.lengths)[0]) if usable else 0
 
     def _draw(self, index: int) -> tuple[int, int, record_stream.EpisodeView, int]:
         """Returns index, number of the component, episode and sample."""
-        rng = np.random.default_rng((self._batches.seed, index, MAX_ATTEMPTS))
+        rng = np.random.default_rng((self.batches.seed, index, MAX_ATTEMPTS))
         number = int(rng.choice(len(self._pools), p=self._shares))
         return index, number, *self._pools[number].draw(rng)
 
@@ -330,10 +330,10 @@ class _Stream:
 
     def _try(self, draw: tuple, attempt: int = 0) -> tuple[samples.Arrays, str] | Exception:
         index, _, view, sample = draw
-        rng = np.random.default_rng((self._batches.seed, index, attempt))  # as from a store
+        rng = np.random.default_rng((self.batches.seed, index, attempt))  # as from a store
         try:
-            instruction = self._batches.choose(view.meta(0).instructions, rng)
-            return self._batches.reader(view, 0, sample, rng), instruction
+            instruction = self.batches.choose(view.meta(0).instructions, rng)
+            return self.batches.reader(view, 0, sample, rng), instruction
         except (errors.DataError, OSError) as error:
             return error
 
@@ -346,12 +346,12 @@ class _Stream:
             DataError: so many replacements were bad that the dataset must be.
         """
         index, number, view, sample = draw
-        name = self._batches.components[number].name
+        name = self.batches.components[number].name
         for attempt in range(1, MAX_ATTEMPTS):
             if not isinstance(result, Exception):
                 return result
             self._bad.append(samples.Bad(name, f"{view.episode_ids[0]}#{sample}", str(result)))
-            rng = np.random.default_rng((self._batches.seed, index, attempt))
+            rng = np.random.default_rng((self.batches.seed, index, attempt))
             view, sample = self._pools[number].draw(rng)
             result = self._try((index, number, view, sample), attempt)
         raise errors.DataError(
@@ -410,12 +410,12 @@ class _Ahead:
 class StreamLoader(loader.Loader):
     """A `loader.Loader` of streams; see the module's docstring for what differs."""
 
-    _batches: StreamBatches
+    batches: StreamBatches
     _iterator: _Ahead | None
 
     def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
         """See `loader.Loader.first`."""
-        fresh = dataclasses.replace(self._batches, first=0, positions={}, max_bytes=FIRST_MIB << 20)
+        fresh = dataclasses.replace(self.batches, first=0, positions={}, max_bytes=FIRST_MIB << 20)
         stream = _Stream(fresh)
         try:
             for _, raw in zip(range(num_batches), stream, strict=False):
@@ -437,8 +437,8 @@ class StreamLoader(loader.Loader):
 
     def state(self) -> dict[str, Any]:
         """Returns the positions, those of all processes together, small and JSON-able."""
-        positions = self._batches.positions if self._iterator is None else self._iterator.positions
-        count = self._batches.process_count
+        positions = self.batches.positions if self._iterator is None else self._iterator.positions
+        count = self.batches.process_count
         own = {name: [p.epoch, p.record * count] for name, p in positions.items()}
         return super().state() | {"positions": own}
 
@@ -449,19 +449,19 @@ class StreamLoader(loader.Loader):
             UserError: the state is of another pipeline; names what differs.
         """
         super().restore(state)
-        count = self._batches.process_count
+        count = self.batches.process_count
         positions = {
             name: record_stream.Position(epoch, record // count)
             for name, (epoch, record) in state["positions"].items()
         }
-        self._batches = dataclasses.replace(self._batches, positions=positions)
+        self.batches = dataclasses.replace(self.batches, positions=positions)
         logging.warning("restored record positions %s; this is not exact", state["positions"])
 
     def close(self) -> None:
         """Stops the threads; the next batch starts them again at the record positions."""
-        positions = self._batches.positions if self._iterator is None else self._iterator.positions
+        positions = self.batches.positions if self._iterator is None else self._iterator.positions
         super().close()
-        self._batches = dataclasses.replace(self._batches, positions=positions)
+        self.batches = dataclasses.replace(self.batches, positions=positions)
 
     def describe(self) -> list[dict[str, Any]]:
         """Returns what each dataset contributes; numbers are of the files, 0 where unknown."""
@@ -476,8 +476,8 @@ class StreamLoader(loader.Loader):
                 * int(component.source.has_actions[0]),
                 "start_digests": [],
             }
-            for component in self._batches.components
+            for component in self.batches.components
         ]
 
     def _start(self) -> _Ahead:
-        return _Ahead(_Stream(self._batches), self._batches.positions)
+        return _Ahead(_Stream(self.batches), self.batches.positions)

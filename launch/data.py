@@ -9,10 +9,13 @@ encode    --config=configs/gfdm.py --store=DIR | --config.data.{root,mixture}=..
                                   goes on where it was stopped; many hosts as launch/train.py
 export    --store=DIR --output=DIR [--name=NAME] [--format=tfds]
                                   an RLDS directory that tfds.load, dlimp and Octo read
+bench     --config=configs/gidm.py:small --config.data.{root,mixture}=... [--seconds=20]
+                                  frames a second and core, beside bare decoding and resizing
 list      [--root=DIR]            stores, known datasets and mixtures
 """
 
 import json
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -23,7 +26,9 @@ from defi_jax import cli, errors
 _F = flags.FLAGS
 convert_options.define_flags()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "preview, encode: experiment whose batch to draw, or whose encoders to use."
+    "config",
+    None,
+    "preview, bench, encode: experiment whose batches to draw, or whose encoders to use.",
 )
 flags.DEFINE_string("output", "", "convert, encode, export, preview: what to write.")
 flags.DEFINE_string("store", "", "an episode store, of all commands but convert and list.")
@@ -33,6 +38,7 @@ flags.DEFINE_string("dtype", "float16", "encode: of what is stored; float16 or f
 flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
 flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
 flags.DEFINE_integer("frames_per_device", 16, "encode: frames encoded at once.", 1)
+flags.DEFINE_float("seconds", 20, "bench: time in the loader.", 0.1)
 flags.DEFINE_bool("overwrite", False, "encode: delete a cache of something else.")
 flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
@@ -42,14 +48,25 @@ def _convert() -> commands.Result:
 
 
 def _preview() -> commands.Result:
+    config, objective = _experiment()
+    return commands.run_preview(_F.store, config, objective, _F.output, _F.count)
+
+
+def _bench() -> commands.Result:
+    return commands.run_bench(*_experiment(), _F.seconds)
+
+
+def _experiment() -> tuple[Any, Any]:
+    """Returns the config, if any, and its objective, of which images are wanted."""
     from defi_jax import objectives
 
-    if _CONFIG.value:  # a preview shows images
-        _CONFIG.value.data.latents = ""
-        if _CONFIG.value.objective == "joint":
-            _CONFIG.value.cache_features = False
-    objective = _CONFIG.value and objectives.make(_CONFIG.value)
-    return commands.run_preview(_F.store, _CONFIG.value, objective, _F.output, _F.count)
+    config = _CONFIG.value
+    if not config:
+        return None, None
+    config.data.latents = ""
+    if config.objective == "joint":
+        config.cache_features = False
+    return config, objectives.make(config)
 
 
 def _encode() -> commands.Result:
@@ -77,6 +94,7 @@ _COMMANDS = {
     "validate": lambda: commands.run_validate(_F.store),
     "preview": _preview,
     "encode": _encode,
+    "bench": _bench,
     "export": lambda: commands.run_export(_F.store, _F.output, _F.name),
     "list": lambda: commands.run_list(_F.root),
 }
