@@ -52,6 +52,7 @@ _NUMBERS = {
         "encoders.latents": "svd_vae", "encoders.gfdm_text": "clip_text",
         "optimizer.learning_rate": 5e-6, "optimizer.schedule": "constant",
         "optimizer.warmup_steps": 0,
+        "model.unet.remat": "elementwise",
         "model.num_frames": 16, "model.text_copies": 2,
     },
 }  # fmt: skip

@@ -29,7 +29,7 @@ from defi_jax.models import video_layers as layers
 
 _DOWN_TYPES = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 _UP_TYPES = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
-REMAT = ("none", "blocks")
+REMAT = ("none", "elementwise", "blocks")
 # Fields that are one number for all levels or one per level.
 _PER_LEVEL = (
     "layers_per_block",
@@ -54,7 +54,8 @@ class SVDUNetConfig:
         layers_per_block: residual layers per down block; up blocks have one more. Like the next
             three fields, one number for all levels or one per level.
         norm_num_groups: ours; the reference has 32 everywhere.
-        remat: ours; "blocks" recomputes each layer in the backward pass instead of storing it.
+        remat: ours; what the backward pass recomputes instead of storing: "none", "elementwise"
+            (all but matrix products, convolutions and attention) or "blocks" (whole layers).
     """
 
     sample_size: int = 96
@@ -170,16 +171,15 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., dim] to [..., dim]."""
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        value, gate = self.proj.halves(x)
         return self.out(value * layers.gelu(gate))
 
 
 class TransformerBlock(nnx.Module):
     """Self-attention, attention to the text, feed-forward; the temporal one starts with another.
 
-    Rows of x attend to themselves in groups: the frames' pixels (spatial) or a pixel's frames
-    (temporal). All groups of a batch element read the same text, so its keys and values are
-    computed once per batch element and all its rows query them together.
+    The spatial one's self-attention is over the positions of a frame, the temporal one's over the
+    frames of a position. All rows of a batch element read the same text.
     """
 
     def __init__(self, dim: int, num_heads: int, text_dim: int, *, is_temporal: bool, dtype, rngs):
@@ -187,23 +187,23 @@ class TransformerBlock(nnx.Module):
         self.norm_in = layers.LayerNorm(dim, dtype=dtype) if is_temporal else None
         self.ff_in = FeedForward(dim, **options) if is_temporal else None
         self.norm1 = layers.LayerNorm(dim, dtype=dtype)
-        self.attn1 = layers.Attention(dim, num_heads, **options)
+        attend = layers.attend_over_frames if is_temporal else layers.attend_over_positions
+        self.attn1 = layers.Attention(dim, num_heads, attend=attend, **options)
         self.norm2 = layers.LayerNorm(dim, dtype=dtype)
-        self.attn2 = layers.Attention(dim, num_heads, context_dim=text_dim, **options)
+        self.attn2 = layers.TextAttention(dim, num_heads, text_dim, **options)
         self.norm3 = layers.LayerNorm(dim, dtype=dtype)
         self.ff = FeedForward(dim, **options)
 
     def __call__(self, x: Array, text: Array) -> jax.Array:
-        """Maps x [B, groups, rows, C] with text [B, L, Dc] to the shape of x."""
-        B, groups, rows, C = x.shape
+        """Maps x [B, T, N, C] with text [B, L, Dc] to the shape of x."""
+        B, T, N, C = x.shape
         if self.ff_in is not None and self.norm_in is not None:
             x = x + self.ff_in(self.norm_in(x))
-        x = x.reshape(B * groups, rows, C)
         x = x + self.attn1(self.norm1(x))
-        x = x.reshape(B, groups * rows, C)
+        x = x.reshape(B, T * N, C)
         x = x + self.attn2(self.norm2(x), text)
         x = x + self.ff(self.norm3(x))
-        return x.reshape(B, groups, rows, C)
+        return x.reshape(B, T, N, C)
 
 
 class TransformerSpatioTemporal(nnx.Module):
@@ -248,9 +248,7 @@ class TransformerSpatioTemporal(nnx.Module):
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for spatial_block, temporal_block in blocks:
             hidden = spatial_block(hidden, text)
-            mixed = jnp.swapaxes(hidden + positions, 1, 2)  # [B, N, T, C]
-            mixed = jnp.swapaxes(temporal_block(mixed, text), 1, 2)
-            hidden = self.time_mixer(hidden, mixed)
+            hidden = self.time_mixer(hidden, temporal_block(hidden + positions, text))
         return x + self.proj_out(hidden).reshape(x.shape)
 
 
@@ -268,7 +266,15 @@ class UNetLayer(NamedTuple):
             x = self.resnet(x, emb)
             return x if self.attention is None else self.attention(x, text)
 
-        return (jax.checkpoint(forward) if self.remat == "blocks" else forward)(x, emb, text)
+        if self.remat == "none":
+            return forward(x, emb, text)
+        policy = _is_product if self.remat == "elementwise" else None
+        return jax.checkpoint(forward, policy=policy)(x, emb, text)
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a value is kept for the backward pass: matrix products, convolutions, attention."""
+    return primitive.name in ("dot_general", "conv_general_dilated", "pallas_call")
 
 
 class UNetBlock(nnx.Module):

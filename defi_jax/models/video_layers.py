@@ -5,7 +5,10 @@ in float32. Legend: B batch, T frames, H W C height, width, channels, N tokens, 
 The blocks follow diffusers' `resnet.py` and `attention.py` (spec: method 1.1, 1.2).
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 from defi_jax.array_typing import Array
+from defi_jax.models import fused_attention
 
 # Fan-in scaling for layers that feed a nonlinearity; zeros for layers that end a residual branch,
 # so that a network trained from scratch starts as the identity (Dhariwal & Nichol 2021, section 3).
@@ -37,6 +41,18 @@ class Linear(nnx.Module):
         """Maps [..., in_dim] to [..., out_dim]."""
         y = _matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def halves(self, x: Array) -> tuple[jax.Array, jax.Array]:
+        """Maps [..., in_dim] to the two halves of the output, each a product of its own.
+
+        What is computed from one half is then the end of its product instead of another pass over
+        an array of both.
+        """
+        kernel = self.kernel[...].astype(self.dtype)
+        bias = jnp.zeros(kernel.shape[-1:]) if self.bias is None else self.bias[...]
+        x, half = x.astype(self.dtype), kernel.shape[-1] // 2
+        first = _matmul(x, kernel[:, :half]) + bias[:half].astype(self.dtype)
+        return first, _matmul(x, kernel[:, half:]) + bias[half:].astype(self.dtype)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -105,10 +121,11 @@ class TemporalConv(nnx.Module):
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, T, N, in_dim] to [B, T, N, out_dim]."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        num_frames = x.shape[1]
-        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-        windows = jnp.concatenate([x[:, i : i + num_frames] for i in range(3)], axis=-1)
-        y = _matmul(windows, kernel.reshape(-1, kernel.shape[-1]))
+        before, here, after = jnp.split(_matmul(x, jnp.concatenate([*kernel], axis=-1)), 3, axis=-1)
+        # Tap i of frame t reads frame t + i - 1, so its products move the other way.
+        edge = jnp.zeros_like(here[:, :1])
+        y = here + jnp.concatenate([edge, before[:, :-1]], axis=1)
+        y = y + jnp.concatenate([after[:, 1:], edge], axis=1)
         return y + self.bias[...].astype(self.dtype)
 
 
@@ -122,19 +139,62 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Array) -> jax.Array:
         """Normalises and applies the affine; statistics in float32 and in two passes."""
-        positions = tuple(range(1, x.ndim - 1))
-        wide = x.astype(jnp.float32)
-        mean = self._group_mean(jnp.mean(wide, positions, keepdims=True))
-        centred = wide - mean
-        variance = self._group_mean(jnp.mean(jnp.square(centred), positions, keepdims=True))
-        y = centred * (lax.rsqrt(variance + self.eps) * self.scale[...]) + self.bias[...]
+        y: Any = _group_norm(x, self.scale[...], self.bias[...], self.num_groups, self.eps)
         return y.astype(self.dtype)
 
-    def _group_mean(self, x: jax.Array) -> jax.Array:
-        """Averages [..., C] within each group of channels, keeping the shape."""
-        grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
-        mean = jnp.mean(grouped, axis=-1, keepdims=True)
-        return jnp.broadcast_to(mean, grouped.shape).reshape(x.shape)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int, eps: float):
+    """y = (x - mean) / sqrt(variance + eps) * scale + bias, float32 [B, ..., C].
+
+    Its gradient is written out: as a scaled sum of the gradient, x and a constant per channel it
+    reads each of the two arrays twice, half of what the derivative of the forward pass does.
+    """
+    return _group_norm_forward(x, scale, bias, num_groups, eps)[0]
+
+
+def _group_norm_forward(x, scale, bias, num_groups, eps):
+    wide = x.astype(jnp.float32)
+    mean = _group_mean(_mean(wide), num_groups)
+    variance = _group_mean(_mean(jnp.square(wide - _along(mean, x))), num_groups)
+    inverse = lax.rsqrt(variance + eps)
+    y = (wide - _along(mean, x)) * _along(inverse * scale, x) + bias
+    return y, (x, scale, mean, inverse)
+
+
+def _group_norm_backward(num_groups, eps, residuals, grad):
+    del eps
+    x, scale, mean, inverse = residuals
+    wide = x.astype(jnp.float32)
+    sums = _mean(grad)
+    moments = _mean(grad * (wide - _along(mean, x))) * inverse  # with the normalised x
+    # d/dx = inverse * (scale * grad - [scale * grad] - normalised * [scale * grad * normalised]),
+    # where [.] is the mean over a group.
+    pull = inverse * inverse * _group_mean(scale * moments, num_groups)
+    offset = mean * pull - inverse * _group_mean(scale * sums, num_groups)
+    dx = grad * _along(inverse * scale, x) - wide * _along(pull, x) + _along(offset, x)
+    positions = x.size // (x.shape[0] * x.shape[-1])
+    return dx.astype(x.dtype), positions * jnp.sum(moments, 0), positions * jnp.sum(sums, 0)
+
+
+_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    """Means over positions, [B, ..., C] -> [B, C]."""
+    return jnp.mean(x, tuple(range(1, x.ndim - 1)))
+
+
+def _along(values: jax.Array, x: jax.Array) -> jax.Array:
+    """[B, C] -> [B, 1, ..., 1, C], to meet x [B, ..., C]."""
+    return values.reshape(x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+
+
+def _group_mean(x: jax.Array, num_groups: int) -> jax.Array:
+    """Averages [B, C] within each group of channels, keeping the shape."""
+    grouped = x.reshape(x.shape[0], num_groups, -1)
+    mean = jnp.mean(grouped, axis=-1, keepdims=True)
+    return jnp.broadcast_to(mean, grouped.shape).reshape(x.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -189,6 +249,22 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
 
 
+def attend_over_positions(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Softmax attention within each frame, [B, T, N, heads, Dh] each -> the same shape."""
+    if fused_attention.is_worthwhile(query.shape[2]):
+        return fused_attention.attend(query, key, value)
+    frames = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]
+    return attend(*frames).reshape(query.shape)
+
+
+def attend_over_frames(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Softmax attention of each position over its frames, [B, T, N, heads, Dh] each."""
+    query = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("btnhd,bsnhd->bnhts", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bnhts,bsnhd->btnhd", weights, value)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with diffusers' parameter names (`to_out` is a list there)."""
 
@@ -199,10 +275,11 @@ class Attention(nnx.Module):
         *,
         context_dim: int | None = None,
         qkv_bias: bool = False,
+        attend: Callable[..., jax.Array] = attend,
         dtype,
         rngs,
     ):
-        self.num_heads = num_heads
+        self.num_heads, self.attend = num_heads, attend
         context_dim = dim if context_dim is None else context_dim
         options = {"use_bias": qkv_bias, "dtype": dtype, "rngs": rngs}
         self.to_q = Linear(dim, dim, **options)
@@ -211,13 +288,52 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([Linear(dim, dim, dtype=dtype, rngs=rngs)])
 
     def __call__(self, x: Array, context: Array | None = None) -> jax.Array:
-        """Attends from x [B, N, D] to context [B, M, Dc], or to x itself."""
+        """Attends from x [B, N, D] to context [B, M, Dc], or to x itself.
+
+        x may have more axes, where `attend` says over which of them.
+        """
         context = x if context is None else context
         query, key, value = (
             layer(y).reshape(*y.shape[:-1], self.num_heads, -1)
             for layer, y in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
         )
-        return self.to_out[0](attend(query, key, value).reshape(x.shape))
+        return self.to_out[0](self.attend(query, key, value).reshape(x.shape))
+
+
+class TextAttention(nnx.Module):
+    """Multi-head attention to a short text, by diffusers' parameter names.
+
+    logits = (x Wq) (text Wk)' = x (Wq (text Wk)'), and likewise for values and the output: with L
+    text tokens fewer than a head is wide, taking the matrices into the text's side is cheaper than
+    projecting every position, and exact. Keys and values serve all rows of a batch element.
+    """
+
+    def __init__(self, dim: int, num_heads: int, text_dim: int, *, dtype, rngs):
+        self.num_heads = num_heads
+        options = {"dtype": dtype, "rngs": rngs}
+        self.to_q = Linear(dim, dim, use_bias=False, **options)
+        self.to_k = Linear(text_dim, dim, use_bias=False, **options)
+        self.to_v = Linear(text_dim, dim, use_bias=False, **options)
+        self.to_out = nnx.List([Linear(dim, dim, **options)])
+
+    def __call__(self, x: Array, text: Array) -> jax.Array:
+        """Maps x [B, N, D] with text [B, L, Dc] to the shape of x."""
+        to_out = self.to_out[0]
+        assert to_out.bias is not None
+        key, value = (self._heads(layer(text)) for layer in (self.to_k, self.to_v))
+        if text.shape[1] >= key.shape[-1]:
+            return to_out(attend(self._heads(self.to_q(x)), key, value).reshape(x.shape))
+        dtype, (_, _, heads, width) = key.dtype, key.shape
+        queries = self.to_q.kernel[...].astype(dtype).reshape(-1, heads, width)
+        outputs = to_out.kernel[...].astype(dtype).reshape(heads, width, -1)
+        key = jnp.einsum("blhd,chd->bhlc", key * width**-0.5, queries)
+        value = jnp.einsum("blhd,hdc->bhlc", value, outputs)
+        logits = jnp.einsum("bnc,bhlc->bhln", x, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=-2).astype(dtype)
+        return jnp.einsum("bhln,bhlc->bnc", weights, value) + to_out.bias[...].astype(dtype)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
 
 class ResnetBlock(nnx.Module):

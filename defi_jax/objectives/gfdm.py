@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import errors
+from defi_jax import errors, partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import encoders, gfdm
@@ -109,9 +109,11 @@ class GFDMObjective:
         noisy = x + column * jax.random.normal(eps_rng, x.shape)  # (1)
         c_skip, c_out, _, _ = edm.VIDEO.scalings(column)
         target = (x - c_skip * noisy) / c_out
-        velocity = params_lib.bind(self._make, params["gfdm"]).velocity(
-            noisy, sigma, condition, text
-        )
+        velocity = partition.over_examples(
+            lambda params, *inputs: params_lib.bind(self._make, params).velocity(*inputs),
+            params["gfdm"], noisy, sigma, condition, text,
+            dtype=self.config.compute_dtype,
+        )  # fmt: skip
         error = jnp.mean(jnp.square(velocity - target), axis=(1, 2, 3, 4))  # (3)
         loss = jnp.mean(error)
         return loss, base.LossOutput(metrics={"loss": loss}, extra=extra)

@@ -1,8 +1,7 @@
 """Where arrays live: the mesh, the placement of every leaf by (path, shape), batches over devices.
 
-Models know nothing of this. The axes are `replica` (copies, gradients summed), `fsdp` (parameters
-and batch split) and `tensor` (matrices split by name). Axis types are Auto: the compiler inserts
-the collectives.
+The axes and the rule for parameters are those of `defi_jax.partition`. Axis types are Auto: outside
+of `partition.over_examples` the compiler inserts the collectives.
 """
 
 import dataclasses
@@ -14,27 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
-from defi_jax import errors
-
-AXES = ("replica", "fsdp", "tensor")
-BATCH_SPEC = jax.P(("replica", "fsdp"))
-
-# Below this many scalars an all-gather costs more time than a copy costs memory.
-FSDP_MIN_SIZE = 2**16
+from defi_jax import errors, partition
 
 # Parts of a train state whose large arrays are split.
 SHARDED_GROUPS = r"(params|frozen|ema_params|opt_state|extra)(/|$)"
 REPLICATED_GROUPS = r"(step|rng|bad_steps|skipped_steps)$"
-
-# Matrices split over `tensor`: (path pattern, dimension). Into heads or hidden units by column,
-# back from them by row, so that one attention or MLP needs a single reduction.
-TENSOR_RULES: tuple[tuple[str, int], ...] = (
-    (r"(to_q|to_k|to_v|query|key|value|qkv|q_proj|k_proj|v_proj|q|k|v)/kernel$", -1),
-    (r"(to_out/0|to_out|out_proj|o|proj_attn)/kernel$", -2),
-    (r"(net/0/proj|fc1|wi|wi_0|wi_1|c_fc)/kernel$", -1),
-    (r"(net/2|fc2|wo|c_proj)/kernel$", -2),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,32 +43,44 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
     """Returns the mesh of `config` {"replica": n, "fsdp": n, "tensor": n}; one -1 takes the rest.
 
+    Over several slices of TPUs, `replica` spans them: only gradients pass the slow network.
+
     Raises:
-        UserError: if the sizes do not multiply to the number of devices.
+        UserError: if the sizes do not multiply to the number of devices, or `replica` does not
+            divide into the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [int(config[axis]) for axis in AXES]
+    sizes = [int(config[axis]) for axis in partition.AXES]
     given = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or given <= 0 or any(size < -1 for size in sizes):
         raise errors.UserError(
-            f"mesh sizes {dict(zip(AXES, sizes, strict=True))} are not positive",
+            f"mesh sizes {dict(zip(partition.AXES, sizes, strict=True))} are not positive",
             "mesh",
             "give positive sizes, at most one of them -1 (the rest)",
         )
     sizes = [len(devices) // given if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise errors.UserError(
-            f"{dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices",
+            f"{dict(zip(partition.AXES, sizes, strict=True))} does not fit {len(devices)} devices",
             "mesh",
             "pass --config.mesh.fsdp=-1 or sizes whose product is the number of devices",
         )
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+    auto = (jax.sharding.AxisType.Auto,) * len(partition.AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), partition.AXES, axis_types=auto, devices=devices)
+    if sizes[0] % slices:
+        raise errors.UserError(
+            f"replica {sizes[0]} does not divide into {slices} slices",
+            "--config.mesh.replica",
+            f"use a multiple of {slices}",
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return jax.sharding.Mesh(grid, partition.AXES, axis_types=auto)
 
 
-def place(
-    tree: Any, mesh: jax.sharding.Mesh, tensor_rules: Sequence[tuple[str, int]] = TENSOR_RULES
-) -> Placement:
+def place(tree: Any, mesh: jax.sharding.Mesh) -> Placement:
     """Chooses a sharding for every leaf of an abstract train state, from its path and shape alone.
 
     Raises:
@@ -93,7 +90,7 @@ def place(
     shardings, largest, total = [], ("", 0), 0
     for key_path, leaf in leaves:
         path = path_string(key_path)
-        spec = leaf_spec(path, leaf.shape, mesh.shape, tensor_rules)
+        spec = leaf_spec(path, leaf.shape, mesh.shape)
         sharding = jax.sharding.NamedSharding(mesh, spec)
         shardings.append(sharding)
         size = _num_bytes(leaf.dtype, sharding.shard_shape(leaf.shape))
@@ -103,34 +100,17 @@ def place(
     return Placement(jax.tree_util.tree_unflatten(treedef, shardings), largest, total)
 
 
-def leaf_spec(
-    path: str,
-    shape: Sequence[int],
-    mesh_shape: Mapping[str, int],
-    tensor_rules: Sequence[tuple[str, int]] = TENSOR_RULES,
-) -> jax.P:
-    """Returns the PartitionSpec of one leaf of a train state.
+def leaf_spec(path: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> jax.P:
+    """Returns the PartitionSpec of one leaf of a train state: as its parameter's, or whole.
 
-    A dimension named by a tensor rule goes over `tensor` where it divides; then the largest other
-    dimension that divides goes over `fsdp`, if the leaf is large. What divides nowhere is copied.
+    Raises:
+        ValueError: if the leaf belongs to no known group.
     """
     if re.match(REPLICATED_GROUPS, path):
         return jax.P()
     if not re.match(SHARDED_GROUPS, path):
         raise ValueError(f"no placement rule covers {path!r} {tuple(shape)}")
-    axes: list[str | None] = [None] * len(shape)
-    for pattern, dim in tensor_rules:
-        if re.search(f"(^|/){pattern}", path) and len(shape) >= 2:
-            if shape[dim] % mesh_shape["tensor"] == 0 and mesh_shape["tensor"] > 1:
-                axes[dim] = "tensor"
-            break
-    fsdp = mesh_shape["fsdp"]
-    if math.prod(shape) >= FSDP_MIN_SIZE and fsdp > 1:
-        free = [i for i, size in enumerate(shape) if axes[i] is None and size % fsdp == 0]
-        if free:
-            # The last of equally large dimensions: kernels are usually contracted over the first.
-            axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
-    return jax.P(*axes)
+    return partition.param_spec(path, shape, mesh_shape)
 
 
 def log_placement(placement: Placement, what: str = "train state") -> None:
@@ -147,7 +127,7 @@ def log_placement(placement: Placement, what: str = "train state") -> None:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     """Sharding of every batch leaf: the first dimension over `replica` and `fsdp`."""
-    return jax.sharding.NamedSharding(mesh, BATCH_SPEC)
+    return jax.sharding.NamedSharding(mesh, partition.BATCH_SPEC)
 
 
 def check_batch(global_batch: int, accumulation_steps: int, mesh: jax.sharding.Mesh) -> None:

@@ -109,12 +109,17 @@ def compute_gradient(
     return optimizer.accumulate(loss_and_grad, state.extra, batch, rng, num)
 
 
+def abstract_values(config: Any, objective: base.Objective) -> TrainState:
+    """Shapes and dtypes of the state."""
+    init = functools.partial(init_state, objective=objective, config=config)
+    return jax.eval_shape(init, jax.random.key(0))
+
+
 def abstract_state(
     config: Any, objective: base.Objective, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, sharding.Placement]:
     """Shapes, dtypes and shardings of the state, without computing or allocating it."""
-    init = functools.partial(init_state, objective=objective, config=config)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = abstract_values(config, objective)
     placement = sharding.place(shapes, mesh)
     return jax.tree.map(_with_sharding, shapes, placement.shardings), placement
 

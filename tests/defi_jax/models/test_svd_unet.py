@@ -159,11 +159,12 @@ def test_rematerialised_gradients_equal_the_stored_ones():
         return jax.jit(jax.grad(loss))
 
     assert "remat" not in str(jax.make_jaxpr(gradient("none"))(params))
-    assert "remat" in str(jax.make_jaxpr(gradient("blocks"))(params))
     expected = params_lib.flatten(gradient("none")(params))
-    for path, value in params_lib.flatten(gradient("blocks")(params)).items():
-        scale = np.abs(expected[path]).max()
-        np.testing.assert_allclose(value, expected[path], atol=1e-4 * scale, err_msg=path)
+    for remat in ("elementwise", "blocks"):
+        assert "remat" in str(jax.make_jaxpr(gradient(remat))(params))
+        for path, value in params_lib.flatten(gradient(remat)(params)).items():
+            scale = np.abs(expected[path]).max()
+            np.testing.assert_allclose(value, expected[path], atol=1e-4 * scale, err_msg=path)
 
 
 def test_residual_branches_start_at_zero():

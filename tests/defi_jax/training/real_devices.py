@@ -11,6 +11,7 @@ import real_stages
 import toy_run
 
 from defi_jax import batch as batch_lib
+from defi_jax import partition
 from defi_jax.training import sharding, startup, step
 
 MESHES = {
@@ -67,7 +68,7 @@ def difference(want, got):
 
 
 def main(name):
-    sharding.FSDP_MIN_SIZE = 1  # the shrunk parameters are split like large ones
+    partition.FSDP_MIN_SIZE = 1  # the shrunk parameters are split like large ones
     startup.enable_compilation_cache(toy_run.PROGRAMS)
     config = real_stages.get_config(name)
     objective, _ = real_stages.make(config)

@@ -1,0 +1,113 @@
+"""Which part of an array each device holds, and models that run on each device's own examples.
+
+The mesh axes are `replica` (copies, gradients summed), `fsdp` (parameters and batch split) and
+`tensor` (matrices split by name). Large parameters are stored split over `fsdp` and are whole only
+while they are used.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from defi_jax.array_typing import Params
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH_AXES = ("replica", "fsdp")
+BATCH_SPEC = jax.P(BATCH_AXES)
+
+# Below this many scalars an all-gather costs more time than a copy costs memory.
+FSDP_MIN_SIZE = 2**16
+
+# Matrices split over `tensor`: (path pattern, dimension). Into heads or hidden units by column,
+# back from them by row, so that one attention or MLP needs a single reduction.
+TENSOR_RULES: tuple[tuple[str, int], ...] = (
+    (r"(to_q|to_k|to_v|query|key|value|qkv|q_proj|k_proj|v_proj|q|k|v)/kernel$", -1),
+    (r"(to_out/0|to_out|out_proj|o|proj_attn)/kernel$", -2),
+    (r"(net/0/proj|fc1|wi|wi_0|wi_1|c_fc)/kernel$", -1),
+    (r"(net/2|fc2|wo|c_proj)/kernel$", -2),
+)
+
+
+def param_spec(
+    path: str,
+    shape: Sequence[int],
+    mesh_shape: Mapping[str, int],
+    tensor_rules: Sequence[tuple[str, int]] = TENSOR_RULES,
+) -> jax.P:
+    """Returns the PartitionSpec of a parameter, from its path and shape alone.
+
+    A dimension named by a tensor rule goes over `tensor` where it divides; then the largest other
+    dimension that divides goes over `fsdp`, if the array is large. What divides nowhere is copied.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    for pattern, dim in tensor_rules:
+        if re.search(f"(^|/){pattern}", path) and len(shape) >= 2:
+            if shape[dim] % mesh_shape["tensor"] == 0 and mesh_shape["tensor"] > 1:
+                axes[dim] = "tensor"
+            break
+    fsdp = mesh_shape["fsdp"]
+    if math.prod(shape) >= FSDP_MIN_SIZE and fsdp > 1:
+        free = [i for i, size in enumerate(shape) if axes[i] is None and size % fsdp == 0]
+        if free:
+            # The last of equally large dimensions: kernels are usually contracted over the first.
+            axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    return jax.P(*axes)
+
+
+def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dtype: Any) -> Any:
+    """Returns `fn(params, *batch)`, each device of the mesh in context on its own examples.
+
+    Parameters are gathered whole by the devices, kernels in `dtype` (which is what the layers cast
+    them to), and their gradients are summed into the stored parts: one collective each way, and no
+    other in `fn`. Left to the compiler, the same program exchanges activations and partial weights
+    (docs/scaling.md).
+
+    Args:
+        fn: computes each example (first axis) from that example alone.
+        params: nested dict of parameters.
+        *batch: arrays [B, ...].
+        dtype: element type in which `fn` uses kernels.
+
+    Returns:
+        A tree of arrays [B, ...].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    if parts == 1 or len(batch[0]) % parts:
+        return fn(params, *batch)
+    specs = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _fsdp_only(param_spec(_path_string(path), leaf.shape, mesh.shape)),
+        params,
+    )
+
+    def on_one_device(params: Params, *batch: jax.Array) -> Any:
+        return fn(jax.tree_util.tree_map_with_path(whole, params, specs), *batch)
+
+    def whole(path: Any, leaf: jax.Array, spec: jax.P) -> jax.Array:
+        if "fsdp" not in spec:
+            return leaf
+        is_kernel = _path_string(path).endswith("kernel")
+        leaf = leaf.astype(dtype) if is_kernel else leaf
+        return lax.all_gather(leaf, "fsdp", axis=list(spec).index("fsdp"), tiled=True)
+
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(specs, *[BATCH_SPEC] * len(batch)),
+        out_specs=BATCH_SPEC,
+        # The compiler splits matrices over `tensor`, where there is such an axis.
+        axis_names=set(BATCH_AXES if mesh.shape["tensor"] > 1 else AXES),
+        check_vma=False,
+    )(params, *batch)
+
+
+def _fsdp_only(spec: jax.P) -> jax.P:
+    return jax.P(*(axis if axis == "fsdp" else None for axis in spec))
+
+
+def _path_string(path: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

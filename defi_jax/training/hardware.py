@@ -1,0 +1,51 @@
+"""What TPU chips can do, and how long a compiled step takes on them by calculation.
+
+Figures per JAX device. Sources: Google Cloud's pages of each TPU version (FLOP/s, memory), the
+chip tables of "How to Scale Your Model" (links).
+"""
+
+import dataclasses
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One JAX device.
+
+    Attributes:
+        flops: bfloat16 FLOP/s, dense.
+        hbm_bytes: memory.
+        hbm_bandwidth: bytes/s.
+        link_bandwidth: bytes/s that leave the device over all its links to other chips of a slice.
+    """
+
+    flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * _GIB, 1200e9, 270e9),
+    "v5e": Chip(197e12, 16 * _GIB, 819e9, 180e9),
+    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 540e9),
+    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 360e9),
+    "tpu7x": Chip(1153e12, 96 * _GIB, 3690e9, 300e9),  # one of a chip's two devices
+}
+
+
+def step_seconds(chip: Chip, *, operations: float, collective_bytes: float) -> float:
+    """Predicted time of a step.
+
+    Args:
+        chip: the device.
+        operations: XLA's estimate of the program without communication, each operation the longer
+            of its FLOPs at `chip.flops` and its bytes at `chip.hbm_bandwidth`, seconds.
+        collective_bytes: bytes that each device sends.
+
+    Returns:
+        The longer of computing and communicating, which overlap, in seconds. A lower bound: kernels
+        reach neither peak, and the first and last exchange overlap with nothing.
+    """
+    return max(operations, collective_bytes / chip.link_bandwidth)

@@ -1,0 +1,65 @@
+"""Compiles a train step for devices that are not there: does it fit, and how fast can it be?
+
+    python launch/plan.py --config=configs/gfdm.py --topology=v5p:4x4x4 \
+        --config.global_batch=128 --config.data.latents=cached
+
+Topologies: v4, v5e, v5p, v6e, tpu7x with the shape of a slice (needs libtpu, see
+requirements-tpu.txt), or cpu:N. --num_slices=N takes N such slices. --json prints one object. Needs
+neither TPU nor weights nor data; the full models take minutes and some 10 GiB. Exit 1 when the step
+does not fit.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+
+# Set before jax is imported: the compiler for TPUs runs beside, never a TPU.
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_CPUS = re.search(r"--topology[= ]cpu:(\d+)", " ".join(sys.argv))
+if _CPUS:
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={_CPUS[1]}"
+    )
+
+from absl import flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from defi_jax import cli, errors  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as configs/gfdm.py:tiny.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5p:4x4x4 or cpu:8.")
+_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", lower_bound=1)
+_LEVEL = flags.DEFINE_enum(
+    "optimization_level", "O1", ["O1", "O2"],
+    "Effort of the TPU compiler; O2, with which training compiles, takes several times as long.",
+)  # fmt: skip
+_JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
+flags.mark_flags_as_required(["config", "topology"])
+
+
+def main(argv: list[str]) -> None:
+    """Plans, prints, and says no when the step does not fit."""
+    del argv
+    import jax
+
+    from defi_jax.training import plan as plan_lib
+
+    jax.config.update("jax_optimization_level", _LEVEL.value)
+    config = _CONFIG.value
+    if not config.data.mixture:
+        config.data.mixture = "synthetic"  # only shapes matter
+    topology = _TOPOLOGY.value or ""
+    plan = plan_lib.make_plan(config, topology, _NUM_SLICES.value)
+    print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else plan_lib.describe(plan))
+    if not plan.fits:
+        raise errors.CheckFailed(
+            "the step does not fit the memory",
+            topology,
+            "more devices, a smaller --config.global_batch, or remat=blocks",
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
