@@ -12,16 +12,19 @@ from typing import Any
 import jax
 
 
-def count(fn: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of `fn(*args)`; arguments may be shapes."""
-    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+def count(fn: Callable[..., Any], *args: Any, loops_once: bool = False) -> int:
+    """FLOPs of `fn(*args)`; arguments may be shapes.
+
+    `loops_once` counts one pass of each loop, to compare with XLA.
+    """
+    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr, loops_once)
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _of_jaxpr(jaxpr: Any, loops_once: bool) -> int:
+    return sum(_of_equation(equation, loops_once) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: Any, loops_once: bool) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -33,10 +36,10 @@ def _of_equation(equation: Any) -> int:
         return 2 * equation.outvars[0].aval.size * kernel.size // outputs
     if name == "pallas_call":  # stands in a `cond` beside what it computes in plain operations
         return 0
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
+    inner = [_of_jaxpr(jaxpr, loops_once) for jaxpr in _jaxprs(params)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
+    return sum(inner) * (params["length"] if name == "scan" and not loops_once else 1)
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:

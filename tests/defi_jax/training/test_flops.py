@@ -40,6 +40,7 @@ def test_loops_count_every_pass_and_branches_the_dearest():
         return lax.scan(lambda y, _: (jnp.dot(y, w) @ w.T, None), x, length=7)[0]
 
     assert flops.count(loop, _X, _W) == 7 * 2 * _PRODUCT
+    assert flops.count(loop, _X, _W, loops_once=True) == 2 * _PRODUCT
 
     def branch(x, w):
         return lax.cond(x[0, 0] > 0, lambda: jnp.dot(x, w) @ w.T, lambda: x)
