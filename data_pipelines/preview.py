@@ -114,6 +114,7 @@ def _episode_row(store: episodes.EpisodeSource, i: int, frames: int, side: int) 
 
 
 def _gfdm_row(batch: batch_lib.GFDMBatch, i: int) -> Row:
+    assert batch.video is not None
     cells = [(frame, f"t{time}") for time, frame in enumerate(batch.video[i])]
     return Row(_describe(batch.text, i), cells)
 
