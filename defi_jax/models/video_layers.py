@@ -215,10 +215,11 @@ class LayerNorm(nnx.Module):
 
 
 def sinusoid(values: Array, dim: int) -> jax.Array:
-    """Sinusoidal features, cosines first: [...] -> float32 [..., dim]."""
+    """Sinusoidal features, cosines first, a zero last where dim is odd: [...] -> f32 [..., dim]."""
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
     angles = jnp.asarray(values, jnp.float32)[..., None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    rest = jnp.zeros((*angles.shape[:-1], dim % 2), jnp.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), rest], axis=-1)
 
 
 class TimestepEmbedding(nnx.Module):

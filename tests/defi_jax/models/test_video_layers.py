@@ -75,6 +75,14 @@ def test_many_tokens_take_the_fused_function_and_agree():
     )  # fmt: skip
 
 
+def test_sinusoids_are_cosines_then_sines_then_a_zero():
+    values = jnp.asarray([0.0, 3.0])
+    even, odd = video_layers.sinusoid(values, 4), video_layers.sinusoid(values, 5)
+    want = [np.cos(3.0), np.cos(0.03), np.sin(3.0), np.sin(0.03)]
+    np.testing.assert_allclose(even[1], want, rtol=1e-5)
+    np.testing.assert_allclose(odd, np.pad(even, ((0, 0), (0, 1))), rtol=1e-6)
+
+
 def test_halves_are_the_halves_of_the_product():
     layer = video_layers.Linear(6, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
     layer.bias[...] = _normal(0, 8)
