@@ -43,9 +43,10 @@ def test_loops_count_every_pass_and_branches_the_dearest():
     assert flops.count(loop, _X, _W, loops_once=True) == 2 * _PRODUCT
 
     def branch(x, w):
-        return lax.cond(x[0, 0] > 0, lambda: jnp.dot(x, w) @ w.T, lambda: x)
+        dear, cheap = lambda: jnp.dot(x, w) @ w.T @ w, lambda: jnp.dot(x, w)
+        return lax.cond(x[0, 0] > 0, dear, cheap)
 
-    assert flops.count(branch, _X, _W) == 2 * _PRODUCT
+    assert flops.count(branch, _X, _W) == 3 * _PRODUCT
 
 
 def test_recomputation_counts_again():
