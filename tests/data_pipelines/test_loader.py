@@ -129,12 +129,11 @@ def test_four_processes_continue_as_two():
     for process in processes:
         next(process)
     state = processes[1].state()
-    expected = [jax.tree.map(lambda *x: np.concatenate(x), *[next(p) for p in processes])]
+    expected = _gathered(processes)
     halves = [_loader(process=p, count=2) for p in range(2)]
     for half in halves:
         half.restore(state)
-    got = jax.tree.map(lambda *x: np.concatenate(x), *[next(half) for half in halves])
-    _equal(got, expected[0])
+    _equal(_gathered(halves), expected)
 
 
 @pytest.mark.slow
@@ -154,6 +153,36 @@ def test_worker_processes_change_nothing(tmp_path):
         _equal(next(resumed), batch)
     resumed.close()
     assert plain.fingerprint == working.fingerprint
+
+
+def test_an_epoch_over_a_resume_on_fewer_hosts_has_each_sample_once(tmp_path):
+    _store(tmp_path, "a")
+    settings = {"root": str(tmp_path), "mixture": "a", "holdout_percent": 0, "augment": False}
+    straight = _loader(**settings)
+    epoch = [next(straight) for _ in range(24)]  # two, of 12 episodes x 8 pairs
+    four = [_loader(**settings, process=p, count=4) for p in range(4)]
+    read = [_gathered(four) for _ in range(5)]
+    state = json.loads(json.dumps(four[3].state()))
+    two = [_loader(**settings, process=p, count=2) for p in range(2)]
+    for process in two:
+        process.restore(state)
+    read += [_gathered(two) for _ in range(19)]
+    for process in four + two:
+        process.close()
+    for batch, expected in zip(read, epoch, strict=True):
+        _equal(batch, expected)
+    for batches in (read[:12], read[12:]):
+        seen = [
+            (bytes(text[text > 0].astype(np.uint8) - 1), int(frames[0, 0, 0, 0]))
+            for batch in batches
+            for text, frames in zip(batch.text.ids, batch.frames, strict=True)
+        ]
+        assert len(set(seen)) == len(seen) == 96
+
+
+def _gathered(processes):
+    """The next global batch."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *[next(p) for p in processes])
 
 
 def test_closing_keeps_the_position():
