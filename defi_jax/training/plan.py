@@ -4,10 +4,8 @@ The very step of `training.step`, for the shapes of the config and a TPU topolog
 or a number of CPU devices; no weights, data or accelerator are touched.
 """
 
-import ctypes
 import dataclasses
 import math
-import os
 import re
 import resource
 import time
@@ -28,7 +26,6 @@ _COLLECTIVES = {
     "all_to_all": "all-to-all",
     "permute": "collective-permute",
 }
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 # e.g. "bf16[2,16]" in HLO.
 _SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 _UNKNOWN_CYCLES = 2**62
@@ -94,7 +91,6 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     Raises:
         UserError: an unknown topology, libtpu missing, or a config that does not fit the devices.
     """
-    _share_heaps()
     chip, devices = find_devices(topology, num_slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
@@ -114,16 +110,6 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     plan.flops_per_step = _model_flops(config)
     _read_program(plan, compiled, chip)
     return plan
-
-
-def _share_heaps() -> None:
-    """Lets the compiler's threads share a heap per core, where the C library can.
-
-    Otherwise each thread has its own, and what one has freed does not serve the others.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, os.cpu_count() or 1)
 
 
 def find_devices(topology: str, num_slices: int = 1) -> tuple[hardware.Chip | None, Sequence[Any]]:
