@@ -17,8 +17,8 @@ from configs import gfdm as gfdm_config
 from configs import joint as joint_config
 from defi_jax import objectives
 from defi_jax.export import program
+from defi_jax.models import fused_attention, video_layers
 from defi_jax.models import params as params_lib
-from defi_jax.models import video_layers
 from defi_jax.training import flops
 
 
@@ -57,7 +57,7 @@ def _forward_model() -> None:
 def _projected_once(layer: Any, x: Any, text: Any) -> Any:
     """Text attention with keys and values once per clip, queries and outputs per position."""
     heads = [layer._heads(y) for y in (layer.to_q(x), layer.to_k(text), layer.to_v(text))]
-    return layer.to_out[0](video_layers.attend(*heads).reshape(x.shape))
+    return layer.to_out[0](fused_attention.plain(*heads).reshape(x.shape))
 
 
 def _projected_per_frame(layer: Any, x: Any, text: Any) -> Any:

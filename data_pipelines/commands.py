@@ -22,6 +22,7 @@ from data_pipelines import (
     statistics,
     validate,
 )
+from data_pipelines import parts as parts_lib
 from data_pipelines.sources import base
 from data_pipelines.standardize import registry
 from defi_jax import cli, errors
@@ -225,11 +226,11 @@ def run_encode(
     barrier: Callable[[str], None],
 ) -> Result:
     """Writes the latent caches of all stores of a config's mixture; see `encode.encode`."""
-    from data_pipelines import encode, loader  # they take a second to import
+    from data_pipelines import encode  # they take a second to import
 
     _require(output, "--output")
     start, caches = time.monotonic(), {}
-    for component in loader.open_components(config.data):
+    for component in parts_lib.open_components(config.data):
         caches[component.name] = encode.encode(
             component.source,
             pathlib.Path(output) / component.name,

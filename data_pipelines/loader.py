@@ -37,12 +37,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
-import itertools
 import json
 import os
-import pathlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -52,7 +49,7 @@ import numpy as np
 from absl import flags, logging
 
 from data_pipelines import features, latents, mixtures, samples, statistics
-from data_pipelines.sources import synthetic
+from data_pipelines import parts as parts_lib
 from data_pipelines.transforms import text
 from defi_jax import batch as batch_lib
 from defi_jax import errors
@@ -95,18 +92,18 @@ def make_loader(
     """
     check_request(split, global_batch, process_count)
     config = data_config
-    sources = open_components(config)
+    sources = parts_lib.open_components(config)
     if objective_name == "joint":
         mixtures.check_actions(sources, f"data.mixture={config.mixture!r}")
     takes_features, takes_latents = _takes_features(batch_spec), _takes_latents(batch_spec)
-    components = _encoded(sources, config) if takes_latents else sources
-    normalizer = make_normalizer(config, objective_name, components)
+    components = parts_lib.with_latents(sources, config) if takes_latents else sources
+    normalizer = parts_lib.make_normalizer(config, objective_name, components)
     reader = samples.make_reader(
         config, objective_name, normalizer, train=split == "train",
         with_images=not (takes_features or takes_latents),
     )  # fmt: skip
     batches = samples.Batches(
-        parts=_parts(components, reader, config, split),
+        parts=parts_lib.divide(components, reader, config, split),
         reader=reader,
         choose=text.ChooseParaphrase(draw=split == "train"),
         tokenize=text.Tokenize(by_role=tokenizers),
@@ -124,10 +121,13 @@ def make_loader(
         "transforms": samples.describe(config),
         "normalizer": normalizer.to_json(),
         **_order(batches),
+        **(_cache_manifests(components) if takes_latents else {}),
     }
-    if takes_latents:
-        pipeline["latents"] = [[c.name, latents.cache_of(c.source).manifest] for c in components]
     return Loader(batches, objective_name, batch_spec, pipeline, normalizer, config)
+
+
+def _cache_manifests(components: Sequence[mixtures.Component]) -> dict[str, Any]:
+    return {"latents": [[c.name, latents.cache_of(c.source).manifest] for c in components]}
 
 
 class Loader:
@@ -363,14 +363,6 @@ def check_request(split: str, global_batch: int, process_count: int) -> None:
         raise errors.UserError(what, "global_batch", f"give a multiple of {process_count}")
 
 
-def open_components(config: Any) -> list[mixtures.Component]:
-    """Opens the sources of the mixture that the `data` section names."""
-    make_synthetic = functools.partial(
-        synthetic.SyntheticSource, image_size=config.image_size, action_dim=config.action_dim
-    )
-    return mixtures.load(config.mixture, config.root, make_synthetic)
-
-
 def _order(batches: samples.Batches) -> dict[str, Any]:
     """What decides the batches beside sources and readers; not who reads which part of them."""
     return {
@@ -389,112 +381,5 @@ def _takes_latents(batch_spec: batch_lib.Batch) -> bool:
     return isinstance(batch_spec, batch_lib.GFDMBatch) and batch_spec.latents is not None
 
 
-def _encoded(components: Sequence[mixtures.Component], config: Any) -> list[mixtures.Component]:
-    """The same components, their sources together with their latent caches."""
-    root = pathlib.Path(config.latents)
-    return [
-        dataclasses.replace(c, source=latents.open_source(c.source, root / c.name, config.cameras))
-        for c in components
-    ]
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def make_normalizer(
-    config: Any, objective_name: str, components: Sequence[mixtures.Component]
-) -> statistics.Normalizer:
-    """Returns the actions' normaliser, from the statistics of all components that have actions.
-
-    Raises:
-        DataError: joint is given actions of another width than data.action_dim.
-    """
-    mask = tuple(dim not in config.unnormalized_dims for dim in range(config.action_dim))
-    used = []
-    for component in components:
-        width = _action_width(component)
-        if width == config.action_dim:
-            used.append(component)
-        elif width is not None and objective_name == "joint":
-            raise errors.DataError(
-                f"actions have {width} dimensions, data.action_dim is {config.action_dim}",
-                f"data set {component.name!r}", f"give --config.data.action_dim={width}",
-            )  # fmt: skip
-        elif width is not None and objective_name == "gidm":
-            logging.warning("%s: %d-D actions stay out of the probe", component.name, width)
-    kind = config.normalization
-    if kind == "none" or objective_name == "gfdm" or not used:
-        return statistics.Normalizer(kind="none", statistics=None, mask=mask)
-    parts = [component.statistics()["actions"] for component in used]
-    return statistics.Normalizer(kind=kind, statistics=statistics.merge(parts), mask=mask)
-
-
-def _action_width(component: mixtures.Component) -> int | None:
-    """Returns A of the component's first episode with actions, None without any."""
-    rows = np.flatnonzero(component.source.has_actions)
-    return component.source.actions(int(rows[0])).shape[1] if len(rows) else None
-
-
-def _parts(
-    components: Sequence[mixtures.Component], reader: samples.Reader, config: Any, split: str
-) -> tuple[samples.Part, ...]:
-    """Returns the components' samples of a split.
-
-    Raises:
-        DataError: a component lacks actions, cameras or frames.
-        UserError: no episode of any component is held out.
-    """
-    parts = []
-    for component in components:
-        source = component.source
-        usable = has_needs(component, reader, config)
-        held_out = np.array(
-            [samples.is_held_out(name, config.holdout_percent) for name in source.episode_ids]
-        )
-        rows = np.flatnonzero(usable & (held_out == (split == "eval")))
-        table = samples.Table(rows, reader.num_samples(source.lengths[rows]))
-        if len(table):
-            parts.append(
-                samples.Part(
-                    name=component.name, weight=component.weight, source=source, table=table
-                )
-            )
-        elif split == "train":
-            raise errors.DataError(
-                "no episode is long enough or left for training", f"data set {component.name!r}",
-                "leave it out of data.mixture, or lower data.holdout_percent",
-            )  # fmt: skip
-    if not parts:
-        names = ", ".join(component.name for component in components)
-        raise errors.UserError(
-            f"no episode of {names} is held out for evaluation",
-            f"data.holdout_percent={config.holdout_percent}",
-            "raise it, collect more episodes, or set eval_batches=0",
-        )
-    return tuple(parts)
-
-
-def has_needs(component: mixtures.Component, reader: samples.Reader, config: Any) -> np.ndarray:
-    """Returns bool[episodes], those that have the actions and cameras the objective takes."""
-    source, where = component.source, f"data set {component.name!r}"
-    usable = np.ones(len(source), bool)
-    if reader.needs_actions:
-        usable = source.has_actions
-        if not usable.any():
-            raise errors.DataError(
-                "no episode has actions, which joint training needs", where,
-                "leave it out of data.mixture; action-free video trains gfdm and gidm",
-            )  # fmt: skip
-    with_cameras = usable & reader.has_cameras(source)
-    if not with_cameras.any():
-        some = itertools.islice(range(len(source)), 100)
-        available = sorted({camera for i in some for camera in source.meta(i).cameras})
-        raise errors.DataError(
-            f"no episode has the cameras {', '.join(config.cameras)}", where,
-            f"available: {', '.join(available)}; give --config.data.cameras",
-        )  # fmt: skip
-    left_out = len(source) - int(with_cameras.sum())
-    if left_out:
-        logging.warning("%s: %d episodes lack actions or cameras", component.name, left_out)
-    return with_cameras

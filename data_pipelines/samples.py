@@ -70,12 +70,11 @@ class Cameras:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GFDMReader:
-    """Video clips: `video` uint8[T, H, W, 3]."""
+class _ClipReader:
+    """What the two readers of clips share: the same draws give the same clips."""
 
     clip: trajectory.Clip
     cameras: Cameras
-    prepare: frame.Prepare
     needs_actions: bool = False
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
@@ -85,6 +84,13 @@ class GFDMReader:
     def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
         """See `Reader`."""
         return self.cameras.present(source)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GFDMReader(_ClipReader):
+    """Video clips: `video` uint8[T, H, W, 3]."""
+
+    prepare: frame.Prepare
 
     def __call__(
         self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
@@ -97,23 +103,8 @@ class GFDMReader:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedGFDMReader:
-    """The clips of `GFDMReader` as their latents in a cache: `latents` [T, h, w, c].
-
-    The same draws give the same clips.
-    """
-
-    clip: trajectory.Clip
-    cameras: Cameras
-    needs_actions: bool = False
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.clip.num_samples(lengths)
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return self.cameras.present(source)
+class EncodedGFDMReader(_ClipReader):
+    """The clips of `GFDMReader` as their latents in a cache: `latents` [T, h, w, c]."""
 
     def __call__(
         self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator

@@ -35,6 +35,7 @@ from data_pipelines import (
     statistics,
     stream_scan,
 )
+from data_pipelines import parts as parts_lib
 from data_pipelines.sources import base, rlds
 from data_pipelines.transforms import text
 from defi_jax import batch as batch_lib
@@ -107,12 +108,12 @@ def _make_stream_loader(
     components = _open(mixtures.parse(config.mixture), directories)
     if objective_name == "joint":
         mixtures.check_actions(components, f"data.mixture={config.mixture!r}")
-    normalizer = loader.make_normalizer(config, objective_name, components)
+    normalizer = parts_lib.make_normalizer(config, objective_name, components)
     reader = samples.make_reader(
         config, objective_name, normalizer, train=split == "train", with_images=True
     )
     for component in components:
-        loader.has_needs(component, reader, config)
+        parts_lib.has_needs(component, reader, config)
     batches = StreamBatches(
         components=tuple(components),
         reader=reader,

@@ -80,7 +80,7 @@ def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dty
     if parts == 1 or len(batch[0]) % parts:
         return fn(params, *batch)
     specs = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _fsdp_only(param_spec(_path_string(path), leaf.shape, mesh.shape)),
+        lambda path, leaf: _fsdp_only(param_spec(path_string(path), leaf.shape, mesh.shape)),
         params,
     )
 
@@ -90,7 +90,7 @@ def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dty
     def whole(path: Any, leaf: jax.Array, spec: jax.P) -> jax.Array:
         if "fsdp" not in spec:
             return leaf
-        is_kernel = _path_string(path).endswith("kernel")
+        is_kernel = path_string(path).endswith("kernel")
         leaf = leaf.astype(dtype) if is_kernel else leaf
         return lax.all_gather(leaf, "fsdp", axis=list(spec).index("fsdp"), tiled=True)
 
@@ -109,5 +109,6 @@ def _fsdp_only(spec: jax.P) -> jax.P:
     return jax.P(*(axis if axis == "fsdp" else None for axis in spec))
 
 
-def _path_string(path: Sequence[Any]) -> str:
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+def path_string(key_path: Sequence[Any]) -> str:
+    """Returns "a/0/b" for a pytree key path of attributes, dict keys and indices."""
+    return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")

@@ -19,38 +19,36 @@ from defi_jax import partition
 from defi_jax.array_typing import Array
 
 # Below this many tokens the logits are small beside their queries.
-MIN_TOKENS = 256
+MIN_TOKENS, _LANES = 256, 128
 # Rows of queries and keys that the kernel holds at once, and of these the keys it multiplies.
 _BLOCK, _COMPUTE_BLOCK = 1024, 512
 
 
-def is_worthwhile(num_tokens: int) -> bool:
-    """Whether `attend` takes this many tokens: the kernel wants whole rows of lanes."""
-    return num_tokens >= MIN_TOKENS and num_tokens % 128 == 0
-
-
 def attend(query: Array, key: Array, value: Array) -> jax.Array:
-    """Softmax attention within each group: [B, G, N, heads, Dh] each -> the same shape.
+    """Softmax attention within each frame, [B, T, N, heads, Dh] each -> the same shape.
 
-    No mask; scale Dh ** -0.5. Float32 softmax on TPUs as elsewhere.
+    As `plain`, by the kernel on TPUs where there are many tokens; it wants whole rows of lanes.
     """
-    return lax.platform_dependent(query, key, value, tpu=_on_each_device, default=_plain)
+    tokens = query.shape[-3]
+    if tokens < MIN_TOKENS or tokens % _LANES:
+        return plain(query, key, value)
+    return lax.platform_dependent(query, key, value, tpu=_on_each_device, default=plain)
 
 
-def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def plain(query: Array, key: Array, value: Array) -> jax.Array:
+    """Softmax attention [..., N, heads, Dh] x [..., M, heads, Dh] -> [..., N, heads, Dh].
+
+    Logits and softmax are float32 whatever the inputs; no mask, scale Dh ** -0.5.
+    """
     query = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("bgnhd,bgmhd->bghnm", query, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...nhd,...mhd->...hnm", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bghnm,bgmhd->bgnhd", weights, value)
+    return jnp.einsum("...hnm,...mhd->...nhd", weights, value)
 
 
 def _on_each_device(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    free = (
-        {axis: mesh.shape[axis] for axis in mesh.auto_axes if mesh.shape[axis] > 1}
-        if not mesh.empty
-        else {}
-    )
+    free = {axis: mesh.shape[axis] for axis in mesh.auto_axes if mesh.shape[axis] > 1}
     if not free:
         return _kernel(query, key, value)
     batch = tuple(axis for axis in partition.BATCH_AXES if axis in free)
@@ -68,8 +66,10 @@ def _on_each_device(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
     )(query, key, value)
 
 
-def _kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    B, G, N, heads, width = query.shape
+def _kernel(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    B, T, N, heads, width = query.shape
     block = math.gcd(N, _BLOCK)
     sizes = splash.BlockSizes(
         block_q=block,
@@ -81,10 +81,10 @@ def _kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         use_fused_bwd_kernel=True,
     )
     mask = masks.MultiHeadMask([masks.FullMask((N, N))] * heads)
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
+    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
 
     def to_heads(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(B * G, N, heads, width), 1, 2)
+        return jnp.swapaxes(x.reshape(B * T, N, heads, width), 1, 2)
 
     y: Any = jax.vmap(kernel)(to_heads(query) * width**-0.5, to_heads(key), to_heads(value))
     return jnp.swapaxes(y, 1, 2).reshape(query.shape)

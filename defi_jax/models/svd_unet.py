@@ -25,6 +25,7 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Float, typed
+from defi_jax.models import fused_attention
 from defi_jax.models import video_layers as layers
 
 _DOWN_TYPES = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
@@ -187,7 +188,7 @@ class TransformerBlock(nnx.Module):
         self.norm_in = layers.LayerNorm(dim, dtype=dtype) if is_temporal else None
         self.ff_in = FeedForward(dim, **options) if is_temporal else None
         self.norm1 = layers.LayerNorm(dim, dtype=dtype)
-        attend = layers.attend_over_frames if is_temporal else layers.attend_over_positions
+        attend = layers.attend_over_frames if is_temporal else fused_attention.attend
         self.attn1 = layers.Attention(dim, num_heads, attend=attend, **options)
         self.norm2 = layers.LayerNorm(dim, dtype=dtype)
         self.attn2 = layers.TextAttention(dim, num_heads, text_dim, **options)
@@ -452,10 +453,6 @@ class SVDUNet(nnx.Module):
         emb = self.time_embedding(layers.sinusoid(timestep, self.config.block_out_channels[0]))
         ids = layers.sinusoid(added_time_ids, self.config.addition_time_embed_dim)
         return emb + self.add_embedding(ids.reshape(ids.shape[0], -1))
-
-    def _mid_layers(self) -> list[UNetLayer]:
-        """The mid block as residual + transformer, then residual alone."""
-        return self.mid_block.steps()
 
     def _check_size(self, size: tuple[int, ...]) -> None:
         multiple = 2 ** (self.config.num_levels - 1)

@@ -239,25 +239,6 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Softmax attention [B, N, heads, Dh] x [B, M, heads, Dh] -> [B, N, heads, Dh].
-
-    Logits and softmax are float32 whatever the inputs; no mask, scale Dh ** -0.5.
-    """
-    query = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
-
-
-def attend_over_positions(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Softmax attention within each frame, [B, T, N, heads, Dh] each -> the same shape."""
-    if fused_attention.is_worthwhile(query.shape[2]):
-        return fused_attention.attend(query, key, value)
-    frames = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]
-    return attend(*frames).reshape(query.shape)
-
-
 def attend_over_frames(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Softmax attention of each position over its frames, [B, T, N, heads, Dh] each."""
     query = query * query.shape[-1] ** -0.5
@@ -276,7 +257,7 @@ class Attention(nnx.Module):
         *,
         context_dim: int | None = None,
         qkv_bias: bool = False,
-        attend: Callable[..., jax.Array] = attend,
+        attend: Callable[..., jax.Array] = fused_attention.plain,
         dtype,
         rngs,
     ):
@@ -323,7 +304,8 @@ class TextAttention(nnx.Module):
         assert to_out.bias is not None
         key, value = (self._heads(layer(text)) for layer in (self.to_k, self.to_v))
         if text.shape[1] >= key.shape[-1]:
-            return to_out(attend(self._heads(self.to_q(x)), key, value).reshape(x.shape))
+            y = fused_attention.plain(self._heads(self.to_q(x)), key, value)
+            return to_out(y.reshape(x.shape))
         dtype, (_, _, heads, width) = key.dtype, key.shape
         queries = self.to_q.kernel[...].astype(dtype).reshape(-1, heads, width)
         outputs = to_out.kernel[...].astype(dtype).reshape(heads, width, -1)

@@ -14,10 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from defi_jax import errors
+from defi_jax import errors, partition
 from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
-from defi_jax.training import integrity, sharding, train_state
+from defi_jax.training import integrity, train_state
 
 SCHEMA_VERSION = 1
 COMMIT_MARKER = "commit_success.txt"
@@ -57,7 +57,7 @@ def from_items(
 
 def _state_leaves(state: train_state.TrainState) -> Iterator[tuple[str, Any]]:
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield sharding.path_string(key_path), leaf
+        yield partition.path_string(key_path), leaf
 
 
 def _is_key(leaf: Any) -> bool:

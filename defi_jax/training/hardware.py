@@ -46,6 +46,7 @@ def step_seconds(chip: Chip, *, operations: float, collective_bytes: float) -> f
 
     Returns:
         The longer of computing and communicating, which overlap, in seconds. A lower bound: kernels
-        reach neither peak, and the first and last exchange overlap with nothing.
+        reach neither peak, the first and last exchange overlap with nothing, and the slow network
+        between slices counts as links.
     """
     return max(operations, collective_bytes / chip.link_bandwidth)

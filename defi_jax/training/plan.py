@@ -5,6 +5,7 @@ or a number of CPU devices; no weights, data or accelerator are touched.
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
 import resource
@@ -120,22 +121,22 @@ def find_devices(topology: str, num_slices: int = 1) -> tuple[hardware.Chip | No
     """
     kind, _, shape = topology.partition(":")
     if kind == "cpu":
-        return None, _cpu_devices(topology, shape)
+        return None, _cpu_devices(topology, shape, num_slices)
     if kind not in hardware.CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         raise errors.UserError(
             f"unknown topology '{topology}'",
             "--topology",
             f"give {', '.join(sorted(hardware.CHIPS))} and a shape, such as v5p:4x4x4, or cpu:8",
         )
+    if importlib.util.find_spec("libtpu") is None:
+        raise errors.UserError(
+            "no TPU compiler on this machine", "libtpu",
+            "install it: pip install -r requirements-tpu.txt",
+        )  # fmt: skip
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **slices)
     except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
-        if "libtpu" in str(error).lower() and "not" in str(error).lower():
-            raise errors.UserError(
-                "no TPU compiler on this machine", "libtpu",
-                "install it: pip install -r requirements-tpu.txt",
-            ) from error  # fmt: skip
         raise errors.UserError(
             f"the TPU compiler refuses the topology ({str(error).splitlines()[0]})",
             f"--topology={topology}",
@@ -144,8 +145,12 @@ def find_devices(topology: str, num_slices: int = 1) -> tuple[hardware.Chip | No
     return hardware.CHIPS[kind], found.devices
 
 
-def _cpu_devices(topology: str, count: str) -> Sequence[Any]:
+def _cpu_devices(topology: str, count: str, num_slices: int) -> Sequence[Any]:
     available = jax.devices()
+    if num_slices > 1:
+        raise errors.UserError(
+            "CPU devices have no slices", "--num_slices", "leave it out, or give a TPU topology"
+        )
     if not count.isdecimal() or not 0 < int(count) <= len(available):
         raise errors.UserError(
             f"{topology} on {len(available)} CPU devices",

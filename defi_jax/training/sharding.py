@@ -89,7 +89,7 @@ def place(tree: Any, mesh: jax.sharding.Mesh) -> Placement:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     shardings, largest, total = [], ("", 0), 0
     for key_path, leaf in leaves:
-        path = path_string(key_path)
+        path = partition.path_string(key_path)
         spec = leaf_spec(path, leaf.shape, mesh.shape)
         sharding = jax.sharding.NamedSharding(mesh, spec)
         shardings.append(sharding)
@@ -156,11 +156,6 @@ def global_batch_array(batch: Any, global_batch: int, mesh: jax.sharding.Mesh) -
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree.map(put, batch)
-
-
-def path_string(key_path: Sequence[Any]) -> str:
-    """Returns "a/0/b" for a pytree key path of attributes, dict keys and indices."""
-    return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
 
 
 def _num_bytes(dtype: Any, shape: Sequence[int]) -> int:

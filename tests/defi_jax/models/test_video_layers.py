@@ -43,7 +43,7 @@ def test_attention_to_text_equals_projecting_every_row(num_tokens):
     heads = [
         y.reshape(*y.shape[:-1], 2, 8) for y in (layer.to_q(x), layer.to_k(text), layer.to_v(text))
     ]
-    want = layer.to_out[0](video_layers.attend(*heads).reshape(x.shape))
+    want = layer.to_out[0](fused_attention.plain(*heads).reshape(x.shape))
     np.testing.assert_allclose(layer(x, text), want, rtol=1e-5, atol=1e-5)
 
 
@@ -56,23 +56,12 @@ def test_attention_over_frames_and_positions_equal_it_on_regrouped_rows():
 
     for is_temporal, ours in (
         (True, video_layers.attend_over_frames),
-        (False, video_layers.attend_over_positions),
+        (False, fused_attention.attend),
     ):
-        want = video_layers.attend(*(grouped(x, is_temporal) for x in (query, key, value)))
+        want = fused_attention.plain(*(grouped(x, is_temporal) for x in (query, key, value)))
         np.testing.assert_allclose(
             grouped(ours(query, key, value), is_temporal), want, rtol=1e-5, atol=1e-6
         )
-
-
-def test_many_tokens_take_the_fused_function_and_agree():
-    shape = (1, 2, fused_attention.MIN_TOKENS, 2, 4)
-    assert fused_attention.is_worthwhile(shape[2]) and not fused_attention.is_worthwhile(64)
-    query, key, value = (_normal(seed, *shape) for seed in range(3))
-    frames = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]
-    np.testing.assert_allclose(
-        fused_attention.attend(query, key, value).reshape(frames[0].shape),
-        video_layers.attend(*frames), rtol=1e-5, atol=1e-6,
-    )  # fmt: skip
 
 
 def test_sinusoids_are_cosines_then_sines_then_a_zero():

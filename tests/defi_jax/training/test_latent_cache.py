@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import real_stages
 
-from data_pipelines import encode, latents, loader
+from data_pipelines import encode, latents, loader, parts
 from defi_jax import errors, objectives
 from defi_jax.models import pretrained_encoders, svd_vae
 from defi_jax.objectives import gfdm, setup
@@ -72,7 +72,7 @@ def _encode(config, root, frozen=None, *, dtype="float32", posterior="mode"):
     encoder = latent_cache.Encoder(
         config, objective, frozen["encoders"], posterior=posterior, frames_per_device=16
     )
-    (component,) = loader.open_components(config.data)
+    (component,) = parts.open_components(config.data)
     encode.encode(
         component.source, root / component.name, encoder, cameras=config.data.cameras,
         dtype=dtype, overwrite=False, progress=False,

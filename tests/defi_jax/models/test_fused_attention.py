@@ -1,0 +1,41 @@
+"""The kernel for TPUs, interpreted, equals plain attention; so does what other machines run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from defi_jax.models import fused_attention
+
+
+def _random(*shape):
+    return [jax.random.normal(jax.random.key(seed), shape) for seed in range(4)]
+
+
+def test_the_kernel_and_its_gradients_equal_plain_attention():
+    query, key, value, weight = _random(1, 2, fused_attention.MIN_TOKENS, 2, 64)
+
+    def value_and_gradients(attend):
+        def loss(*args):
+            y = attend(*args)
+            return jnp.sum(y * weight), y
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+
+    def kernel(*args):
+        return fused_attention._kernel(*args, interpret=True)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        value_and_gradients(kernel), value_and_gradients(fused_attention.plain),
+    )  # fmt: skip
+
+
+def test_many_tokens_lower_to_the_kernel_on_tpus_and_to_plain_attention_elsewhere():
+    def text(platform, tokens):
+        args = _random(1, 2, tokens, 2, 64)[:3]
+        traced = jax.jit(fused_attention.attend).trace(*args)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "tpu_custom_call" in text("tpu", 256)
+    for platform, tokens in (("cpu", 256), ("tpu", 64), ("tpu", 200), ("tpu", 320)):
+        assert "tpu_custom_call" not in text(platform, tokens), (platform, tokens)
