@@ -101,12 +101,7 @@ def encode(
         raise errors.UserError(f"unknown dtype {dtype!r}", "--dtype", f"known: {', '.join(DTYPES)}")
     directory = pathlib.Path(directory)
     plan = _Plan(source, cameras)
-    start = {
-        "schema": latents.SCHEMA_VERSION, "store": source.fingerprint(), "cameras": plan.cameras,
-        "dtype": dtype, "encoder": dict(encoder.facts), "posterior": encoder.posterior,
-        "frames": plan.num_frames, "texts": len(plan.texts), "shards": plan.names,
-    }  # fmt: skip
-    start = json.loads(json.dumps(start))  # as it comes back from the file
+    start = _beginning(plan, encoder, dtype)
     if process_index == 0:
         _begin(directory, start, overwrite)
     barrier("the cache is begun")
@@ -123,6 +118,17 @@ def encode(
         _write_manifest(directory, manifest)
     barrier("the cache is complete")
     return manifest
+
+
+def _beginning(plan: _Plan, encoder: Encoder, dtype: str) -> dict[str, Any]:
+    """Returns what decides a cache's content, as it comes back from the manifest."""
+    start = {
+        "schema": latents.SCHEMA_VERSION, "store": plan.source.fingerprint(),
+        "cameras": plan.cameras, "dtype": dtype, "encoder": dict(encoder.facts),
+        "posterior": encoder.posterior, "frames": plan.num_frames, "texts": len(plan.texts),
+        "shards": plan.names,
+    }  # fmt: skip
+    return json.loads(json.dumps(start))
 
 
 class _Plan:
