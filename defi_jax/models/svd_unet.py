@@ -224,17 +224,12 @@ class TransformerSpatioTemporal(nnx.Module):
         options = {"dtype": dtype, "rngs": rngs}
         self.norm = layers.GroupNorm(dim, num_groups, 1e-6, dtype=dtype)
         self.proj_in = layers.Linear(dim, dim, **options)
-        self.transformer_blocks = nnx.List(
-            [
-                TransformerBlock(dim, num_heads, text_dim, is_temporal=False, **options)
+        self.transformer_blocks, self.temporal_transformer_blocks = (
+            nnx.List(
+                TransformerBlock(dim, num_heads, text_dim, is_temporal=is_temporal, **options)
                 for _ in range(num_layers)
-            ]
-        )
-        self.temporal_transformer_blocks = nnx.List(
-            [
-                TransformerBlock(dim, num_heads, text_dim, is_temporal=True, **options)
-                for _ in range(num_layers)
-            ]
+            )
+            for is_temporal in (False, True)
         )
         self.time_pos_embed = layers.TimestepEmbedding(dim, 4 * dim, dim, **options)
         self.time_mixer = layers.AlphaBlender(0.5)

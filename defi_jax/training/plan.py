@@ -4,13 +4,17 @@ The very step of `training.step`, for the shapes of the config and a TPU topolog
 or a number of CPU devices; no weights, data or accelerator are touched.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import math
+import os
 import re
 import resource
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -101,7 +105,8 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
         plan = _before_compiling(config, topology, mesh, chip, abstract)
         start = time.monotonic()
         try:
-            compiled = step.compile_step(config, objective, mesh, abstract)
+            with returned_memory():
+                compiled = step.compile_step(config, objective, mesh, abstract)
         except jax.errors.JaxRuntimeError as error:
             return _out_of_memory(plan, error)
         finally:
@@ -111,6 +116,32 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     plan.flops_per_step = _model_flops(config)
     _read_program(plan, compiled, chip)
     return plan
+
+
+@contextlib.contextmanager
+def returned_memory(seconds: float = 10) -> Iterator[None]:
+    """Gives freed memory back to the system every few seconds.
+
+    The compiler's threads free much of what they allocate, but glibc keeps the pages: a fifth of
+    the peak. Where there is no glibc, nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is None:
+        yield
+        return
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds):
+            trim(0)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def find_devices(topology: str, num_slices: int = 1) -> tuple[hardware.Chip | None, Sequence[Any]]:

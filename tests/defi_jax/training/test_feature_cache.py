@@ -18,7 +18,7 @@ from defi_jax.objectives import base
 from defi_jax.training import feature_cache, loop
 
 SIZE, LENGTH, BATCH = 8, 16, 4
-DATA = {
+DATA = common.data().to_dict() | {
     "mixture": "a", "image_size": SIZE, "cameras": ("static",), "num_frames": 2,
     "frame_stride": 1, "pair_offset": (1, 2), "action_horizon": 2, "action_dim": 2,
     "window_stride": 2, "normalization": "none", "unnormalized_dims": (), "holdout_percent": 30,

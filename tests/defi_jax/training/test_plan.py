@@ -1,9 +1,12 @@
 """Plans: what is read from compiled programs, and what is refused."""
 
+import ctypes
 import json
 import pathlib
+import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,6 +55,25 @@ def test_a_step_takes_the_longer_of_computing_and_communicating():
 def test_unknown_topologies_are_refused(topology, words):
     with pytest.raises(errors.UserError, match=words):
         plan.find_devices(topology)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library")
+def test_freed_memory_goes_back_to_the_system():
+    libc, chunk = ctypes.CDLL(None), 16 * 1024
+    libc.malloc.restype = ctypes.c_void_p
+
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    pointers = [libc.malloc(chunk) for _ in range(8000)]
+    for pointer in pointers:
+        ctypes.memset(ctypes.c_void_p(pointer), 1, chunk)
+    for pointer in pointers[:-1]:  # the last one keeps the heap from shrinking
+        libc.free(ctypes.c_void_p(pointer))
+    before = resident()
+    with plan.returned_memory(seconds=0.01):
+        time.sleep(0.5)
+    assert before - resident() > 8000 * chunk / 2
 
 
 def _empty_plan():
