@@ -23,6 +23,7 @@ from data_pipelines import (
     validate,
 )
 from data_pipelines import parts as parts_lib
+from data_pipelines import rules as rules_lib
 from data_pipelines.sources import base
 from data_pipelines.standardize import registry
 from defi_jax import cli, errors
@@ -230,12 +231,14 @@ def run_encode(
 
     _require(output, "--output")
     start, caches = time.monotonic(), {}
-    for component in parts_lib.open_components(config.data):
+    components = parts_lib.open_components(config.data)
+    rules = rules_lib.by_component(config.data, components, config.seed)
+    for component in components:
         caches[component.name] = encode.encode(
             component.source,
             pathlib.Path(output) / component.name,
             encoder,
-            cameras=config.data.cameras,
+            cameras=rules[component.name].cameras,
             dtype=dtype,
             overwrite=overwrite,
             process_index=process_index,

@@ -63,8 +63,7 @@ class Scan:
     Samples that cannot be read, and those past the end of the last batch, are blank and no `good`.
 
     Attributes:
-        parts: of the mixture.
-        reader: of the objective; draws nothing.
+        parts: of the mixture; their readers draw nothing.
         choose: of the instruction; see `samples.fixed_instruction`.
         tokenize: of the instructions of a batch.
         seed: of the paraphrases.
@@ -73,7 +72,6 @@ class Scan:
     """
 
     parts: tuple[samples.Part, ...]
-    reader: samples.Reader
     choose: text.ChooseParaphrase
     tokenize: text.Tokenize
     seed: int
@@ -111,7 +109,7 @@ class Scan:
         i, within = part.table(sample)
         try:
             instruction = samples.fixed_instruction(part, sample, self.choose, self.seed)
-            arrays = self.reader(part.source, i, within, np.random.default_rng(self.seed))
+            arrays = part.reader(part.source, i, within, np.random.default_rng(self.seed))
             return arrays, instruction, True
         except (errors.DataError, OSError):
             return self.blank, "", False

@@ -14,20 +14,30 @@ from `scan`. A sample's paraphrase is then the same in every epoch.
 Keys of the `data` section that are read here:
 
     root              directory of episode stores; "" for synthetic data
-    mixture           "synthetic" or "store[:weight],store[:weight]"
+    mixture           "synthetic", "store[:weight],store[:weight]" or a name
+    per_dataset       {name: {key: value}}, for the keys marked * where datasets differ (`rules`)
     image_size        pixels of a side
-    cameras           names; GFDM and GIDM draw one a sample among those an episode has (the first
+    cameras *         names; GFDM and GIDM draw one a sample among those an episode has (the first
                       one in evaluation), joint takes all of them, in this order
+    camera_weights *  of each in that draw; () for equal ones
     num_frames        T of GFDM clips
-    frame_stride      control steps between a clip's frames; 0 spreads them over the episode
-    pair_offset       (min, max) control steps between the frames of a GIDM pair, inclusive
+    frame_stride *    control steps between a clip's frames, and between starts; 0 for one clip an
+                      episode, spread over it
+    max_frames *      longer episodes give no clip; 0 for any length
+    pair_offset *     (min, max) control steps between the frames of a GIDM pair, inclusive, or
+                      ("dataset",) for the official ones of each dataset, (9, 9) where none is known
+    pair_draw         an offset for each "sample", or one for the "run" and dataset
+    pair_include_last pair the last frame too, with itself
+    drop_still        mean difference of a pair's resized frames, in grey levels, below which
+                      another pair of the dataset takes its place; 0 takes all
     action_horizon    S of joint windows
     window_stride     control steps between joint windows
     action_dim        A
     normalization     of actions: none | normal | bounds | bounds_q99
     unnormalized_dims action dimensions that pass unchanged, such as the gripper's
     holdout_percent   of the episodes, by a hash of their id
-    augment           crop and colour changes in training
+    augment           crop and colour changes in training, the same for all frames of a sample
+    correlated_augment one number drives all of them
     workers           processes that read; 0 reads in threads of this one
     max_bad_fraction  of the samples read that may be damaged before the run stops
     latents           directory of latent caches, one below it for each store of the mixture
@@ -48,8 +58,9 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from data_pipelines import features, latents, mixtures, samples, statistics
+from data_pipelines import features, latents, mixtures, readers, samples
 from data_pipelines import parts as parts_lib
+from data_pipelines import rules as rules_lib
 from data_pipelines.transforms import text
 from defi_jax import batch as batch_lib
 from defi_jax import errors
@@ -58,7 +69,7 @@ SPLITS = ("train", "eval")
 READ_AHEAD = 4  # batches, and threads that read them, without worker processes
 WORKER_AHEAD = 2  # batches each worker process keeps ready
 BAD_WINDOW = 10_000  # samples over which max_bad_fraction counts at least
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 def make_loader(
@@ -91,39 +102,45 @@ def make_loader(
         DataError: a store lacks what the objective needs, or is damaged.
     """
     check_request(split, global_batch, process_count)
-    config = data_config
-    sources = parts_lib.open_components(config)
-    if objective_name == "joint":
-        mixtures.check_actions(sources, f"data.mixture={config.mixture!r}")
-    takes_features, takes_latents = _takes_features(batch_spec), _takes_latents(batch_spec)
-    components = parts_lib.with_latents(sources, config) if takes_latents else sources
-    normalizer = parts_lib.make_normalizer(config, objective_name, components)
-    reader = samples.make_reader(
-        config, objective_name, normalizer, train=split == "train",
-        with_images=not (takes_features or takes_latents),
-    )  # fmt: skip
+    opened = _open(data_config, objective_name, batch_spec, split, seed)
+    takes_latents = _takes_latents(batch_spec)
     batches = samples.Batches(
-        parts=parts_lib.divide(components, reader, config, split),
-        reader=reader,
+        parts=parts_lib.divide(opened.components, opened.readers, data_config, split),
         choose=text.ChooseParaphrase(draw=split == "train"),
         tokenize=text.Tokenize(by_role=tokenizers),
         seed=seed,
         global_batch=global_batch,
         process_index=process_index,
         process_count=process_count,
-        fixed_text=takes_features,
+        fixed_text=_takes_features(batch_spec),
         text_features=latents.text_of if takes_latents else None,
     )
     pipeline = {
+        **opened.describe(data_config),
         "split": split,
         "objective": objective_name,
-        "sources": [[c.name, c.weight, c.source.fingerprint()] for c in components],
-        "transforms": samples.describe(config),
-        "normalizer": normalizer.to_json(),
+        "sources": [[c.name, c.weight, c.source.fingerprint()] for c in opened.components],
         **_order(batches),
-        **(_cache_manifests(components) if takes_latents else {}),
+        **(_cache_manifests(opened.components) if takes_latents else {}),
     }
-    return Loader(batches, objective_name, batch_spec, pipeline, normalizer, config)
+    return Loader(batches, objective_name, batch_spec, pipeline, opened, data_config)
+
+
+def _open(
+    config: Any, objective_name: str, batch_spec: batch_lib.Batch, split: str, seed: int
+) -> parts_lib.Opened:
+    """Opens the components of the mixture, with the latents that the spec asks for."""
+    components = parts_lib.open_components(config)
+    if objective_name == "joint":
+        mixtures.check_actions(components, f"data.mixture={config.mixture!r}")
+    rules = rules_lib.by_component(config, components, seed)
+    takes_latents = _takes_latents(batch_spec)
+    if takes_latents:
+        components = parts_lib.with_latents(components, config.latents, rules)
+    return parts_lib.prepare(
+        config, objective_name, components, rules, train=split == "train",
+        with_images=not (takes_latents or _takes_features(batch_spec)),
+    )  # fmt: skip
 
 
 def _cache_manifests(components: Sequence[mixtures.Component]) -> dict[str, Any]:
@@ -136,7 +153,9 @@ class Loader:
     Attributes:
         batches: this process's share of each global batch; index 0 is the position to start from.
         normalizer: of the actions; travels into checkpoints and bundles.
+        rules: of each component, by name.
         bad_samples: damaged samples that were replaced so far, by component.
+        still_pairs: frame pairs without motion that were replaced so far, by component.
     """
 
     def __init__(
@@ -145,7 +164,7 @@ class Loader:
         objective_name: str,
         batch_spec: batch_lib.Batch,
         pipeline: Mapping[str, Any],
-        normalizer: statistics.Normalizer,
+        opened: parts_lib.Opened,
         config: Any,
     ):
         self.batches = batches
@@ -158,7 +177,8 @@ class Loader:
         self._next_batch = 0
         self._bad_records: collections.deque[str] = collections.deque(maxlen=20)
         self.bad_samples: dict[str, int] = {}
-        self.normalizer = normalizer
+        self.still_pairs: dict[str, int] = {}
+        self.normalizer, self.rules = opened.normalizer, opened.rules
 
     @property
     def fingerprint(self) -> str:
@@ -179,7 +199,7 @@ class Loader:
             self._finalizer = weakref.finalize(self, self._iterator.close)
         raw = next(self._iterator)
         self._next_batch += 1
-        self._count(raw["bad"])
+        self._count(raw["replaced"])
         return self._batch(raw)
 
     def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
@@ -202,10 +222,8 @@ class Loader:
             A batch, and bool[B]: False for damaged samples and past the end of the last batch.
         """
         own, names = self.batches, ("images", "actions", "action_mask")
-        assert isinstance(own.reader, samples.JointReader)
         scan = features.Scan(
-            parts=own.parts,
-            reader=dataclasses.replace(own.reader, with_images=True),
+            parts=tuple(_with_images(part) for part in own.parts),
             choose=own.choose,
             tokenize=own.tokenize,
             seed=own.seed,
@@ -248,6 +266,7 @@ class Loader:
             "version": STATE_VERSION,
             "next_batch": self._next_batch,
             "bad_samples": dict(self.bad_samples),
+            "still_pairs": dict(self.still_pairs),
             "pipeline": self._pipeline,
         }
 
@@ -272,6 +291,7 @@ class Loader:
         self.batches = self.batches.starting_at(state["next_batch"])
         self._next_batch = state["next_batch"]
         self.bad_samples = dict(state["bad_samples"])
+        self.still_pairs = dict(state["still_pairs"])
 
     def describe(self) -> list[dict[str, Any]]:
         """Returns what each component contributes to this split.
@@ -288,6 +308,7 @@ class Loader:
                 "samples": len(part.table),
                 "episodes_with_actions": int(part.source.has_actions[part.table.episodes].sum()),
                 "start_digests": part.start_digests(),
+                "rules": dataclasses.asdict(self.rules[part.name]),
             }
             for part in self.batches.parts
         ]
@@ -314,8 +335,11 @@ class Loader:
             )
         return iter(dataset)
 
-    def _count(self, bad: Sequence[samples.Bad]) -> None:
-        """Counts replaced samples and stops when there are too many."""
+    def _count(self, replaced: samples.Replaced) -> None:
+        """Counts replaced samples and stops when too many are damaged."""
+        for name, count in replaced.still.items():
+            self.still_pairs[name] = self.still_pairs.get(name, 0) + count
+        bad = replaced.bad
         for entry in bad:
             logging.warning("replaced sample %s of %s: %s", entry.record, entry.part, entry.reason)
             self.bad_samples[entry.part] = self.bad_samples.get(entry.part, 0) + 1
@@ -338,6 +362,12 @@ class Loader:
         batch = _assemble(self._objective_name, {**raw, "arrays": arrays})
         batch_lib.check(batch, self._spec)
         return batch
+
+
+def _with_images(part: samples.Part) -> samples.Part:
+    """The same part of a joint mixture, its frames read."""
+    assert isinstance(part.reader, readers.JointReader)
+    return dataclasses.replace(part, reader=dataclasses.replace(part.reader, with_images=True))
 
 
 def _assemble(objective_name: str, raw: Mapping[str, Any]) -> batch_lib.Batch:

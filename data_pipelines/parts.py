@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from data_pipelines import latents, mixtures, samples, statistics
+from data_pipelines import latents, mixtures, readers, samples, statistics
+from data_pipelines import rules as rules_lib
 from data_pipelines.sources import synthetic
 from defi_jax import errors
 
@@ -23,13 +24,65 @@ def open_components(config: Any) -> list[mixtures.Component]:
     return mixtures.load(config.mixture, config.root, make_synthetic)
 
 
-def with_latents(components: Sequence[mixtures.Component], config: Any) -> list[mixtures.Component]:
-    """The same components, their sources together with their latent caches."""
-    root = pathlib.Path(config.latents)
-    return [
-        dataclasses.replace(c, source=latents.open_source(c.source, root / c.name, config.cameras))
-        for c in components
-    ]
+def with_latents(
+    components: Sequence[mixtures.Component], directory: str, rules: Mapping[str, rules_lib.Rules]
+) -> list[mixtures.Component]:
+    """The same components, their sources together with their latent caches below a directory."""
+    root, found = pathlib.Path(directory), []
+    for component in components:
+        name, cameras = component.name, rules[component.name].cameras
+        source = latents.open_source(component.source, root / name, cameras)
+        found.append(dataclasses.replace(component, source=source))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A mixture that can be read.
+
+    Attributes:
+        components: of the mixture.
+        rules: of each, by name.
+        readers: of each, by name.
+        normalizer: of the actions of all.
+    """
+
+    components: tuple[mixtures.Component, ...]
+    rules: Mapping[str, rules_lib.Rules]
+    readers: Mapping[str, readers.Reader]
+    normalizer: statistics.Normalizer
+
+    def describe(self, config: Any) -> dict[str, Any]:
+        """Returns what decides how a sample is read, for the fingerprint."""
+        return {
+            "transforms": readers.describe(config),
+            "rules": {name: dataclasses.asdict(own) for name, own in self.rules.items()},
+            "normalizer": self.normalizer.to_json(),
+        }
+
+
+def prepare(
+    config: Any,
+    objective_name: str,
+    components: Sequence[mixtures.Component],
+    rules: Mapping[str, rules_lib.Rules],
+    *,
+    train: bool,
+    with_images: bool,
+) -> Opened:
+    """Returns the components with their readers; see `readers.make_reader`."""
+    normalizer = make_normalizer(config, objective_name, components)
+    return Opened(
+        components=tuple(components),
+        rules=rules,
+        readers={
+            name: readers.make_reader(
+                config, objective_name, own, normalizer, train=train, with_images=with_images
+            )
+            for name, own in rules.items()
+        },
+        normalizer=normalizer,
+    )
 
 
 def make_normalizer(
@@ -67,9 +120,12 @@ def _action_width(component: mixtures.Component) -> int | None:
 
 
 def divide(
-    components: Sequence[mixtures.Component], reader: samples.Reader, config: Any, split: str
+    components: Sequence[mixtures.Component],
+    own_readers: Mapping[str, readers.Reader],
+    config: Any,
+    split: str,
 ) -> tuple[samples.Part, ...]:
-    """Returns the components' samples of a split.
+    """Returns the components' samples of a split, read by the reader of their name.
 
     Raises:
         DataError: a component lacks actions, cameras or frames.
@@ -77,8 +133,8 @@ def divide(
     """
     parts = []
     for component in components:
-        source = component.source
-        usable = has_needs(component, reader, config)
+        source, reader = component.source, own_readers[component.name]
+        usable = has_needs(component, reader)
         held_out = np.array(
             [samples.is_held_out(name, config.holdout_percent) for name in source.episode_ids]
         )
@@ -87,13 +143,15 @@ def divide(
         if len(table):
             parts.append(
                 samples.Part(
-                    name=component.name, weight=component.weight, source=source, table=table
+                    name=component.name, weight=component.weight, source=source, reader=reader,
+                    table=table,
                 )
-            )
+            )  # fmt: skip
         elif split == "train":
             raise errors.DataError(
-                "no episode is long enough or left for training", f"data set {component.name!r}",
-                "leave it out of data.mixture, or lower data.holdout_percent",
+                "no episode is of usable length or left for training",
+                f"data set {component.name!r}",
+                "leave it out of data.mixture, lower data.holdout_percent or raise data.max_frames",
             )  # fmt: skip
     if not parts:
         names = ", ".join(component.name for component in components)
@@ -105,7 +163,7 @@ def divide(
     return tuple(parts)
 
 
-def has_needs(component: mixtures.Component, reader: samples.Reader, config: Any) -> np.ndarray:
+def has_needs(component: mixtures.Component, reader: readers.Reader) -> np.ndarray:
     """Returns bool[episodes], those that have the actions and cameras the objective takes."""
     source, where = component.source, f"data set {component.name!r}"
     usable = np.ones(len(source), bool)
@@ -121,7 +179,7 @@ def has_needs(component: mixtures.Component, reader: samples.Reader, config: Any
         some = itertools.islice(range(len(source)), 100)
         available = sorted({camera for i in some for camera in source.meta(i).cameras})
         raise errors.DataError(
-            f"no episode has the cameras {', '.join(config.cameras)}", where,
+            f"no episode has the cameras {', '.join(reader.camera_names)}", where,
             f"available: {', '.join(available)}; give --config.data.cameras",
         )  # fmt: skip
     left_out = len(source) - int(with_cameras.sum())

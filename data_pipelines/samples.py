@@ -1,4 +1,4 @@
-"""Samples of the three objectives: where they lie in the episodes, and how one is read.
+"""Samples of a mixture: where they lie in the episodes, in which order they come, their batches.
 
 Everything here is a pure function of (seed, index): sample `index` of the stream is the same in any
 process, thread or run. No jax, so that worker processes only need numpy.
@@ -7,258 +7,22 @@ process, thread or run. No jax, so that worker processes only need numpy.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines import episodes, latents, statistics
-from data_pipelines.transforms import action, frame, text, trajectory
+from data_pipelines import episodes, readers
+from data_pipelines.transforms import text
 from defi_jax import errors
 
-MAX_ATTEMPTS = 16  # replacements for one bad sample before giving up
+MAX_BAD = 16  # damaged samples in a row before giving up
+MAX_CANDIDATES = 256  # samples read for one, pairs without motion included, before giving up
 
-Arrays = dict[str, np.ndarray]
-
-
-class Reader(Protocol):
-    """How an objective reads a sample of an episode."""
-
-    @property
-    def needs_actions(self) -> bool:
-        """Whether it takes only episodes that have actions."""
-        ...
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns int64, the number of samples of episodes of these lengths."""
-        ...
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """Returns bool[len(source)], whether each episode has the cameras it takes."""
-        ...
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Arrays:
-        """Returns the arrays of sample number `sample` of episode `i`."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cameras:
-    """One camera a sample, drawn among those of `names` that the episode has.
-
-    Attributes:
-        names: in order of preference.
-        draw: whether to draw; otherwise the first one.
-    """
-
-    names: tuple[str, ...]
-    draw: bool
-
-    def __call__(self, meta: episodes.EpisodeMeta, rng: np.random.Generator) -> str:
-        """Returns the camera."""
-        present = [name for name in self.names if name in meta.cameras]
-        number = int(rng.integers(len(present)))
-        return present[number if self.draw else 0]
-
-    def present(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """Returns bool[len(source)], whether each episode has one of them."""
-        return np.any([source.has_camera(name) for name in self.names], axis=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ClipReader:
-    """What the two readers of clips share: the same draws give the same clips."""
-
-    clip: trajectory.Clip
-    cameras: Cameras
-    needs_actions: bool = False
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.clip.num_samples(lengths)
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return self.cameras.present(source)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GFDMReader(_ClipReader):
-    """Video clips: `video` uint8[T, H, W, 3]."""
-
-    prepare: frame.Prepare
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Arrays:
-        """See `Reader`."""
-        meta = source.meta(i)
-        camera = self.cameras(meta, rng)
-        frames = source.frames(i, camera, self.clip(meta.length, sample))
-        return {"video": self.prepare(frames, rng)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedGFDMReader(_ClipReader):
-    """The clips of `GFDMReader` as their latents in a cache: `latents` [T, h, w, c]."""
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Arrays:
-        """See `Reader`."""
-        assert isinstance(source, latents.EncodedSource)
-        meta = source.meta(i)
-        camera = self.cameras(meta, rng)
-        return {"latents": source.latents(i, camera, self.clip(meta.length, sample))}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GIDMReader:
-    """Frame pairs: `frames` uint8[2, H, W, 3], `action` float32[A], `action_mask` bool[]."""
-
-    pair: trajectory.FramePair
-    cameras: Cameras
-    prepare: frame.Prepare
-    normalizer: statistics.Normalizer
-    action_dim: int
-    needs_actions: bool = False
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.pair.num_samples(lengths)
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return self.cameras.present(source)
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Arrays:
-        """See `Reader`."""
-        meta = source.meta(i)
-        camera = self.cameras(meta, rng)
-        pair = self.pair(meta.length, sample, rng)
-        frames = source.frames(i, camera, pair)
-        actions = source.actions(i) if meta.has_actions else None
-        known = actions is not None and actions.shape[1] == self.action_dim
-        mean = np.zeros(self.action_dim, np.float32)
-        if actions is not None and known:
-            first, second = (int(t) for t in pair)
-            between = self.normalizer.apply(actions[first : second + 1])
-            mean = action.MeanBetween()(between, 0, second - first)
-        return {
-            "frames": self.prepare(frames, rng),
-            "action": mean,
-            "action_mask": np.array(known),
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JointReader:
-    """Observations with the actions that follow.
-
-    `images` uint8[cams, H, W, 3], `actions` float32[S, A] normalised, `action_mask` bool[S].
-
-    Attributes:
-        with_images: False leaves `images` out and reads no frame.
-    """
-
-    window: trajectory.Window
-    chunk: action.Chunk
-    cameras: tuple[str, ...]
-    prepare: frame.Prepare
-    normalizer: statistics.Normalizer
-    with_images: bool = True
-    needs_actions: bool = True
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.window.num_samples(lengths)
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return np.all([source.has_camera(name) for name in self.cameras], axis=0)
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Arrays:
-        """See `Reader`."""
-        meta = source.meta(i)
-        t = self.window(meta.length, sample)
-        stored = source.actions(i)
-        assert stored is not None, "`needs_actions` leaves episodes without actions out"
-        following = action.recorded(stored, meta.metadata)[t : t + self.chunk.horizon]
-        actions, mask = self.chunk(self.normalizer.apply(following), 0)
-        arrays = {"actions": actions, "action_mask": mask}
-        if not self.with_images:
-            return arrays
-        images = [self.prepare(source.frames(i, name, [t]), rng)[0] for name in self.cameras]
-        return {"images": np.stack(images), **arrays}
-
-
-def make_reader(
-    config: Any,
-    objective_name: str,
-    normalizer: statistics.Normalizer,
-    *,
-    train: bool,
-    with_images: bool,
-) -> Reader:
-    """Returns how an objective reads a sample.
-
-    Args:
-        config: the `data` section.
-        objective_name: "gfdm", "gidm" or "joint".
-        normalizer: of actions.
-        train: draw cameras and augmentations.
-        with_images: False where features or latents come instead.
-
-    Raises:
-        UserError: the numbers of a clip, pair, window or chunk are impossible.
-    """
-    make = {"gfdm": _gfdm_reader, "gidm": _gidm_reader, "joint": _joint_reader}[objective_name]
-    prepare = frame.prepare(config.image_size, augment=config.augment and train)
-    try:
-        return make(config, prepare, normalizer, train, with_images)
-    except ValueError as error:
-        raise errors.UserError(str(error), "--config.data", "change these numbers") from error
-
-
-def _gfdm_reader(config, prepare, normalizer, train, with_images) -> Reader:
-    del normalizer
-    clip = trajectory.Clip(num_frames=config.num_frames, stride=config.frame_stride)
-    cameras = Cameras(names=tuple(config.cameras), draw=train)
-    if not with_images:
-        return EncodedGFDMReader(clip=clip, cameras=cameras)
-    return GFDMReader(clip=clip, cameras=cameras, prepare=prepare)
-
-
-def _gidm_reader(config, prepare, normalizer, train, with_images) -> Reader:
-    del with_images
-    low, high = config.pair_offset
-    return GIDMReader(
-        pair=trajectory.FramePair(min_offset=low, max_offset=high),
-        cameras=Cameras(names=tuple(config.cameras), draw=train),
-        prepare=prepare,
-        normalizer=normalizer,
-        action_dim=config.action_dim,
-    )
-
-
-def _joint_reader(config, prepare, normalizer, train, with_images) -> Reader:
-    del train
-    return JointReader(
-        window=trajectory.Window(stride=config.window_stride),
-        chunk=action.Chunk(horizon=config.action_horizon),
-        cameras=tuple(config.cameras),
-        prepare=prepare,
-        normalizer=normalizer,
-        with_images=with_images,
-    )
+Arrays = readers.Arrays
 
 
 class Table:
@@ -298,12 +62,14 @@ class Part:
         name: of the component.
         weight: relative share of the samples.
         source: the episodes.
+        reader: how a sample is read.
         table: the samples of the split.
     """
 
     name: str
     weight: float
     source: episodes.EpisodeSource
+    reader: readers.Reader
     table: Table
 
     def start_digests(self) -> list[str]:
@@ -325,6 +91,67 @@ class Bad:
     part: str
     record: str
     reason: str
+
+
+@dataclasses.dataclass
+class Replaced:
+    """What was replaced while a batch was read.
+
+    Attributes:
+        bad: damaged samples.
+        still: number of frame pairs without motion, by component.
+    """
+
+    bad: list[Bad] = dataclasses.field(default_factory=list)
+    still: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, part: str, record: str, reason: Exception) -> None:
+        """Notes a sample that is replaced, and why."""
+        if isinstance(reason, readers.Still):
+            self.still[part] = self.still.get(part, 0) + 1
+        else:
+            self.bad.append(Bad(part, record, str(reason)))
+
+
+class Candidates:
+    """Counts what is read for one sample until there is a good one.
+
+    Args:
+        part: name of the component.
+        replaced: where a sample that is replaced is noted.
+    """
+
+    def __init__(self, part: str, replaced: Replaced):
+        self._part, self._replaced = part, replaced
+        self._bad: list[str] = []
+        self._still = 0
+
+    def reject(self, record: str, reason: Exception) -> None:
+        """Notes that a sample is not taken.
+
+        Raises:
+            DataError: so many in a row that the data set must be damaged, or without motion.
+        """
+        self._replaced.add(self._part, record, reason)
+        if isinstance(reason, readers.Still):
+            self._still += 1
+        else:
+            self._bad.append(record)
+        where = f"data set {self._part!r}"
+        if len(self._bad) == MAX_BAD:
+            raise errors.DataError(
+                f"{MAX_BAD} samples in a row are damaged ({', '.join(self._bad)}; last: {reason})",
+                where, "check it with `python launch/data.py validate` and convert again",
+            )  # fmt: skip
+        if self._still + len(self._bad) == MAX_CANDIDATES:
+            raise errors.DataError(
+                f"{self._still} frame pairs in a row show no motion (last: {reason})", where,
+                "lower data.drop_still, widen data.pair_offset, or leave the data set out",
+            )  # fmt: skip
+
+
+# What a reader raises where another sample takes the place.
+REPLACEABLE = (errors.DataError, OSError, readers.Still)
 
 
 def is_held_out(episode_id: str, percent: float) -> bool:
@@ -365,7 +192,6 @@ class Batches:
 
     Attributes:
         parts: of the mixture.
-        reader: of the objective.
         choose: of the instruction.
         tokenize: of the instructions of a batch.
         seed: of order and draws.
@@ -379,7 +205,6 @@ class Batches:
     """
 
     parts: tuple[Part, ...]
-    reader: Reader
     choose: text.ChooseParaphrase
     tokenize: text.Tokenize
     seed: int
@@ -408,44 +233,40 @@ class Batches:
         return dataclasses.replace(self, first=batch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns `arrays` [B, ...], `text` by role and `bad`, a list of what was replaced."""
+        """Returns `arrays` [B, ...], `text` by role and `replaced`."""
         start = (self.first + index) * self.global_batch + self.process_index * self.local_batch
-        bad: list[Bad] = []
-        read = [self._sample(number, bad) for number in range(start, start + self.local_batch)]
+        replaced = Replaced()
+        numbers = range(start, start + self.local_batch)
+        read = [self._sample(number, replaced) for number in numbers]
         arrays = {name: np.stack([sample[name] for sample, _ in read]) for name in read[0][0]}
         tokens = self.tokenize([instruction for _, instruction in read])
-        return {"arrays": arrays, "text": tokens, "bad": bad}
+        return {"arrays": arrays, "text": tokens, "replaced": replaced}
 
-    def _sample(self, index: int, bad: list[Bad]) -> tuple[Arrays, str]:
-        """Reads one sample; a bad one is replaced by another of its part, drawn from the index.
+    def _sample(self, index: int, replaced: Replaced) -> tuple[Arrays, str]:
+        """Reads one sample; where it is not taken, another of its part, drawn from the index.
 
         Raises:
-            DataError: so many replacements were bad that the part must be.
+            DataError: see `Candidates`.
         """
         part_number, sample = self._order[index]
         part = self.parts[part_number]
-        for attempt in range(MAX_ATTEMPTS):
+        candidates = Candidates(part.name, replaced)
+        for attempt in itertools.count():
             rng = np.random.default_rng((self.seed, index, attempt))
             if attempt:
                 sample = int(rng.integers(len(part.table)))
             i, within = part.table(sample)
             try:
                 instruction = self._instruction(part, sample, rng)
-                arrays = self.reader(part.source, i, within, rng)
+                arrays = part.reader(part.source, i, within, rng)
                 if self.features is not None:
                     arrays["features"] = self.features(part_number, sample)
                 if self.text_features is not None:
                     arrays["text_features"] = self.text_features(part.source, instruction)
                 return arrays, instruction
-            except (errors.DataError, OSError) as error:
-                record = f"{part.source.episode_ids[i]}#{within}"
-                bad.append(Bad(part.name, record, str(error)))
-        records = ", ".join(entry.record for entry in bad[-MAX_ATTEMPTS:])
-        raise errors.DataError(
-            f"{MAX_ATTEMPTS} samples in a row are damaged ({records}; last: {bad[-1].reason})",
-            f"data set {part.name!r}",
-            "check it with `python launch/data.py validate` and convert again",
-        )
+            except REPLACEABLE as reason:
+                candidates.reject(f"{part.source.episode_ids[i]}#{within}", reason)
+        raise AssertionError("candidates end")
 
     def _instruction(self, part: Part, sample: int, rng: np.random.Generator) -> str:
         if self.fixed_text:
@@ -457,13 +278,3 @@ def fixed_instruction(part: Part, sample: int, choose: text.ChooseParaphrase, se
     """Returns the paraphrase of a sample that follows from seed, part and sample alone."""
     rng = np.random.default_rng((seed, zlib.crc32(part.name.encode()), sample))
     return choose(part.source.meta(part.table(sample)[0]).instructions, rng)
-
-
-def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of the data section that change what a sample is, for the fingerprint."""
-    keys = (
-        "image_size", "cameras", "num_frames", "frame_stride", "pair_offset", "action_horizon",
-        "action_dim", "window_stride", "augment", "holdout_percent",
-    )  # fmt: skip
-    values = {key: config[key] for key in keys}
-    return {key: list(v) if isinstance(v, tuple | list) else v for key, v in values.items()}

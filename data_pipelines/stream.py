@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,19 +32,21 @@ from data_pipelines import (
     loader,
     mixtures,
     named_mixtures,
+    readers,
     record_stream,
     samples,
     statistics,
     stream_scan,
 )
 from data_pipelines import parts as parts_lib
+from data_pipelines import rules as rules_lib
 from data_pipelines.sources import base, rlds
 from data_pipelines.transforms import text
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
-MAX_ATTEMPTS = samples.MAX_ATTEMPTS
 FIRST_MIB = 64  # pool of `StreamLoader.first`
+_DRAW = samples.MAX_CANDIDATES  # of the pool; smaller numbers are attempts to read
 STORE_ONLY = "convert the dataset (`python launch/data.py convert --source=rlds`) and train from it"
 
 
@@ -108,18 +112,17 @@ def _make_stream_loader(
     components = _open(mixtures.parse(config.mixture), directories)
     if objective_name == "joint":
         mixtures.check_actions(components, f"data.mixture={config.mixture!r}")
-    normalizer = parts_lib.make_normalizer(config, objective_name, components)
-    reader = samples.make_reader(
-        config, objective_name, normalizer, train=split == "train", with_images=True
-    )
+    opened = parts_lib.prepare(
+        config, objective_name, components, rules_lib.by_component(config, components, seed),
+        train=split == "train", with_images=True,
+    )  # fmt: skip
     for component in components:
-        parts_lib.has_needs(component, reader, config)
+        parts_lib.has_needs(component, opened.readers[component.name])
     batches = StreamBatches(
         components=tuple(components),
-        reader=reader,
+        readers=opened.readers,
         choose=text.ChooseParaphrase(draw=split == "train"),
         tokenize=text.Tokenize(by_role=tokenizers),
-        cameras=tuple(config.cameras),
         split=split,
         holdout_percent=config.holdout_percent,
         max_bytes=config.stream_mib << 20,
@@ -131,12 +134,11 @@ def _make_stream_loader(
     )
     batches = _in_split(batches)
     pipeline = {
+        **opened.describe(config),
         "streamed": True,
         "split": split,
         "objective": objective_name,
         "sources": [[c.name, c.weight, stream_scan.digest(c.dataset)] for c in components],
-        "transforms": samples.describe(config),
-        "normalizer": normalizer.to_json(),
         "seed": seed,
         "global_batch": global_batch,
         "tokenizers": batches.tokenize.describe(),
@@ -145,9 +147,7 @@ def _make_stream_loader(
         "streaming %s: a restored run goes on at its record positions, which is not exact; %s "
         "to resume exactly", ", ".join(directories), STORE_ONLY,
     )  # fmt: skip
-    return StreamLoader(
-        cast(Any, batches), objective_name, batch_spec, pipeline, normalizer, config
-    )
+    return StreamLoader(cast(Any, batches), objective_name, batch_spec, pipeline, opened, config)
 
 
 def _open(
@@ -211,10 +211,9 @@ class StreamBatches:
 
     Attributes:
         components: of the mixture.
-        reader: of the objective.
+        readers: of each component, by name.
         choose: of the instruction.
         tokenize: of the instructions of a batch.
-        cameras: whose frames are kept in memory.
         split: "train" or "eval".
         holdout_percent: of the episodes, which are the "eval" split.
         max_bytes: of all pools together.
@@ -228,10 +227,9 @@ class StreamBatches:
     """
 
     components: tuple[StreamedComponent, ...]
-    reader: samples.Reader
+    readers: Mapping[str, readers.Reader]
     choose: text.ChooseParaphrase
     tokenize: text.Tokenize
-    cameras: tuple[str, ...]
     split: str
     holdout_percent: float
     max_bytes: int
@@ -258,12 +256,29 @@ class StreamBatches:
         return dataclasses.replace(self, first=batch)
 
 
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A sample that was drawn.
+
+    Attributes:
+        index: of the sample in the run.
+        component: its number.
+        view: the episode.
+        sample: number within the episode.
+    """
+
+    index: int
+    component: int
+    view: record_stream.EpisodeView
+    sample: int
+
+
 class _Stream:
     """Endless iterator over raw batches (`samples.Batches`), each with the positions after it."""
 
     def __init__(self, batches: StreamBatches):
         self.batches = batches
-        self._bad: list[samples.Bad] = []
+        self._replaced = samples.Replaced()
         self._threads = concurrent.futures.ThreadPoolExecutor(batches.threads)
         weights = np.array([component.weight for component in batches.components], np.float64)
         self._shares = weights / weights.sum()
@@ -278,13 +293,13 @@ class _Stream:
         while True:
             start = number * own.global_batch + own.process_index * own.local_batch
             drawn = [self._draw(index) for index in range(start, start + own.local_batch)]
-            read = [self._replaced(*pair) for pair in zip(drawn, self._read(drawn), strict=True)]
-            bad, self._bad = self._bad, []
+            read = [self._good(*pair) for pair in zip(drawn, self._read(drawn), strict=True)]
+            replaced, self._replaced = self._replaced, samples.Replaced()
             yield {
                 "arrays": {name: np.stack([arrays[name] for arrays, _ in read])
                            for name in read[0][0]},
                 "text": own.tokenize([instruction for _, instruction in read]),
-                "bad": bad,
+                "replaced": replaced,
                 "positions": {
                     component.name: pool.position
                     for component, pool in zip(own.components, self._pools, strict=True)
@@ -307,59 +322,55 @@ class _Stream:
             ),
             start=own.positions.get(component.name, record_stream.Position(0, 0)),
             accept=own.accepts,
-            count_samples=self._count_samples,
+            count_samples=functools.partial(_count_samples, own.readers[component.name]),
             max_bytes=int(own.max_bytes * share),
-            cameras=own.cameras,
-            report=lambda reject: self._bad.append(
+            cameras=own.readers[component.name].camera_names,
+            report=lambda reject: self._replaced.bad.append(
                 samples.Bad(component.name, reject.item, reject.reason)
             ),
         )
 
-    def _count_samples(self, view: record_stream.EpisodeView) -> int:
-        reader = self.batches.reader
-        usable = reader.has_cameras(view)[0] and (view.has_actions[0] or not reader.needs_actions)
-        return int(reader.num_samples(view.lengths)[0]) if usable else 0
-
-    def _draw(self, index: int) -> tuple[int, int, record_stream.EpisodeView, int]:
-        """Returns index, number of the component, episode and sample."""
-        rng = np.random.default_rng((self.batches.seed, index, MAX_ATTEMPTS))
+    def _draw(self, index: int) -> Draw:
+        rng = np.random.default_rng((self.batches.seed, index, _DRAW))
         number = int(rng.choice(len(self._pools), p=self._shares))
-        return index, number, *self._pools[number].draw(rng)
+        return Draw(index, number, *self._pools[number].draw(rng))
 
-    def _read(self, drawn: Sequence[tuple]) -> Iterator[tuple[samples.Arrays, str] | Exception]:
+    def _read(self, drawn: Sequence[Draw]) -> Iterator[tuple[samples.Arrays, str] | Exception]:
         return self._threads.map(self._try, drawn)
 
-    def _try(self, draw: tuple, attempt: int = 0) -> tuple[samples.Arrays, str] | Exception:
-        index, _, view, sample = draw
-        rng = np.random.default_rng((self.batches.seed, index, attempt))  # as from a store
+    def _try(self, draw: Draw, attempt: int = 0) -> tuple[samples.Arrays, str] | Exception:
+        own, view = self.batches, draw.view
+        rng = np.random.default_rng((own.seed, draw.index, attempt))  # as from a store
         try:
-            instruction = self.batches.choose(view.meta(0).instructions, rng)
-            return self.batches.reader(view, 0, sample, rng), instruction
-        except (errors.DataError, OSError) as error:
-            return error
+            instruction = own.choose(view.meta(0).instructions, rng)
+            reader = own.readers[own.components[draw.component].name]
+            return reader(view, 0, draw.sample, rng), instruction
+        except samples.REPLACEABLE as reason:
+            return reason
 
-    def _replaced(
-        self, draw: tuple, result: tuple[samples.Arrays, str] | Exception
+    def _good(
+        self, draw: Draw, result: tuple[samples.Arrays, str] | Exception
     ) -> tuple[samples.Arrays, str]:
         """Returns the sample, or the next good one of its component.
 
         Raises:
-            DataError: so many replacements were bad that the dataset must be.
+            DataError: see `samples.Candidates`.
         """
-        index, number, view, sample = draw
-        name = self.batches.components[number].name
-        for attempt in range(1, MAX_ATTEMPTS):
+        number = draw.component
+        candidates = samples.Candidates(self.batches.components[number].name, self._replaced)
+        for attempt in itertools.count(1):
             if not isinstance(result, Exception):
                 return result
-            self._bad.append(samples.Bad(name, f"{view.episode_ids[0]}#{sample}", str(result)))
-            rng = np.random.default_rng((self.batches.seed, index, attempt))
-            view, sample = self._pools[number].draw(rng)
-            result = self._try((index, number, view, sample), attempt)
-        raise errors.DataError(
-            f"{MAX_ATTEMPTS} samples in a row are damaged (last: {self._bad[-1].reason})",
-            f"dataset {name!r}",
-            "download it again",
-        )
+            candidates.reject(f"{draw.view.episode_ids[0]}#{draw.sample}", result)
+            rng = np.random.default_rng((self.batches.seed, draw.index, attempt))
+            draw = Draw(draw.index, number, *self._pools[number].draw(rng))
+            result = self._try(draw, attempt)
+        raise AssertionError("candidates end")
+
+
+def _count_samples(reader: readers.Reader, view: record_stream.EpisodeView) -> int:
+    usable = reader.has_cameras(view)[0] and (view.has_actions[0] or not reader.needs_actions)
+    return int(reader.num_samples(view.lengths)[0]) if usable else 0
 
 
 class _Ahead:
@@ -476,6 +487,7 @@ class StreamLoader(loader.Loader):
                 "episodes_with_actions": component.dataset.total
                 * int(component.source.has_actions[0]),
                 "start_digests": [],
+                "rules": dataclasses.asdict(self.rules[component.name]),
             }
             for component in self.batches.components
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Protocol
 
 import numpy as np
 import PIL.Image
@@ -16,6 +17,30 @@ FULL: Box = (0.0, 0.0, 1.0, 1.0)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 # RGB to YIQ; hue turns the chroma plane I, Q.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+class Draws(Protocol):
+    """What a crop and a change of colours are drawn with, such as a `numpy.random.Generator`."""
+
+    def uniform(self, low: float, high: float) -> float:
+        """Returns a number between both."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedDraw:
+    """One number for everything that is drawn: the `share` of the way from low to high.
+
+    The official augmentation passes one stateless seed to all of its operations, which makes them
+    draw the same number (Step2_GIDM/datasets/datasets.py:103-118): crops only slide along the
+    diagonal, and a brighter picture always has more contrast.
+    """
+
+    share: float
+
+    def uniform(self, low: float, high: float) -> float:
+        """See `Draws`."""
+        return low + self.share * (high - low)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +79,6 @@ class RandomCrop:
 
     area 0.9 -> a box of side sqrt(0.9) somewhere inside
 
-    Deviation: officially one number drives both offsets and all colour changes
-    (spec of the official augmentation: Step2_GIDM/datasets/datasets.py:103-118).
-
     Attributes:
         area: share of the area that is kept.
     """
@@ -67,10 +89,10 @@ class RandomCrop:
         if not 0 < self.area <= 1:
             raise ValueError(f"impossible crop: {self}")
 
-    def __call__(self, rng: np.random.Generator) -> Box:
+    def __call__(self, draws: Draws) -> Box:
         """Returns a box for `Resize`."""
         side = math.sqrt(self.area)
-        left, top = rng.uniform(0, 1 - side, 2)
+        left, top = draws.uniform(0, 1 - side), draws.uniform(0, 1 - side)
         return (left, top, left + side, top + side)
 
 
@@ -93,12 +115,12 @@ class RandomColour:
     saturation: float
     hue: float
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, frames: np.ndarray, draws: Draws) -> np.ndarray:
         """Returns uint8[k, H, W, 3] of uint8[k, H, W, 3]."""
-        shift = 255.0 * rng.uniform(-self.brightness, self.brightness)
-        contrast = rng.uniform(1 - self.contrast, 1 + self.contrast)
-        saturation = rng.uniform(1 - self.saturation, 1 + self.saturation)
-        angle = 2 * math.pi * rng.uniform(-self.hue, self.hue)
+        shift = 255.0 * draws.uniform(-self.brightness, self.brightness)
+        contrast = draws.uniform(1 - self.contrast, 1 + self.contrast)
+        saturation = draws.uniform(1 - self.saturation, 1 + self.saturation)
+        angle = 2 * math.pi * draws.uniform(-self.hue, self.hue)
 
         turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)],
                          [0, math.sin(angle), math.cos(angle)]])  # fmt: skip
@@ -130,23 +152,37 @@ class Prepare:
         resize: to the model's size.
         crop: None without augmentation.
         colour: None without augmentation.
+        correlated: draw one number for crop and colours, as officially.
     """
 
     resize: Resize
     crop: RandomCrop | None
     colour: RandomColour | None
+    correlated: bool = False
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8[k, size, size, 3] of uint8[k, H, W, 3]."""
-        box = FULL if self.crop is None else self.crop(rng)
-        frames = self.resize(frames, box)
-        return frames if self.colour is None else self.colour(frames, rng)
+        draws = self.draws(rng)
+        return self.recolour(self.cut(frames, draws), draws)
+
+    def draws(self, rng: np.random.Generator) -> Draws:
+        """Returns what `cut` and then `recolour` draw with for one sample."""
+        return SharedDraw(rng.random()) if self.correlated else rng
+
+    def cut(self, frames: np.ndarray, draws: Draws) -> np.ndarray:
+        """Returns uint8[k, size, size, 3] of uint8[k, H, W, 3], colours as they are."""
+        return self.resize(frames, FULL if self.crop is None else self.crop(draws))
+
+    def recolour(self, frames: np.ndarray, draws: Draws) -> np.ndarray:
+        """Returns uint8[k, H, W, 3] of uint8[k, H, W, 3]."""
+        return frames if self.colour is None else self.colour(frames, draws)
 
 
-def prepare(size: int, *, augment: bool) -> Prepare:
+def prepare(size: int, *, augment: bool, correlated: bool = False) -> Prepare:
     """Returns the frame transform, with the official augmentation strengths when asked for."""
     resize = Resize(size=size)
     if not augment:
         return Prepare(resize=resize, crop=None, colour=None)
     colour = RandomColour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)
-    return Prepare(resize=resize, crop=RandomCrop(area=0.9), colour=colour)
+    crop = RandomCrop(area=0.9)
+    return Prepare(resize=resize, crop=crop, colour=colour, correlated=correlated)

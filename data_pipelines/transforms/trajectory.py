@@ -23,18 +23,21 @@ class Clip:
     Attributes:
         num_frames: T.
         stride: control steps between frames and between starts; 0 for the whole episode.
+        max_frames: longer episodes have no clip; 0 for any length.
     """
 
     num_frames: int
     stride: int
+    max_frames: int = 0
 
     def __post_init__(self):
-        if self.num_frames < 1 or self.stride < 0:
+        if self.num_frames < 1 or self.stride < 0 or self.max_frames < 0:
             raise ValueError(f"impossible clip: {self}")
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """Returns int64, the number of clips of episodes of these lengths."""
-        return np.ones_like(lengths) if self.stride == 0 else -(-lengths // self.stride)
+        counts = np.ones_like(lengths) if self.stride == 0 else -(-lengths // self.stride)
+        return np.where(lengths <= self.max_frames, counts, 0) if self.max_frames else counts
 
     def __call__(self, length: int, sample: int) -> np.ndarray:
         """Returns int64[T], the frames of the episode's clip number `sample`."""
@@ -54,7 +57,8 @@ class FramePair:
         n=5, offset (3, 3)  ->  [0, 3], [1, 4], [2, 4], [3, 4]
 
     Deviation: officially the last frame pairs with itself (`include_last`) and k is drawn once per
-    run (Step2_GIDM/datasets/rlds/traj_transforms.py:13-44, dataset.py:359-367).
+    run (Step2_GIDM/datasets/rlds/traj_transforms.py:13-44, dataset.py:359-367), as with
+    data.pair_draw="run".
 
     Attributes:
         min_offset: smallest k, at least 1.

@@ -34,10 +34,10 @@ def _scan(batch_size):
     for name, counts in (("a", [2, 1, 2]), ("b", [3])):
         source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=len(counts))
         table = samples.Table(np.arange(len(counts)), np.array(counts))
-        parts.append(samples.Part(name=name, weight=1.0, source=source, table=table))
+        part = samples.Part(name=name, weight=1.0, source=source, reader=_Reader(), table=table)
+        parts.append(part)
     return features.Scan(
         parts=tuple(parts),
-        reader=_Reader(),
         choose=text.ChooseParaphrase(draw=True),
         tokenize=text.Tokenize(by_role={"gfdm": _Lengths()}),
         seed=3,

@@ -5,6 +5,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs import common
 from data_pipelines import episodes, loader, media
 from defi_jax import batch as batch_lib
 from defi_jax import errors
@@ -33,7 +34,7 @@ def _config(**changes):
         "workers": 0,
         "max_bad_fraction": 0.001,
     }
-    return ml_collections.ConfigDict(values | changes)
+    return ml_collections.ConfigDict(common.data().to_dict() | values | changes)
 
 
 def _spec(name, config):
@@ -197,7 +198,7 @@ def test_state_of_another_pipeline_is_refused():
     for change, key in (
         ({"seed": 1}, "seed"),
         ({"global_batch": 4}, "global_batch"),
-        ({"pair_offset": (1, 5)}, "transforms"),
+        ({"pair_offset": (1, 5)}, "rules"),
         ({"mixture": "synthetic:2"}, "sources"),
         ({"normalization": "none"}, "normalizer"),
     ):

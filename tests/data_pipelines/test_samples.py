@@ -3,16 +3,16 @@ import collections
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media, samples, statistics
+from data_pipelines import episodes, media, readers, samples, statistics
 from data_pipelines.sources import synthetic
 from data_pipelines.transforms import action, frame, text, trajectory
 from defi_jax import errors
 
 
-def _part(name, counts, weight=1.0):
+def _part(name, counts, weight=1.0, reader=None):
     table = samples.Table(np.arange(len(counts)), np.array(counts))
     source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=len(counts))
-    return samples.Part(name=name, weight=weight, source=source, table=table)
+    return samples.Part(name=name, weight=weight, source=source, reader=reader, table=table)
 
 
 def test_table_by_hand():
@@ -78,9 +78,9 @@ class _Failing:
 
 
 def _batches(bad=(), **changes):
+    reader = _Failing(set(bad))
     values = {
-        "parts": (_part("a", [1] * 8), _part("b", [1] * 4)),
-        "reader": _Failing(set(bad)),
+        "parts": (_part("a", [1] * 8, reader=reader), _part("b", [1] * 4, reader=reader)),
         "choose": text.ChooseParaphrase(draw=True),
         "tokenize": text.Tokenize(by_role={"gfdm": _Lengths()}),
         "seed": 3,
@@ -119,7 +119,7 @@ def test_bad_samples_are_replaced_within_their_part_and_named():
     seen = []
     for k in range(12):
         expected, got = good[k]["arrays"], damaged[k]
-        seen += got["bad"]
+        seen += got["replaced"].bad
         for position in range(4):
             if expected["episode"][position] == 2:
                 assert got["arrays"]["episode"][position] != 2
@@ -142,9 +142,9 @@ def test_gfdm_draws_cameras_in_training_only():
     both = ("static", "gripper")
     drawn = {True: set(), False: set()}
     for draw in (True, False):
-        reader = samples.GFDMReader(
+        reader = readers.GFDMReader(
             clip=trajectory.Clip(num_frames=2, stride=0),
-            cameras=samples.Cameras(names=both, draw=draw),
+            cameras=readers.Cameras(names=both, draw=draw),
             prepare=frame.prepare(8, augment=False),
         )
         for seed in range(20):
@@ -177,8 +177,7 @@ class _Numbers:
 @pytest.mark.parametrize("fixed", [True, False])
 def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
     batches = _batches(
-        parts=(_part("a", [2] * 8),),
-        reader=_Numbers(),
+        parts=(_part("a", [2] * 8, reader=_Numbers()),),
         tokenize=text.Tokenize(by_role={"gfdm": _Texts()}),
         fixed_text=fixed,
     )
@@ -199,11 +198,11 @@ def test_features_are_looked_up_by_part_and_replaced_sample():
             raise errors.DataError("damaged", "row")
         return np.array([part_number, sample])
 
-    batches = _batches(reader=_Failing(set()), features=features)
+    batches = _batches(features=features)
     bad = []
     for k in range(12):
         batch = batches[k]
-        bad += batch["bad"]
+        bad += batch["replaced"].bad
         # Sample k of either part is of episode k.
         np.testing.assert_array_equal(batch["arrays"]["features"][:, 1], batch["arrays"]["episode"])
         assert set(batch["arrays"]["features"][:, 0]) == {0, 1}
@@ -225,7 +224,7 @@ def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
             )  # fmt: skip
     store = episodes.EpisodeStore(tmp_path)
     mask = (True,)
-    reader = samples.JointReader(
+    reader = readers.JointReader(
         window=trajectory.Window(stride=1),
         chunk=action.Chunk(horizon=3),
         cameras=("static",),

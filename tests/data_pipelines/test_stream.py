@@ -6,12 +6,15 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs import common
 from data_pipelines import (
     convert,
     episodes,
     loader,
     named_mixtures,
+    readers,
     record_stream,
+    rules,
     samples,
     statistics,
     stream,
@@ -59,7 +62,7 @@ def _config(root, **changes):
         "max_bad_fraction": 0.1,
         "stream_mib": 64,
     }
-    return ml_collections.ConfigDict(values | changes)
+    return ml_collections.ConfigDict(common.data().to_dict() | values | changes)
 
 
 def _make(root, name="joint", *, split="train", process=0, count=1, global_batch=4, **changes):
@@ -138,7 +141,12 @@ def test_an_epoch_has_the_samples_of_the_converted_store(root):
 def test_augmented_pairs_are_those_of_the_store_for_the_same_draws(root):
     store = episodes.EpisodeStore(_store(root) / "bridge_dataset")
     normalizer = statistics.Normalizer(kind="none", statistics=None, mask=(True,) * 7)
-    reader = samples.make_reader(_config(root), "gidm", normalizer, train=True, with_images=True)
+    own = rules.Rules(
+        cameras=("static",), camera_weights=(), frame_stride=1, max_frames=0, pair_offset=(2, 3)
+    )
+    reader = readers.make_reader(
+        _config(root), "gidm", own, normalizer, train=True, with_images=True
+    )
     for i, episode in enumerate(rlds.RldsSource(root / "bridge_dataset").read()):
         view = record_stream.EpisodeView(episode)
         assert view.meta(0) == store.meta(i)

@@ -10,6 +10,7 @@ import pytest
 import toy_run
 from etils import epath
 
+from configs import common
 from data_pipelines import episodes, loader, media
 from defi_jax import batch as batch_lib
 from defi_jax import errors
