@@ -146,10 +146,16 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
 
 def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
     """Draws the first training batch, by the loader that training uses."""
-    return preview.batch_sheet(next(_open_loader(config, objective).first(1)), count=count)
+    return preview.batch_sheet(next(open_loader(config, objective).first(1)), count=count)
 
 
-def _open_loader(config: Any, objective: Any) -> loader.Loader:
+def open_loader(config: Any, objective: Any) -> loader.Loader:
+    """Opens the loader that training uses, as the only process of a run.
+
+    Args:
+        config: the experiment.
+        objective: made from it (`defi_jax.objectives.make`).
+    """
     from data_pipelines import stream  # takes a second to import, the other commands need it not
 
     return stream.make_loader(
@@ -184,7 +190,7 @@ def run_bench(config: Any, objective: Any, seconds: float) -> Result:
         )
     config.data.workers = 0
     result = bench.run(
-        _open_loader(config, objective), image_size=config.data.image_size, seconds=seconds
+        open_loader(config, objective), image_size=config.data.image_size, seconds=seconds
     )
     first, last = result.rss_mib
     text = (

@@ -178,7 +178,8 @@ class EpisodeWriter:
         directory: of the store; created when absent.
         source: name of the data set, written to the index header.
         shard: this writer's own name; parallel writers need different ones. Letters and digits.
-        episodes_per_shard: a shard is published when it holds this many.
+        episodes_per_shard: a shard is published when it holds this many,
+        shard_bytes: or this many bytes of records; what a killed run has to write again.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class EpisodeWriter:
         source: str,
         shard: str = "0",
         episodes_per_shard: int = 256,
+        shard_bytes: int = 256 << 20,
     ):
         if not re.fullmatch(r"[A-Za-z0-9_]+", shard):
             raise errors.UserError("shard name has characters other than A-Za-z0-9_", repr(shard))
@@ -195,10 +197,10 @@ class EpisodeWriter:
         episode_files.make_directory(self._directory)
         self._source = source
         self._prefix = f"episodes-{shard}-"
-        self._episodes_per_shard = episodes_per_shard
+        self._episodes_per_shard, self._shard_bytes = episodes_per_shard, shard_bytes
         self._writer: array_record_module.ArrayRecordWriter | None = None
         self._lines: list[str] = []
-        self._num_records = 0
+        self._num_records = self._num_bytes = 0
         self._remove_leftovers()
         self._known = self.done_ids()
 
@@ -240,8 +242,10 @@ class EpisodeWriter:
             digest.update(record)
         self._lines.append(episode_files.index_line(episode, self._num_records, digest.hexdigest()))
         self._num_records += len(records)
+        self._num_bytes += sum(len(record) for record in records)
         self._known.add(episode.episode_id)
-        if len(self._lines) >= self._episodes_per_shard:
+        is_full = len(self._lines) >= self._episodes_per_shard
+        if is_full or self._num_bytes >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -265,7 +269,7 @@ class EpisodeWriter:
             episode_files.sync(temporary)
             os.replace(temporary, path)
         episode_files.sync(self._directory)
-        self._lines, self._num_records = [], 0
+        self._lines, self._num_records, self._num_bytes = [], 0, 0
 
     def close(self) -> None:
         """Publishes what was written."""
