@@ -90,6 +90,13 @@ def test_order_and_fingerprint_do_not_depend_on_shards(tmp_path):
     np.testing.assert_array_equal(one.frames(2, "static", [4]), two.frames(2, "static", [4]))
 
 
+def test_shard_ends_when_it_holds_enough_bytes(tmp_path):
+    size = sum(len(record) for record in episode_files.episode_records(_episode("a")))
+    _write(tmp_path, "abcde", shard_bytes=2 * size)
+    found = [episode_files.read_index(path)[0] for path in sorted(tmp_path.glob("*.jsonl"))]
+    assert [header["episodes"] for header in found] == [2, 2, 1]
+
+
 def test_fingerprint_changes_with_content(tmp_path):
     _write(tmp_path / "one", ["a"])
     with episodes.EpisodeWriter(tmp_path / "two", source="unit") as writer:
