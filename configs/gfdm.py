@@ -20,6 +20,18 @@ import ml_collections
 from configs import common
 from defi_jax.models import svd_unet
 
+# Official rules of stage 1 (Step1_GFDM/video_dataset/dataset_mix.py:121-158, 235-243), by the names
+# of the mixture `defi_gfdm_video`; other data sets take every second frame of the first camera.
+_WHOLE_CLIPS = {"frame_stride": 0, "max_frames": 100}
+_OFFICIAL_RULES = {
+    "sthv2": _WHOLE_CLIPS,
+    "bridge": _WHOLE_CLIPS,
+    "rt1": _WHOLE_CLIPS,
+    "calvin": {
+        "frame_stride": 2, "cameras": ("static", "gripper"), "camera_weights": (0.75, 0.25),
+    },
+}  # fmt: skip
+
 _NUMBERS = {
     "tiny": {
         "steps": 300, "global_batch": 16, "compute_dtype": "float32",
@@ -48,7 +60,7 @@ _NUMBERS = {
         "steps": 500_000, "global_batch": 48, "compute_dtype": "bfloat16",
         "eval_every": 10_000, "save_every": 10_000,
         "data.image_size": 256, "data.num_frames": 16, "data.frame_stride": 2,
-        "data.workers": 8,
+        "data.per_dataset": _OFFICIAL_RULES, "data.workers": 8,
         "encoders.latents": "svd_vae", "encoders.gfdm_text": "clip_text",
         "optimizer.learning_rate": 5e-6, "optimizer.schedule": "constant",
         "optimizer.warmup_steps": 0,

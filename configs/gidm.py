@@ -42,7 +42,7 @@ _NUMBERS = {
         "steps": 100_000, "global_batch": 512, "compute_dtype": "bfloat16",
         "eval_every": 5_000, "save_every": 10_000,
         "data.mixture": "omni_magic_soup_plus_plus_wo_navi",
-        "data.image_size": 224, "data.pair_offset": (9, 9), "data.workers": 8,
+        "data.image_size": 224, "data.pair_offset": ("dataset",), "data.workers": 8,
         "data.augment": True, "data.action_dim": 7,
         "data.normalization": "bounds_q99", "data.unnormalized_dims": (6,),
         "encoders.features": "dinov2", "encoders.gidm_text": "t5_encoder",

@@ -52,8 +52,8 @@ class Reader(Protocol):
         ...
 
 
-class Still(Exception):  # noqa: N818 -- no error: another pair is read instead
-    """A frame pair shows no motion."""
+class Still(Exception):
+    """A frame pair shows no motion; no error, another pair is read instead."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

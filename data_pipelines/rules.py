@@ -79,11 +79,12 @@ def by_component(
             f"unknown draw {config.pair_draw!r}", "data.pair_draw",
             cli.nearest(config.pair_draw, PAIR_DRAWS),
         )  # fmt: skip
-    found = {}
+    tables, found = dict(config.per_dataset.items()), {}
     for component in components:
-        own = config.per_dataset.get(component.name) or {}
+        own = tables.get(component.name, {})
         try:
-            rules = _make({key: own.get(key, config[key]) for key in KEYS}, component.source)
+            values = {key: own[key] if key in own else config[key] for key in KEYS}
+            rules = _make(values, component.source)
         except (TypeError, ValueError) as error:
             where = f"{WHERE}.{component.name}" if own else f"data set {component.name!r}"
             fix = "change these numbers of the data section"
@@ -135,7 +136,7 @@ def _check_names(config: Any, components: Sequence[str]) -> None:
         if name not in known:
             wrong.append(f"no data set {name!r}")
             hints.append(cli.nearest(name, components))
-        elif not isinstance(own, Mapping) and not hasattr(own, "items"):
+        elif not hasattr(own, "items"):
             wrong.append(f"rules of {name} are {own!r}, not a table")
         else:
             unknown = [key for key in own if key not in KEYS]

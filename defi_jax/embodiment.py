@@ -54,14 +54,45 @@ class Embodiment(Convention):
     Attributes:
         name: as in the episodes.
         control_hz: actions per second.
-        action_low: smallest value sent to the robot.
-        action_high: largest value sent to the robot.
+        action_low: smallest value sent to the robot; None where none is documented, a bundle then
+            has the smallest of the training data.
+        action_high: largest value sent to the robot, likewise.
     """
 
     name: str
     control_hz: float
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
+    action_low: tuple[float | None, ...]
+    action_high: tuple[float | None, ...]
+
+
+def end_effector(
+    *,
+    motion: str = "delta",
+    rotation: str = "euler xyz",
+    frame: str = UNKNOWN,
+    units: str = UNKNOWN,
+    gripper: str = CANONICAL_GRIPPER,
+) -> Convention:
+    """Returns the convention of a hand's pose and its gripper, A = 7; see `Convention`."""
+    return Convention(
+        action_names=POSE_NAMES,
+        motion=motion,
+        frame=frame,
+        rotation=rotation,
+        units=units,
+        gripper=gripper,
+    )
+
+
+def _open_x(name: str, control_hz: float, convention: Convention) -> Embodiment:
+    """Returns a robot of Open-X: of its limits the gripper's are known."""
+    return Embodiment(
+        name=name,
+        control_hz=control_hz,
+        action_low=(None,) * 6 + (0.0,),
+        action_high=(None,) * 6 + (1.0,),
+        **vars(convention),
+    )
 
 
 EMBODIMENTS = {
@@ -103,6 +134,10 @@ EMBODIMENTS = {
             units="metres, radians",
             gripper="+1 opens, -1 closes",
         ),
+        # Fractal (RT-1), as stored. BC-Z's actions of this robot turn by rotation vectors at 10 Hz,
+        # and SimplerEnv takes rotation vectors and a relative gripper, +1 closing.
+        _open_x("google_robot", 3.0, end_effector()),
+        _open_x("widowx250", 5.0, end_effector(units="m and rad per step")),  # Bridge
         *(
             Embodiment(
                 name=name,  # as LeRobot's info.json calls it
@@ -128,25 +163,6 @@ EMBODIMENTS = {
         ),
     )
 }
-
-
-def end_effector(
-    *,
-    motion: str = "delta",
-    rotation: str = "euler xyz",
-    frame: str = UNKNOWN,
-    units: str = UNKNOWN,
-    gripper: str = CANONICAL_GRIPPER,
-) -> Convention:
-    """Returns the convention of a hand's pose and its gripper, A = 7; see `Convention`."""
-    return Convention(
-        action_names=POSE_NAMES,
-        motion=motion,
-        frame=frame,
-        rotation=rotation,
-        units=units,
-        gripper=gripper,
-    )
 
 
 def joints(*, motion: str = UNKNOWN, gripper: str = CANONICAL_GRIPPER) -> Convention:

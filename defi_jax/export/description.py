@@ -43,13 +43,12 @@ def describe(
             "set --config.embodiment to the robot of the data",
         )
     size = config.data.image_size
+    low, high = limits(robot, metadata["normalizer"]["statistics"])
     return rollout_spec.BundleSpec(
         schema_version=rollout_spec.SCHEMA_VERSION,
         files={},
         embodiment=dataclasses.asdict(robot),
-        action_spec=rollout_spec.ActionSpec(
-            dim=dim, names=robot.action_names, low=robot.action_low, high=robot.action_high
-        ),
+        action_spec=rollout_spec.ActionSpec(dim=dim, names=robot.action_names, low=low, high=high),
         action_statistics=_affine(metadata["normalizer"], dim, make_inverse),
         action_horizon=chunk,
         execute_horizon=config.execute_horizon,
@@ -87,6 +86,25 @@ def _tokenizer_file(tokenizer: tokenizers.Tokenizer) -> pathlib.Path | None:
             "put the release's tokenizer.json beside it",
         )
     return tokenizer.file
+
+
+def limits(
+    robot: embodiment.Embodiment, statistics: Mapping[str, Any] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the robot's smallest and largest actions; those of training where none is documented.
+
+    Args:
+        robot: whose limits may be None.
+        statistics: of the training actions, as in a checkpoint's normaliser; runs without
+            normalisation keep none, then nothing is cut off.
+    """
+    largest = float(np.finfo(np.float32).max)
+    dim = len(robot.action_names)
+    seen_low = statistics["min"] if statistics else [-largest] * dim
+    seen_high = statistics["max"] if statistics else [largest] * dim
+    low = (a if a is not None else b for a, b in zip(robot.action_low, seen_low, strict=True))
+    high = (a if a is not None else b for a, b in zip(robot.action_high, seen_high, strict=True))
+    return tuple(low), tuple(high)
 
 
 def _affine(

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from data_pipelines import named_mixtures
+from data_pipelines.standardize import registry
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
 
@@ -45,6 +46,37 @@ def test_full_gidm_trains_on_the_official_mixture():
     config = importlib.import_module("configs.gidm").get_config("full")
     assert config.data.mixture in named_mixtures.NAMED
     assert config.data.mixture == "omni_magic_soup_plus_plus_wo_navi"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fractal_is_joint_with_other_data_alone(preset):
+    fractal = _config("joint_fractal", preset)
+    joint = _config("joint", preset)
+    assert fractal.is_locked
+    changed = {
+        f"{section}{key}": value
+        for section, ours, theirs in (("data.", fractal.data, joint.data), ("", fractal, joint))
+        for key, value in ours.items()
+        if key != "data" and value != theirs[key]
+    }
+    always = {
+        "data.normalization": "bounds_q99", "data.unnormalized_dims": (6,),
+        "embodiment": "google_robot",
+    }  # fmt: skip
+    assert changed == always | (
+        {"data.action_dim": 7} if preset == "tiny" else {"data.cameras": ("static",)}
+    )
+    convention = registry.find("fractal20220817_data").convention
+    assert len(convention.action_names) == fractal.data.action_dim
+
+
+def test_full_joint_takes_calvins_actions_as_they_are_stored():
+    config = _config("joint", "full")
+    assert tuple(config.data.cameras) == ("static", "gripper")
+    assert (config.data.normalization, config.data.augment) == ("none", False)
+    assert (config.data.action_horizon, config.data.window_stride) == (10, 1)
+    assert (config.data.action_dim, config.data.image_size) == (7, 256)
+    assert config.embodiment == "franka_panda"
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])

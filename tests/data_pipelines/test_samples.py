@@ -3,9 +3,9 @@ import collections
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media, readers, samples, statistics
+from data_pipelines import readers, samples
 from data_pipelines.sources import synthetic
-from data_pipelines.transforms import action, frame, text, trajectory
+from data_pipelines.transforms import text
 from defi_jax import errors
 
 
@@ -64,23 +64,28 @@ class _Lengths:
 
 
 class _Failing:
-    """Reads samples of one pixel that tell their episode; the given episodes are damaged."""
+    """Tells the episode; the given episodes are damaged, or without motion."""
 
-    needs_actions = False
-
-    def __init__(self, bad):
-        self._bad = bad
+    def __init__(self, bad, still=()):
+        self._bad, self._still = bad, still
 
     def __call__(self, source, i, sample, rng):
         if i in self._bad:
             raise errors.DataError("damaged", f"episode {i}")
+        if i in self._still:
+            raise readers.Still("0.00")
         return {"episode": np.array(i), "draw": rng.random()}
 
 
-def _batches(bad=(), **changes):
-    reader = _Failing(set(bad))
-    values = {
-        "parts": (_part("a", [1] * 8, reader=reader), _part("b", [1] * 4, reader=reader)),
+def _batches(bad=(), still=(), **changes):
+    reader = _Failing(set(bad), set(still))
+    parts = (_part("a", [1] * 8, reader=reader), _part("b", [1] * 4, reader=reader))
+    return samples.Batches(**(_values(*parts) | changes))
+
+
+def _values(*parts):
+    return {
+        "parts": parts,
         "choose": text.ChooseParaphrase(draw=True),
         "tokenize": text.Tokenize(by_role={"gfdm": _Lengths()}),
         "seed": 3,
@@ -88,7 +93,6 @@ def _batches(bad=(), **changes):
         "process_index": 0,
         "process_count": 1,
     }
-    return samples.Batches(**(values | changes))
 
 
 def test_global_batches_do_not_depend_on_the_number_of_processes():
@@ -131,27 +135,36 @@ def test_bad_samples_are_replaced_within_their_part_and_named():
     assert {entry.record for entry in seen} == {"synthetic-000002#0"}
 
 
+def test_still_pairs_are_replaced_alike_and_counted_apart():
+    plain, counted = _batches(), {}
+    for k in range(12):
+        expected, got = plain[k]["arrays"], _batches(bad=[1], still=[2])[k]
+        again = _batches(bad=[1], still=[2])[k]
+        np.testing.assert_array_equal(again["arrays"]["draw"], got["arrays"]["draw"])
+        assert not {1, 2} & set(got["arrays"]["episode"].tolist())
+        kept = ~np.isin(expected["episode"], [1, 2])
+        np.testing.assert_array_equal(got["arrays"]["draw"][kept], expected["draw"][kept])
+        assert {entry.record for entry in got["replaced"].bad} <= {"synthetic-000001#0"}
+        for name, count in got["replaced"].still.items():
+            counted[name] = counted.get(name, 0) + count
+    assert counted.keys() == {"a", "b"}
+    assert sum(counted.values()) >= 6
+
+
+def test_many_still_pairs_in_a_row_are_no_end_but_all_of_them_are():
+    counts = [1] * 40
+    most = samples.Batches(**_values(_part("a", counts, reader=_Failing(set(), set(range(38))))))
+    assert set(most[0]["arrays"]["episode"].tolist()) <= {38, 39}
+    assert most[0]["replaced"].still["a"] > samples.MAX_BAD
+    every = samples.Batches(**_values(_part("a", counts, reader=_Failing(set(), set(range(40))))))
+    with pytest.raises(errors.DataError, match=r"256 frame pairs in a row .*drop_still"):
+        every[0]
+
+
 def test_a_part_without_good_samples_stops_with_its_records():
     batches = _batches(bad=range(8))
     with pytest.raises(errors.DataError, match=r"16 samples in a row.*synthetic-.*data set '[ab]'"):
         batches[0]
-
-
-def test_gfdm_draws_cameras_in_training_only():
-    source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=2)
-    both = ("static", "gripper")
-    drawn = {True: set(), False: set()}
-    for draw in (True, False):
-        reader = readers.GFDMReader(
-            clip=trajectory.Clip(num_frames=2, stride=0),
-            cameras=readers.Cameras(names=both, draw=draw),
-            prepare=frame.prepare(8, augment=False),
-        )
-        for seed in range(20):
-            video = reader(source, 0, 0, np.random.default_rng(seed))["video"]
-            drawn[draw].add(video.tobytes())
-    assert len(drawn[True]) == 2
-    assert drawn[False] == {source.frames(0, "static", [0, 31]).tobytes()}
 
 
 class _Texts:
@@ -168,8 +181,6 @@ class _Texts:
 
 
 class _Numbers:
-    needs_actions = False
-
     def __call__(self, source, i, sample, rng):
         return {"place": np.array([source.lengths[0], i, sample])}
 
@@ -208,31 +219,3 @@ def test_features_are_looked_up_by_part_and_replaced_sample():
         assert set(batch["arrays"]["features"][:, 0]) == {0, 1}
     assert {entry.record for entry in bad} == {"synthetic-000002#0"}
     assert {entry.part for entry in bad} == {"a"}
-
-
-def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
-    image = media.encode_png(np.zeros((8, 8, 3), np.uint8))
-    actions = np.array([[1.0], [2.0], [50.0]], np.float32)
-    with episodes.EpisodeWriter(tmp_path, source="s") as writer:
-        for name, is_padding in (("a", True), ("b", False)):
-            writer.write(
-                episodes.Episode(
-                    episode_id=name, source="s", embodiment="x", instructions=("go",),
-                    frames={"static": [image] * 3}, actions=actions, states=None, fps=1.0,
-                    metadata={action.LAST_IS_PADDING: is_padding},
-                )
-            )  # fmt: skip
-    store = episodes.EpisodeStore(tmp_path)
-    mask = (True,)
-    reader = readers.JointReader(
-        window=trajectory.Window(stride=1),
-        chunk=action.Chunk(horizon=3),
-        cameras=("static",),
-        prepare=frame.prepare(8, augment=False),
-        normalizer=statistics.Normalizer(kind="none", statistics=None, mask=mask),
-    )
-    rng = np.random.default_rng(0)
-    masks = [[reader(store, i, t, rng)["action_mask"].sum() for t in range(3)] for i in (0, 1)]
-    assert masks == [[2, 1, 0], [3, 2, 1]]
-    found = statistics.of_source(store)["actions"]
-    assert found.count == 5 and found.mean[0] == (1 + 2 + 1 + 2 + 50) / 5

@@ -117,6 +117,10 @@ def _rows(batches) -> collections.Counter:
     )
 
 
+def _pairs(batches) -> collections.Counter:
+    return collections.Counter(frames.tobytes() for batch in batches for frames in batch.frames)
+
+
 def _store(root):
     source = rlds.RldsSource(root / "bridge_dataset")
     convert.convert(source, root / "stores" / "bridge_dataset", origin={}, progress=False)
@@ -299,6 +303,35 @@ def test_damaged_record_stops_with_its_place(root, write_rlds):
 def _take_all(one):
     for _ in range(20):
         next(one)
+
+
+def test_a_stream_follows_the_same_rules(root, tmp_path):
+    mixed = {"normalization": "none", "augment": False, "pair_offset": ("dataset",)}
+    plain = _make(root, "gidm", **mixed)
+    assert [part["rules"]["pair_offset"] for part in plain.describe()] == [(9, 9)]
+    table = {"bridge_dataset": {"pair_offset": (1, 1)}}
+    short = _make(root, "gidm", per_dataset=table, **mixed)
+    assert [part["rules"]["pair_offset"] for part in short.describe()] == [(1, 1)]
+    stored = _make(_store(root), "gidm", per_dataset=table, **mixed)
+    assert stored.num_samples == 19  # of six episodes of 25 steps
+    streamed_pairs, stored_pairs = (_pairs(_take(one, 19)) for one in (short, stored))
+    assert streamed_pairs == stored_pairs and set(stored_pairs.values()) == {4}
+    assert _pairs(_take(plain, 19)) != stored_pairs
+    with pytest.raises(errors.UserError, match="rules changed"):
+        plain.restore(short.state())
+
+
+def test_a_stream_replaces_still_pairs(write_rlds, rlds_tools, tmp_path):
+    raw = [rlds_tools["episode"](seed, steps=10) for seed in range(2)]
+    image = raw[1]["steps/observation/image_0"]
+    image[:] = [image[0]] * len(image)
+    write_rlds([raw])
+    one = _make(
+        tmp_path, "gidm", pair_offset=(1, 1), drop_still=0.5, normalization="none", augment=False
+    )
+    for batch in _take(one, 8):
+        assert (batch.frames[:, 0] != batch.frames[:, 1]).any(axis=(1, 2, 3)).all()
+    assert one.still_pairs.keys() == {"bridge_dataset"} and one.bad_samples == {}
 
 
 def test_weights_of_a_named_mixture_count_steps(root, monkeypatch, tmp_path):

@@ -50,6 +50,34 @@ def test_without_augmentation_only_the_size_changes():
     np.testing.assert_array_equal(same, frames)
 
 
+def test_correlated_draws_are_one_number():
+    prepare = frame.prepare(24, augment=True, correlated=True)
+    seen = []
+    for seed in range(20):
+        draws = prepare.draws(np.random.default_rng(seed))
+        left, top, right, bottom = prepare.crop(draws)
+        assert left == top and right == bottom
+        numbers = (
+            left / (1 - 0.9**0.5),
+            (draws.uniform(-0.2, 0.2) + 0.2) / 0.4,  # brightness
+            (draws.uniform(0.8, 1.2) - 0.8) / 0.4,  # contrast
+        )
+        np.testing.assert_allclose(numbers, numbers[0], atol=1e-9)
+        seen.append(numbers[0])
+    assert min(seen) < 0.2 < 0.8 < max(seen)
+
+
+def test_correlated_augmentation_is_the_same_for_both_frames():
+    frames = np.repeat(_frames(1), 2, axis=0)
+    images = {}
+    for correlated in (True, False):
+        prepare = frame.prepare(24, augment=True, correlated=correlated)
+        images[correlated] = prepare(frames, np.random.default_rng(1))
+        np.testing.assert_array_equal(images[correlated][0], images[correlated][1])
+        np.testing.assert_array_equal(images[correlated], prepare(frames, np.random.default_rng(1)))
+    assert (images[True] != images[False]).any()
+
+
 class _Fixed:
     """Returns given numbers instead of drawing them."""
 

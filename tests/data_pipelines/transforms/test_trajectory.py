@@ -28,6 +28,34 @@ def test_whole_episode_clip_truncates_like_the_official_rule():
     assert clip(34, 0).tolist() == expected
 
 
+@pytest.mark.parametrize("stride", [0, 2])
+def test_clips_longer_than_allowed_are_dropped(stride):
+    clip = trajectory.Clip(num_frames=16, stride=stride, max_frames=100)
+    counts = clip.num_samples(np.array([1, 99, 100, 101, 5000])).tolist()
+    assert counts == ([1, 1, 1, 0, 0] if stride == 0 else [1, 50, 50, 0, 0])
+
+
+def test_calvin_clips_by_the_official_table():
+    clip = trajectory.Clip(num_frames=16, stride=2)
+    assert clip.num_samples(np.array([35])).tolist() == [18]  # starts 0, 2, ..., 34
+    assert clip(35, 2).tolist() == list(range(4, 35, 2))
+    assert clip(35, 3).tolist() == [*range(6, 35, 2), 34]
+    assert clip(35, 17).tolist() == [34] * 16
+
+
+def test_official_frame_pair_tables():
+    rng = np.random.default_rng(0)
+    for window, table in (
+        (3, [[0, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7], [6, 7], [7, 7]]),
+        (10, [[i, 7] for i in range(8)]),
+    ):
+        pair = trajectory.FramePair(min_offset=window - 1, max_offset=window - 1, include_last=True)
+        assert [pair(8, t, rng).tolist() for t in range(8)] == table
+        ours = trajectory.FramePair(min_offset=window - 1, max_offset=window - 1)
+        assert ours.num_samples(np.array([8])).tolist() == [7]
+        assert [ours(8, t, rng).tolist() for t in range(7)] == table[:-1]
+
+
 def test_frame_pair_table():
     pair = trajectory.FramePair(min_offset=3, max_offset=3)
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """The writer on a stand-in for the joint objective: a few linear maps with the same doors."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,8 +15,8 @@ from defi_rollout import policy as rollout_policy
 
 from data_pipelines import statistics
 from defi_jax import batch as batch_lib
-from defi_jax import errors
-from defi_jax.export import writer
+from defi_jax import embodiment, errors
+from defi_jax.export import description, writer
 from defi_jax.models import params as params_lib
 from defi_jax.models import tokenizers
 from defi_jax.objectives import joint
@@ -232,3 +233,19 @@ def test_normaliser_of_another_width_is_refused(checkpoint, tmp_path):
     checkpoint["metadata"]["config"] = config
     with pytest.raises(errors.UserError, match="franka_panda"):
         _export(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("kind", ["bounds", "none"])
+def test_limits_that_no_robot_documents_are_those_of_the_training(kind):
+    robot = dataclasses.replace(
+        embodiment.get("metaworld_sawyer"),
+        action_low=(-1.0, None, None, 0.0), action_high=(1.0, None, 5.0, None),
+    )  # fmt: skip
+    normalizer = _metadata()["normalizer"]
+    seen = normalizer["statistics"] if kind == "bounds" else None
+    low, high = description.limits(robot, seen)
+    largest = float(np.finfo(np.float32).max)
+    assert low == ((-1.0, 0.0, 2.0, 0.0) if seen else (-1.0, -largest, -largest, 0.0))
+    assert high == ((1.0, 0.5, 5.0, 1.0) if seen else (1.0, largest, 5.0, largest))
+    clipped = np.clip(np.float32([9, 9, 9, 9]), np.float32(low), np.float32(high))
+    assert np.isfinite(clipped).all()
