@@ -53,9 +53,12 @@ class DeviceBatches:
         return batch
 
     @property
-    def bad_samples(self) -> int:
-        """Damaged samples that the loader has replaced so far."""
-        return sum(self._loader.bad_samples.values())
+    def replaced(self) -> dict[str, int]:
+        """What the loader has replaced so far: damaged samples, frame pairs without motion."""
+        return {
+            "bad_samples": sum(self._loader.bad_samples.values()),
+            "still_pairs": sum(self._loader.still_pairs.values()),
+        }
 
     def state(self) -> Any:
         """State to restore a loader to, so that it yields the batch that `take` returns next."""

@@ -38,7 +38,7 @@ class Duties:
         self._facts = facts
         self._writer = metrics.MetricWriter(workdir, config, facts["step"])
         self._progress = metrics.Progress(facts["step"], config.steps)
-        self._pending: tuple[int, Any, float, int] | None = None
+        self._pending: tuple[int, Any, float, Mapping[str, int]] | None = None
 
     def close(self) -> None:
         """Flushes what was reported."""
@@ -73,7 +73,11 @@ class Duties:
         self._progress.pause(time.monotonic() - start)
 
     def report_late(
-        self, now: int, scalars: Mapping[str, jax.Array], starved: float, bad_samples: int
+        self,
+        now: int,
+        scalars: Mapping[str, jax.Array],
+        starved: float,
+        replaced: Mapping[str, int],
     ) -> None:
         """Reports the step before this one: its numbers are ready, so nothing waits for them.
 
@@ -81,10 +85,10 @@ class Duties:
             now: steps taken, this one included.
             scalars: what the step returned, on the devices.
             starved: seconds the devices may have waited for the batch after this one.
-            bad_samples: damaged samples that were replaced so far.
+            replaced: samples that were replaced so far, by reason.
         """
         self.report_pending()
-        self._pending = (now, scalars, starved, bad_samples)
+        self._pending = (now, scalars, starved, replaced)
 
     def report_pending(self) -> None:
         """Reads the numbers of the step in hand; logs when due.
@@ -94,12 +98,12 @@ class Duties:
         """
         if self._pending is None:
             return
-        (now, scalars, starved, bad_samples), self._pending = self._pending, None
+        (now, scalars, starved, replaced), self._pending = self._pending, None
         values = jax.device_get(scalars)
         self._progress.add(values, starved)
         if is_due(now, self._config.log_every) or now == self._config.steps:
             means = self._progress.report(now)
-            self._writer.scalars(now, "train", {**means, "bad_samples": bad_samples})
+            self._writer.scalars(now, "train", {**means, **replaced})
         self._check_finite(now, int(values["bad_steps"]))
 
     def preempted(self, now: int) -> errors.Preempted:

@@ -142,7 +142,7 @@ def _loop(
         with watch.phase("data"):
             batches.prefetch()
         starved = batches.read_seconds if scalars["loss"].is_ready() else 0.0
-        run.report_late(now, scalars, starved, batches.bad_samples)
+        run.report_late(now, scalars, starved, batches.replaced)
 
 
 def _compile(

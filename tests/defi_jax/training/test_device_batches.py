@@ -48,3 +48,9 @@ def test_held_out_batches_are_the_same_every_time():
     np.testing.assert_array_equal(first, second)
     assert len(first) == 2 and loader.position == 0
     assert held_out and not device_batches.HeldOut(None, 2, SPEC, mesh)
+
+
+def test_what_was_replaced_is_counted_over_all_data_sets():
+    batches, loader = make()
+    loader.bad_samples, loader.still_pairs = {"a": 1, "b": 2}, {"b": 5}
+    assert batches.replaced == {"bad_samples": 3, "still_pairs": 5}

@@ -12,7 +12,7 @@ import pytest
 import toy_run
 
 from defi_jax import errors
-from defi_jax.training import checkpointing, loop, step
+from defi_jax.training import checkpointing, device_batches, loop, step
 
 REPO = pathlib.Path(__file__).parents[3]
 SCRIPT = pathlib.Path(__file__).parent / "toy_run.py"
@@ -74,6 +74,14 @@ def test_resume_after_a_crash_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
         for name in ("straight", "killed")
     ]
     assert data[0] == data[1] == {"state": {"next": 4}}
+
+
+def test_replaced_samples_are_in_the_metrics_by_their_reason(tmp_path, monkeypatch):
+    counts = {"bad_samples": 1, "still_pairs": 5}
+    monkeypatch.setattr(device_batches.DeviceBatches, "replaced", counts)
+    train(tmp_path)
+    for row in rows(tmp_path, "train"):
+        assert {name: row[name] for name in counts} == counts
 
 
 def test_resume_drops_the_lines_of_lost_steps_and_keeps_the_rest(tmp_path):

@@ -136,7 +136,8 @@ class ToyLoader:
 
     def __init__(self, spec, nan_at=(), seconds=0.0, num_batches=None, on_batch=None):
         self.spec, self.nan_at, self.seconds, self.num_batches = spec, nan_at, seconds, num_batches
-        self.position, self.bad_samples, self.on_batch = 0, {}, on_batch
+        self.position, self.bad_samples, self.still_pairs = 0, {}, {}
+        self.on_batch = on_batch
 
     def batch(self, number):
         rng = np.random.default_rng(number)
