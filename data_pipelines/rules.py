@@ -54,7 +54,8 @@ class Rules:
         if not 1 <= self.pair_offset[0] <= self.pair_offset[1]:
             raise ValueError(f"impossible frame pair: offsets {self.pair_offset}")
         if self.frame_stride < 0 or self.max_frames < 0:
-            raise ValueError(f"impossible clip: {self.frame_stride=}, {self.max_frames=}")
+            numbers = f"frame_stride {self.frame_stride}, max_frames {self.max_frames}"
+            raise ValueError(f"impossible clip: {numbers}")
 
 
 KEYS = tuple(field.name for field in dataclasses.fields(Rules))

@@ -1,11 +1,12 @@
 import collections
+from typing import Any, cast
 
 import ml_collections
 import numpy as np
 import pytest
 
 from configs import common
-from data_pipelines import episodes, media, readers, rules, statistics
+from data_pipelines import episodes, latents, media, readers, rules, statistics
 from data_pipelines.sources import synthetic
 from data_pipelines.transforms import action, frame, trajectory
 from defi_jax import errors
@@ -18,13 +19,13 @@ def _config(**changes):
     return ml_collections.ConfigDict(common.data().to_dict() | values | changes)
 
 
-def _reader(objective, config, *, train=True, **changes):
+def _reader(objective, config, *, train=True, with_images=True, **changes):
     values = {
         "cameras": ("static",), "camera_weights": (), "frame_stride": 2, "max_frames": 0,
         "pair_offset": (2, 2),
     }  # fmt: skip
     own = rules.Rules(**(values | changes))
-    return readers.make_reader(config, objective, own, NONE, train=train, with_images=True)
+    return readers.make_reader(config, objective, own, NONE, train=train, with_images=with_images)
 
 
 def _store(directory, levels, cameras=("static",)):
@@ -84,12 +85,42 @@ def test_cameras_are_drawn_by_their_weights_among_those_that_there_are():
         assert {first(meta, rng) for _ in range(20)} == {"static"}
 
 
+class _Cached(latents.EncodedSource):
+    """A cache whose latent of a frame is the frame's grey level."""
+
+    def __init__(self, source):
+        super().__init__(source, cast(Any, None))
+
+    def latents(self, i, camera, indices):
+        return self.frames(i, camera, indices)[:, :1, :1, :1]
+
+
+def test_a_latent_cache_gives_the_clips_of_the_pixels(tmp_path):
+    source = _Cached(_store(tmp_path, range(0, 70, 10), cameras=("static", "gripper")))
+    numbers = {
+        "cameras": ("static", "gripper"), "camera_weights": (0.75, 0.25), "max_frames": 7,
+        "frame_stride": 3,
+    }  # fmt: skip
+    pixels = _reader("gfdm", _config(), **numbers)
+    cached = _reader("gfdm", _config(), with_images=False, **numbers)
+    assert pixels.num_samples(source.lengths).tolist() == [3]
+    assert cached.num_samples(source.lengths).tolist() == [3]
+    seen = set()
+    for seed in range(30):
+        for sample in range(3):
+            video = pixels(source, 0, sample, np.random.default_rng(seed))["video"]
+            clip = cached(source, 0, sample, np.random.default_rng(seed))["latents"]
+            assert _levels(video) == _levels(clip)
+            seen.add(tuple(_levels(clip)))
+    assert len(seen) == 6  # three clips of two cameras
+
+
 def test_pairs_without_motion_are_still_by_their_grey_levels(tmp_path):
-    store = _store(tmp_path, [0, 0, 3, 10])
+    store = _store(tmp_path, [0, 0, 3, 10, 8])
     reader = _reader("gidm", _config(drop_still=4, pair_include_last=True), pair_offset=(1, 1))
-    assert reader.num_samples(store.lengths).tolist() == [4]
+    assert reader.num_samples(store.lengths).tolist() == [5]
     found = {}
-    for sample in range(4):
+    for sample in range(5):
         try:
             frames = reader(store, 0, sample, np.random.default_rng(0))["frames"]
             found[sample] = _levels(frames)
@@ -98,7 +129,8 @@ def test_pairs_without_motion_are_still_by_their_grey_levels(tmp_path):
     differ = "the frames differ by {} grey levels"
     # The last frame pairs with itself.
     assert found == {
-        0: differ.format("0.00"), 1: differ.format("3.00"), 2: [3, 10], 3: differ.format("0.00"),
+        0: differ.format("0.00"), 1: differ.format("3.00"), 2: [3, 10], 3: differ.format("2.00"),
+        4: differ.format("0.00"),
     }  # fmt: skip
 
 

@@ -60,9 +60,9 @@ def quick_compilation():
 @pytest.fixture
 def few_episodes(monkeypatch):
     """Few and short made-up episodes."""
-    make = loader.synthetic.SyntheticSource
+    make = parts.synthetic.SyntheticSource
     monkeypatch.setattr(
-        loader.synthetic, "SyntheticSource", functools.partial(make, num_episodes=6, length=6)
+        parts.synthetic, "SyntheticSource", functools.partial(make, num_episodes=6, length=6)
     )
 
 
