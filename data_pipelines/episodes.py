@@ -410,7 +410,7 @@ class EpisodeStore:
         """
         encoded = self.frame_bytes(i, camera, indices)
         where = f"episode {self._lines[i]['episode_id']!r}, camera {camera!r} in {self.directory}"
-        return np.stack([media.decode_image(data, where=where) for data in encoded])
+        return media.decode_images(encoded, where=where)
 
     def actions(self, i: int) -> np.ndarray | None:
         """Returns float32[n, A], or None where the episode has no actions."""

@@ -49,13 +49,38 @@ def decode_image(data: bytes, *, where: str = "image") -> np.ndarray:
         DataError: the bytes are damaged, too large, or of another kind.
     """
     if data[:3] == _JPEG_MAGIC:
-        return _decode_jpeg(data, where)
+        return _decode_jpeg(data, np.empty((*image_size(data, where=where), 3), np.uint8), where)
     if data[:8] == _PNG_MAGIC:
         return _decode_png(data, where)
     kind = "no bytes" if not data else f"bytes that start with {data[:8].hex(' ')}"
     raise errors.DataError(
         f"not a JPEG or PNG image ({kind})", where, "remove or re-export this frame"
     )
+
+
+def decode_images(encoded: Sequence[bytes], *, where: str = "images") -> np.ndarray:
+    """Decodes images of one size, JPEG straight to their places; see `decode_image`.
+
+    Returns:
+        uint8[k, H, W, 3], RGB.
+
+    Raises:
+        DataError: also where sizes differ.
+    """
+    sizes = [image_size(data, where=where) for data in encoded]
+    if len(set(sizes)) != 1:
+        found = ", ".join(f"{width} x {height}" for height, width in sorted(set(sizes)))
+        raise errors.DataError(
+            f"frames of one camera differ in size ({found})", where,
+            "store frames of one size, or each camera under a name of its own",
+        )  # fmt: skip
+    images = np.empty((len(encoded), *sizes[0], 3), np.uint8)
+    for data, image in zip(encoded, images, strict=True):
+        if data[:3] == _JPEG_MAGIC:
+            _decode_jpeg(data, image, where)
+        else:
+            image[:] = decode_image(data, where=where)
+    return images
 
 
 def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
@@ -78,10 +103,10 @@ def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
     return height, width
 
 
-def _decode_jpeg(data: bytes, where: str) -> np.ndarray:
-    image_size(data, where=where)
+def _decode_jpeg(data: bytes, image: np.ndarray, where: str) -> np.ndarray:
+    """Fills and returns an image of the size that the header names."""
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=image, strict=True)
     except ValueError as error:
         raise errors.DataError(
             f"damaged JPEG ({error})", where, "remove or re-export this frame"

@@ -85,7 +85,7 @@ class EpisodeView:
         del i
         encoded = self._episode.frames[camera]
         where = f"episode {self._episode.episode_id!r}, camera {camera!r}"
-        return np.stack([media.decode_image(encoded[int(t)], where=where) for t in indices])
+        return media.decode_images([encoded[int(t)] for t in indices], where=where)
 
     def actions(self, i: int) -> np.ndarray | None:
         """See `episodes.EpisodeSource`."""
