@@ -23,7 +23,6 @@ import ml_dtypes
 import numpy as np
 
 from defi_jax import errors, tensor_files
-from defi_jax.models import params as params_lib
 from defi_jax.weights import sources, table, torch_archive
 
 PARAMS = "params.safetensors"
@@ -136,7 +135,9 @@ def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathli
         params = tensor_files.SafetensorsFiles(directory / part.name / PARAMS)
         config = part.read_config(fields["config"], str(directory))
         entries = part.entries(config, fields["names"])
-        plan = table.plan_export(entries, tensor_files.Below(params, part.ours))
+        plan = table.plan_export(
+            entries, tensor_files.Below(params, part.ours), expected=part.abstract_params(config)
+        )
         dtypes = {name: fields["dtypes"].get(name, "float32") for name in fields["names"]}
         exported.append(ExportedPart(part, plan, dtypes))
     with new_directory(output) as work:
@@ -286,7 +287,7 @@ def _plan_part(
         entries,
         below,
         dropped=part.dropped,
-        expected=params_lib.abstract_params(part.make(config)),
+        expected=part.abstract_params(config),
         where=part.name,
     )
 

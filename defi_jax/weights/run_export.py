@@ -75,7 +75,11 @@ def export_run(workdir: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path
         model_config = _main_config(objective) if role is None else part.config
         _check_groups(model_config, workdir)
         entries = part.entries(model_config, ())
-        plan = table.plan_export(entries, tensor_files.Below(flat, prefix))
+        plan = table.plan_export(
+            entries,
+            tensor_files.Below(flat, prefix),
+            expected=part.abstract_params(model_config),
+        )
         exported.append(importers.ExportedPart(part, plan, dict.fromkeys(plan.specs, "float32")))
         if part.name in _DIFFUSERS_CLASSES:
             notes[part.folder] = _diffusers_config(part.name, model_config)

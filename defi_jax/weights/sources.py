@@ -12,7 +12,9 @@ from typing import Any
 
 from flax import nnx
 
+from defi_jax.array_typing import Params
 from defi_jax.models import clip_text, dinov2, gidm, policy, svd_unet, svd_vae, t5_encoder
+from defi_jax.models import params as params_lib
 from defi_jax.weights import (
     clip_openai_table,
     clip_text_table,
@@ -58,9 +60,9 @@ class Part:
     prefix: str = ""
     ours: str = ""
 
-    def make(self, config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
-        """Returns the module's builder."""
-        return lambda rngs: self.module(config, rngs=rngs)
+    def abstract_params(self, config: Any) -> Params:
+        """Returns the shapes and element types of our parameters."""
+        return params_lib.abstract_params(lambda rngs: self.module(config, rngs=rngs))
 
     def read_config(self, given: Mapping[str, Any], where: str) -> Any:
         """Returns the config of a release's config.json; fields that are not ours are ignored.

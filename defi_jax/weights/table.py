@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from defi_jax import errors, tensor_files
@@ -75,6 +76,10 @@ LAYOUTS: dict[str, Layout] = {
 _RANK = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "conv3d_time": 5, "conv1x1_linear": 4}
 
 
+# Element types that float32 holds to the last bit; whole numbers would be quantised weights.
+_FLOATS = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One row of a weight table.
@@ -114,12 +119,12 @@ def linear(
     return rows
 
 
-def norm(ours: str, theirs: str, *, layer: int | None = None) -> list[Entry]:
+def norm(ours: str, theirs: str, *, use_bias: bool = True, layer: int | None = None) -> list[Entry]:
     """Returns the rows of a layer norm."""
-    return [
-        Entry(f"{ours}/scale", f"{theirs}.weight", "same", layer),
-        Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer),
-    ]
+    rows = [Entry(f"{ours}/scale", f"{theirs}.weight", "same", layer)]
+    if use_bias:
+        rows.append(Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer))
+    return rows
 
 
 def with_prefixes(entries: Sequence[Entry], *, ours: str = "", theirs: str = "") -> list[Entry]:
@@ -142,12 +147,6 @@ def drop_reason(name: str, dropped: Dropped) -> str | None:
         if fnmatch.fnmatchcase(name, pattern):
             return reason
     return None
-
-
-def dropped_names(names: Sequence[str], dropped: Dropped) -> dict[str, str]:
-    """Returns {name: reason} of the names that `dropped` excuses, in sorted order."""
-    reasons = {name: drop_reason(name, dropped) for name in sorted(names)}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 class Piece(NamedTuple):
@@ -178,9 +177,17 @@ class ImportPlan:
         return sum(math.prod(spec.shape) for spec in self.specs.values())
 
     def pieces(self) -> Iterator[Piece]:
-        """Reads the source, one tensor at a time."""
+        """Reads the source, one tensor at a time.
+
+        Raises:
+            DataError: infinite values or NaN.
+        """
         for entry in self.rows:
             value = _to_ours(entry, np.asarray(self.source[entry.theirs]))
+            if not np.isfinite(value).all():
+                raise errors.DataError(
+                    "values that are not finite", entry.theirs, "download the release again"
+                )
             yield Piece(
                 entry.ours, entry.layer, value.astype(self.specs[entry.ours].dtype, copy=False)
             )
@@ -235,7 +242,8 @@ def plan_import(
         where: name of the source for error messages.
 
     Raises:
-        DataError: missing, unknown, misshapen or contradictory names, all of them, sorted.
+        DataError: missing, unknown, misshapen or contradictory names, and tensors that are not
+            float32, bfloat16 or float16, all of them, sorted.
     """
     names = set(source.keys())
     known = {entry.theirs for entry in entries}
@@ -270,19 +278,30 @@ def plan_import(
     return ImportPlan(fitting, rows, source)
 
 
-def plan_export(entries: Sequence[Entry], source: Mapping[str, Any]) -> ExportPlan:
+def plan_export(
+    entries: Sequence[Entry], source: Mapping[str, Any], *, expected: Params
+) -> ExportPlan:
     """Checks that our parameters fit a table, without reading them.
 
     Args:
         entries: the table.
         source: our flattened path to array.
+        expected: abstract parameters of the module that the table describes.
 
     Raises:
-        DataError: `source` lacks a path of the table, or the table one of `source`.
+        DataError: `source` lacks a path of the table, or the table one of `source`; another shape
+            than expected, or no floating-point numbers of ours.
     """
     known = {entry.ours for entry in entries}
     problems = [f"missing parameter {path}" for path in known - source.keys()]
     problems += [f"parameter without an official name {path}" for path in source.keys() - known]
+    specs = {path: tensor_files.spec_of(source, path) for path in source}
+    problems += _misfits(specs, params_lib.flatten(expected))
+    problems += [
+        f"{path} has elements of type {spec.dtype}"
+        for path, spec in specs.items()
+        if spec.dtype not in _FLOATS
+    ]
     if problems:
         raise errors.DataError(
             f"{len(problems)} parameters do not fit: " + "; ".join(sorted(problems)),
@@ -323,15 +342,15 @@ def export_params(entries: Sequence[Entry], params: Params) -> dict[str, np.ndar
 
     Args:
         entries: the table.
-        params: nested dicts of arrays.
+        params: nested dicts of arrays of the shapes that the table's module has.
 
     Returns:
         official name -> contiguous numpy array in the official layout.
 
     Raises:
-        DataError: `params` lacks a path of the table, or the table one of `params`.
+        DataError: see `plan_export`.
     """
-    plan = plan_export(entries, params_lib.flatten(params))
+    plan = plan_export(entries, params_lib.flatten(params), expected=params)
     return {name: np.array(value, order="C") for name, value in plan.tensors()}
 
 
@@ -360,6 +379,8 @@ def _plan_slot(
     except ValueError as error:
         problems.append(str(error))
         return first, None
+    if value.dtype not in _FLOATS:
+        problems.append(f"{first.theirs} has elements of type {value.dtype}")
     return first, TensorSpec(value.shape, value.dtype)
 
 
@@ -420,7 +441,12 @@ def _check_expected(
         f"parameter without an official name {path}" for path in expected.keys() - table_paths
     ]
     problems += [f"the model has no parameter {path}" for path in table_paths - expected.keys()]
-    problems += [
+    problems += _misfits(specs, expected)
+
+
+def _misfits(specs: Mapping[str, TensorSpec], expected: Mapping[str, Any]) -> list[str]:
+    """Returns one text per parameter of another shape than expected."""
+    return [
         f"misshapen {path}: {spec.shape}, expected {tuple(expected[path].shape)}"
         for path, spec in specs.items()
         if path in expected and spec.shape != tuple(expected[path].shape)

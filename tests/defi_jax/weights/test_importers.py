@@ -87,7 +87,7 @@ def _release(name: str) -> dict[str, np.ndarray]:
     names = ["cls_token", "blocks.0.attn.proj.weight"]  # DINOv2 by the hub's names
     for part in sources.SOURCES[name].parts:
         config = CONFIGS[name][part.name]
-        abstract = params_lib.abstract_params(part.make(config))
+        abstract = part.abstract_params(config)
         params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), abstract)
         exported = table.export_params(part.entries(config, names), params)
         tensors |= {part.prefix + key: value for key, value in exported.items()}
@@ -254,6 +254,28 @@ def test_damage_found_on_the_way_leaves_nothing(reverse, tmp_path, monkeypatch):
         else:
             importers.import_release("t5", path, tmp_path / "ours", CONFIGS["t5"])
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("block/q/kernel", lambda x: np.concatenate([x, x[:1]])),
+        ("block/q/kernel", lambda x: x[:1]),
+        ("block/q/kernel", lambda x: x[0]),
+        ("shared/embedding", lambda x: x[:, :3]),
+    ],
+    ids=["a layer more", "a layer less", "an axis less", "narrower"],
+)
+def test_replaced_parameters_of_another_shape_are_not_exported(path, change, tmp_path):
+    release = _write(tmp_path / "release.safetensors", _release("t5"))
+    importers.import_release("t5", release, tmp_path / "ours", CONFIGS["t5"])
+    ours = tmp_path / "ours" / importers.PARAMS
+    params = dict(safetensors.numpy.load_file(ours))
+    params[path] = np.ascontiguousarray(change(params[path]))
+    _write(ours, params)
+    with pytest.raises(errors.DataError, match=f"misshapen {path}"):
+        importers.export_release(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_wrong_paths_are_user_errors(tmp_path):

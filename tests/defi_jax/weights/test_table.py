@@ -125,6 +125,26 @@ def test_export_names_missing_and_unknown_parameters():
         table.export_params(ENTRIES, params_lib.unflatten(params))
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int8, np.bool_, np.uint16])
+def test_other_numbers_than_floats_of_up_to_32_bits_are_refused(dtype):
+    source = _source()
+    source["proj.weight"] = np.ones((3, 2), dtype)
+    with pytest.raises(errors.DataError, match=rf"proj\.weight has .* type {np.dtype(dtype)}"):
+        table.import_params(ENTRIES, source)
+    params = table.import_params(ENTRIES, _source())
+    params["proj"]["kernel"] = np.ones((2, 3), dtype)
+    with pytest.raises(errors.DataError, match=rf"proj/kernel has .* type {np.dtype(dtype)}"):
+        table.export_params(ENTRIES, params)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    source = _source()
+    source["qkv.weight"][1, 2] = value
+    with pytest.raises(errors.DataError, match=r"not finite: qkv\.weight"):
+        table.import_params(ENTRIES, source)
+
+
 def test_prefixes_move_a_table():
     moved = table.with_prefixes(ENTRIES[:1], ours="encoders/text/", theirs="lam.")
     assert moved == [E("encoders/text/proj/kernel", "lam.proj.weight", "linear")]
