@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import errors
+from defi_jax import embodiment, errors
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import encoders, gfdm, policy
@@ -52,6 +52,7 @@ class JointObjective:
                 "--config.train_parts",
                 f"known: {', '.join(TRAIN_PARTS)}",
             )
+        embodiment.get(config.embodiment)  # an unknown robot could be trained but not exported
         if config.cache_features:
             _check_constant_features(config)
         self.config = config

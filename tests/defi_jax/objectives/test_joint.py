@@ -156,3 +156,8 @@ def test_presets_cache_only_where_features_stay_the_same():
     assert caches == {"tiny": True, "small": False, "full": False}
     strides = {p: joint_config.get_config(p).data.window_stride for p in caches}
     assert strides == {"tiny": 2, "small": 1, "full": 1}
+
+
+def test_an_unknown_robot_is_refused_before_training():
+    with pytest.raises(errors.UserError, match="unknown embodiment 'google'"):
+        _objective(embodiment="google")
