@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any, cast
 
 import ml_collections
 import numpy as np
@@ -28,7 +29,7 @@ class _Source:
 
 def _components(*names):
     return [
-        mixtures.Component(name=name, weight=1.0, source=_Source(name), directory=None)
+        mixtures.Component(name=name, weight=1.0, source=cast(Any, _Source(name)), directory=None)
         for name in names
     ]
 
