@@ -27,14 +27,14 @@ class _Dtype(torch_pickle.Stateful):
 
     def __init__(self, code: Any, *_: Any):
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise ValueError(f"dtype {code!r}")
+            raise ValueError("a dtype of no plain kind")
         self.is_object = code[0] == "O"
         self._code, self._order = code, "="
 
     def set_state(self, state: Any) -> None:
         """(version, byte order, ...): only the order matters for plain kinds."""
         if state[1] not in ("<", ">", "|", "="):
-            raise ValueError(f"byte order {state[1]!r}")
+            raise ValueError("an unknown byte order")
         self._order = state[1]
 
     def make(self) -> np.dtype:
@@ -133,7 +133,7 @@ def _after_header(data: bytes) -> bytes:
 
 def _check_shape(shape: Any) -> None:
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"shape {shape!r}")
+        raise ValueError("a shape that is no tuple of sizes")
 
 
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Array:

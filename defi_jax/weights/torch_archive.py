@@ -8,6 +8,7 @@ tensor is asked for, so that a file may be larger than memory.
 from __future__ import annotations
 
 import pathlib
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -19,6 +20,10 @@ from defi_jax import errors, tensor_files
 from defi_jax.weights import torch_pickle
 
 _FIX = "download the file again, or check that it is what the source names"
+_LONGEST_SHOWN = 100  # characters of a name in a message
+# What zipfile raises: for damage, encryption, a version of the format that it does not know, and
+# names that are no UTF-8.
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error)
 
 
 class TorchArchive(tensor_files.Tensors):
@@ -42,7 +47,7 @@ class TorchArchive(tensor_files.Tensors):
             raise errors.UserError("no such file", self._path, "give a PyTorch file")
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except _DAMAGE as error:
             hint = "; or it is older than PyTorch 1.6: save it again with torch.save"
             raise errors.DataError(
                 f"not a PyTorch archive ({error})", self._path, _FIX + hint
@@ -110,7 +115,7 @@ class TorchArchive(tensor_files.Tensors):
             if optional:
                 return None
             raise errors.DataError(f"archive lacks {name}", self._path, _FIX) from error
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise errors.DataError(f"damaged archive ({error})", self._path, _FIX) from error
 
     def _state_dict(self, root: Any, keys: Sequence[str]) -> dict[str, torch_pickle.TensorRef]:
@@ -125,15 +130,15 @@ class TorchArchive(tensor_files.Tensors):
         if not isinstance(root, dict):
             raise errors.DataError("archive holds no state dict", self._path, _FIX)
         wrong = sorted(
-            str(name)
+            str(name)[:_LONGEST_SHOWN]
             for name, value in root.items()
-            if not isinstance(value, torch_pickle.TensorRef)
+            if not isinstance(name, str) or not isinstance(value, torch_pickle.TensorRef)
         )
         if wrong:
             raise errors.DataError(
-                f"entries that are not tensors: {', '.join(wrong)}", self._path, _FIX
+                f"entries that are not tensors: {errors.listed(wrong, 10)}", self._path, _FIX
             )
-        return {str(name): value for name, value in root.items()}
+        return root
 
 
 def read_tensor(path: str | pathlib.Path) -> np.ndarray:

@@ -5,6 +5,10 @@ few that PyTorch writes, on a stack of plain Python values. Global names are nev
 that rebuild tensors and plain containers have a meaning here, those under `INERT` become records,
 and any other name is refused by name before anything else of the stream is read. Other formats
 around pickles (`data_pipelines.numpy_pickle`) bring the names that they need.
+
+A value of the stack may hold itself many times over, or be nested deeper than Python recurses: a
+few bytes of pickle, and hours of `repr` or `hash`. So neither is ever taken of anything but texts
+and numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +23,11 @@ from typing import Any, NamedTuple
 from defi_jax import errors
 
 _MARK = object()
+
+# Bounds of a tensor: numpy's for the axes, and 64-bit byte offsets of the widest elements.
+_MOST_AXES = 64
+_LARGEST_SIZE = 2**59
+_LONGEST_SHOWN = 200  # characters of a message
 
 # Namespaces whose objects become records: hyperparameters and module classes around the weights.
 INERT = (
@@ -101,11 +110,17 @@ class TensorRef:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
     """torch._utils._rebuild_tensor_v2; `rest` is gradients, hooks and metadata."""
     del rest
+    if not all(
+        isinstance(axes, tuple | list) and len(axes) <= _MOST_AXES for axes in (shape, strides)
+    ):
+        raise ValueError(f"a tensor without a shape of at most {_MOST_AXES} axes")
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or not all(type(number) is int for number in numbers):
         raise ValueError("a tensor is not made of a storage and whole numbers")
     if min(numbers) < 0 or len(shape) != len(strides):
         raise ValueError("a tensor with negative or unequal shape and strides")
+    if max(*numbers, math.prod(size or 1 for size in shape)) > _LARGEST_SIZE:
+        raise ValueError("a tensor too large for any memory")
     if math.prod(shape) > max(storage.size, 1):
         raise ValueError(f"a tensor larger than its storage {storage.key!r}")
     extents = ((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -122,9 +137,16 @@ def _parameter(tensor: Any, *rest: Any) -> TensorRef:
     return tensor
 
 
-def _pairs(*arguments: Any) -> dict:
+def _key(value: Any) -> str | int:
+    """A key of a dictionary, or a name: nothing that takes long to hash or to print."""
+    if isinstance(value, str) or (type(value) is int and abs(value) <= _LARGEST_SIZE):
+        return value
+    raise ValueError(f"a key or name of type {type(value).__name__}")
+
+
+def _pairs(items: Any = ()) -> dict:
     """OrderedDict of nothing or of pairs."""
-    return dict(*(list(map(tuple, items)) for items in arguments))
+    return {_key(key): value for key, value in items}
 
 
 def _default_dict(factory: Any = None, *rest: Any) -> dict:
@@ -140,8 +162,8 @@ def _first(value: Any, *rest: Any) -> Any:
 
 def _latin1(text: str, encoding: str) -> bytes:
     """bytes, as protocol 2 writes them."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes in encoding {encoding!r}")
+    if not isinstance(text, str) or encoding != "latin1":
+        raise ValueError("bytes in another encoding than latin1")
     return text.encode("latin1")
 
 
@@ -156,7 +178,7 @@ _REBUILD: dict[Name, Callable[..., Any]] = {
     Name("torch.jit._pickle", "build_tensorlist"): _first,
     Name("torch.jit._pickle", "restore_type_tag"): _first,
     Name("torch", "Size"): lambda items=(): tuple(items),
-    Name("torch", "device"): lambda *parts: ":".join(map(str, parts)),
+    Name("torch", "device"): lambda *parts: parts,
     Name("collections", "OrderedDict"): _pairs,
     Name("collections", "defaultdict"): _default_dict,
     Name("_codecs", "encode"): _latin1,
@@ -273,12 +295,13 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("set items of something that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[key if isinstance(key, str | int | float) else str(key)] = value
+            target[_key(key)] = value
 
     def global_name(self, module: Any, name: Any) -> None:
         """Pushes a name that is on the list; refuses any other."""
+        module, name = str(_key(module)), str(_key(name))
         # Protocol 2 writes the builtins under their name of Python 2.
-        found = Name({"__builtin__": "builtins"}.get(str(module), str(module)), str(name))
+        found = Name({"__builtin__": "builtins"}.get(module, module), name)
         if not (found in self.rebuild or found in self.alone or _is_inert(found)):
             raise _refusal(f"pickle names {found}, which is not on the list", self.where)
         self.stack.append(found)
@@ -293,7 +316,8 @@ class _Machine:
         elif target == Name("builtins", "object"):
             self.stack.append(Record(target, ()))
         else:
-            raise _refusal(f"pickle calls {target}", self.where)
+            what = target if isinstance(target, Name) else f"a {type(target).__name__}"
+            raise _refusal(f"pickle calls {what}", self.where)
 
     def build(self) -> None:
         """Gives a record its state; the attributes of an OrderedDict are dropped."""
@@ -310,10 +334,10 @@ class _Machine:
         """Turns ("storage", class, key, device, size) into a storage."""
         kind, storage, key, _, size = self.stack.pop()
         if kind != "storage" or not isinstance(storage, Name) or storage.name not in DTYPES:
-            raise _refusal(f"persistent id of {storage}", self.where)
+            raise ValueError("a persistent id that is no storage")
         if type(size) is not int or size < 0:
             raise ValueError("storage of no size")
-        self.stack.append(Storage(DTYPES[storage.name], str(key), size))
+        self.stack.append(Storage(DTYPES[storage.name], str(_key(key)), size))
 
 
 def _is_inert(name: Name) -> bool:
@@ -322,7 +346,7 @@ def _is_inert(name: Name) -> bool:
 
 
 def _refusal(what: str, where: str) -> errors.DataError:
-    return errors.DataError(what, where, "use the file of the official release")
+    return errors.DataError(what[:_LONGEST_SHOWN], where, "use the file of the official release")
 
 
 def _get(machine: _Machine, index: Any) -> None:

@@ -110,6 +110,45 @@ def test_damaged_streams_are_data_errors():
             continue
 
 
+# A tuple of itself three times, 60 times over: printing or hashing it would take 3**60 steps.
+_FOLDED = b"N" + b"22\x87" * 60  # NONE, then DUP DUP TUPLE3
+_DEEP = b")" + b"\x85" * 100_000  # EMPTY_TUPLE, then TUPLE1
+
+
+@pytest.mark.parametrize("value", [_FOLDED, _DEEP], ids=["folded", "deep"])
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"}%bNs.",  # a key of a dictionary
+        b"ccollections\nOrderedDict\n]%bN\x86a\x85R.",  # the same, in pairs
+        b"%b%b\x93.",  # a name
+        b"%b)R.",  # a call
+        b"(X\7\0\0\0storagectorch\nFloatStorage\n%bNK\1tQ.",  # the key of a storage
+        b"(X\7\0\0\0storage%bNNK\1tQ.",  # the class of a storage
+        b"c_codecs\nencode\nX\1\0\0\0a%b\x86R.",  # an encoding
+        b"ctorch\ndevice\n%b%b\x86RQ.",  # a device
+    ],
+)  # fmt: skip
+def test_what_is_folded_or_deep_is_refused_at_once(stream, value):
+    with pytest.raises(errors.DataError) as caught:
+        torch_pickle.load(stream.replace(b"%b", value), "test")
+    assert len(str(caught.value)) < 300
+
+
+def test_deep_values_without_meaning_are_read_and_names_are_cut_in_messages(tmp_path):
+    path = _write(tmp_path / "a.pt", b"}X\1\0\0\0a" + _DEEP + b"s.")
+    with pytest.raises(errors.DataError, match="not tensors: a: "):
+        torch_archive.TorchArchive(path)
+    names = {f"{'n' * 100_000}{index}": None for index in range(30)}
+    path = _write(tmp_path / "a.pt", pickle.dumps(names, 2))
+    with pytest.raises(errors.DataError, match="and 20 more") as caught:
+        torch_archive.TorchArchive(path)
+    assert len(str(caught.value)) < 2000
+    with pytest.raises(errors.DataError, match="pickle names nnn") as caught:
+        torch_pickle.load(b"cnnn" + b"n" * 10**6 + b"\nName\n.", "test")
+    assert len(str(caught.value)) < 300
+
+
 def test_tensors_cannot_reach_outside_their_storage():
     storage = torch_pickle.Storage("float32", "0", 6)
     rebuild = torch_pickle._tensor
@@ -121,6 +160,11 @@ def test_tensors_cannot_reach_outside_their_storage():
         (0, (10**12,), (0,)),
         (0, (2, 2), (1,)),
         (0, (True, 2), (1, 1)),
+        (0, (1,) * 100, (1,) * 100),
+        (0, (0, 2**70), (1, 1)),
+        (0, (0, 2**40, 2**40), (1, 1, 1)),
+        (0, (0, 2), (2**62, 1)),
+        (0, 3, (1,)),
     ):
         with pytest.raises(ValueError, match="tensor"):
             rebuild(storage, offset, shape, strides)
@@ -128,7 +172,7 @@ def test_tensors_cannot_reach_outside_their_storage():
 
 def test_entries_that_are_not_tensors_and_missing_keys_are_named(tmp_path):
     path = _write(tmp_path / "a.pt", pickle.dumps({"b": 1, "a": "text"}, 2))
-    with pytest.raises(errors.DataError, match="entries that are not tensors: a, b"):
+    with pytest.raises(errors.DataError, match="entries that are not tensors: a; b"):
         torch_archive.TorchArchive(path)
     with pytest.raises(errors.DataError, match="without 'model'"):
         torch_archive.TorchArchive(path, ("model",))
@@ -151,6 +195,25 @@ def test_damaged_archives_are_named(tmp_path):
     path.write_bytes(flipped)
     with pytest.raises(errors.DataError, match="damaged archive"):
         torch_archive.TorchArchive(path)["base"]
+
+
+@pytest.mark.parametrize(
+    "offset, value, message",
+    [
+        (8, 1, "encrypted"),  # general flags of the directory's entry
+        (6, 99, "zip file version"),  # version needed to extract
+        (46, 0xFF, "utf-8"),  # first letter of the name, said to be UTF-8
+    ],
+)
+def test_archives_that_zipfile_refuses_are_named(tmp_path, offset, value, message):
+    path = _write(tmp_path / "a.pt", pickle.dumps({}, 2))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + offset] |= value
+    data[entry + 9] |= 8 if offset == 46 else 0
+    path.write_bytes(data)
+    with pytest.raises(errors.DataError, match=message):
+        torch_archive.TorchArchive(path)
 
 
 def test_short_storage_and_compressed_member_are_refused(tmp_path):
