@@ -21,6 +21,7 @@ from defi_jax import errors
 
 ROUNDS = 5  # of the loader and the bare work in turns
 _RECORDED_BATCHES = 8
+_IDLE_SECONDS = 0.3  # without work, after which nothing is read ahead any more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,9 @@ def run(one: loader.Loader, *, image_size: int, seconds: float) -> Result:
         count, elapsed, cpu = _through_loader(one, seconds / ROUNDS)
         rates.append(count * frames_per_batch / cpu)
         batches, wall = batches + count, wall + elapsed
-        one.close()  # nothing reads ahead during the bare work
         limits.append(_bare(encoded, image_size, seconds / ROUNDS))
         resident.append(resident_mib())
+    one.close()
     return Result(
         loader=statistics.median(rates),
         bare=statistics.median(limits),
@@ -118,13 +119,28 @@ def _frames_of(one: loader.Loader) -> list[bytes]:
 
 
 def _through_loader(one: loader.Loader, seconds: float) -> tuple[int, float, float]:
-    """Returns the number of batches, and seconds of wall and CPU time."""
-    next(one)  # as many batches are read ahead when the clock starts as when it stops
+    """Returns the number of batches, and seconds of wall and CPU time.
+
+    The loader has read ahead all it may when the clocks start and when they stop, so that each
+    batch that is counted is paid for, and nothing reads during what is measured next.
+    """
+    next(one)
+    _wait_until_idle()
     count, start, cpu = 0, time.monotonic(), time.process_time()
     while time.monotonic() < start + seconds:
         next(one)
         count += 1
+    _wait_until_idle()
     return count, time.monotonic() - start, time.process_time() - cpu
+
+
+def _wait_until_idle() -> None:
+    """Returns once this process has used no CPU time to speak of for a while."""
+    is_busy = True
+    while is_busy:
+        before = time.process_time()
+        time.sleep(_IDLE_SECONDS)
+        is_busy = time.process_time() - before > 0.02 * _IDLE_SECONDS
 
 
 def _bare(encoded: Sequence[bytes], size: int, seconds: float) -> float:

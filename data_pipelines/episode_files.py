@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data_pipelines import episodes
 
 SCHEMA_VERSION = 1
-FRAMES_PER_RECORD = 4  # a frame pair reads at most 8 frames, a clip few records; any is readable
+FRAMES_PER_RECORD = 1  # frames of pairs and clips lie apart; stores with any number are readable
 MAX_OPEN_SHARDS = 128  # per process; file descriptors are the limit
 RECORDS_SUFFIX = ".array_record"
 INDEX_SUFFIX = ".index.jsonl"

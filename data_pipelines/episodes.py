@@ -6,7 +6,7 @@ A store is a directory of shards. Each shard is two files:
     episodes-<shard>-<number>.index.jsonl    a header line, then one line an episode
 
 The records of an episode lie one after another: for each camera (in the order of the index) the
-frames in chunks of `FRAMES_PER_RECORD` (4) encoded images, then one record with actions and states.
+frames in chunks of `FRAMES_PER_RECORD` (1) encoded images, then one record with actions and states.
 Hence an index needs only the first record's number, and reading two frames of a long episode reads
 two small records. Records are msgpack; frames keep the encoded bytes they came with.
 

@@ -66,8 +66,11 @@ def test_store_returns_what_was_written(tmp_path):
     store.verify()
 
 
-def test_store_reads_only_the_chunks_it_needs(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("frames_per_record", "records"), [(1, [20, 37]), (4, [5, 9])])
+def test_store_reads_only_the_records_it_needs(tmp_path, monkeypatch, frames_per_record, records):
+    monkeypatch.setattr(episode_files, "FRAMES_PER_RECORD", frames_per_record)
     _write(tmp_path, ["a"])
+    monkeypatch.undo()
     store = episodes.EpisodeStore(tmp_path)
     numbers = []
     read = episode_files.Readers.read
@@ -76,8 +79,9 @@ def test_store_reads_only_the_chunks_it_needs(tmp_path, monkeypatch):
         "read",
         lambda self, shard, wanted: numbers.append(list(wanted)) or read(self, shard, wanted),
     )
-    store.frames(0, "gripper", [0, 17])
-    assert numbers == [[5, 9]]  # records 0..4 are the static camera's
+    frames = store.frames(0, "gripper", [0, 17])
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], [10, 27])
+    assert numbers == [records]  # those before are the static camera's
 
 
 def test_order_and_fingerprint_do_not_depend_on_shards(tmp_path):
