@@ -4,9 +4,9 @@
         --config.data.mixture=bridge_dataset --config.data.workers=0 --seconds=660
 
 Reads batches as fast as they come and every second adds up the memory of this process and its
-worker processes: PSS, in which a page that several processes share counts once. Prints the median
-of each minute, and of the last as a multiple of the second's: while the first lasts, threads start
-and buffers fill. Exit code 1 where the last minute has 5 % more than the second.
+worker processes (RSS; not PSS, which rises when strangers that share a library end). Prints the
+median of each minute, and of the last as a multiple of the second's: while the first lasts, threads
+start and buffers fill. Exit code 1 where the last minute has 5 % more than the second.
 
 DATA/stores/NAME is an episode store, or an RLDS directory, which is streamed;
 `python -m benchmarks.make_rlds` makes one. Results stand in docs/benchmarks.md.
@@ -77,12 +77,12 @@ def measure(step: Callable[[], object], seconds: float) -> tuple[list[tuple[floa
 
 
 def tree_mib() -> float:
-    """Returns the proportional set size of this process and all below it (Linux)."""
+    """Returns the resident memory of this process and all below it."""
     own = psutil.Process()
     total = 0
     for process in [own, *own.children(recursive=True)]:
         try:
-            total += process.memory_full_info().pss
+            total += process.memory_info().rss
         except psutil.NoSuchProcess:  # it ended meanwhile
             continue
     return total / 2**20
