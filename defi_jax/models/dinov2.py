@@ -45,6 +45,16 @@ class DINOv2Config:
     layer_norm_eps: float
     qkv_bias: bool
 
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise errors.UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of the heads", "dinov2"
+            )
+        if self.patch_size > self.image_size:
+            raise errors.UserError(
+                f"patch_size {self.patch_size} is more than image_size {self.image_size}", "dinov2"
+            )
+
     @property
     def grid_size(self) -> int:
         """Patches per side of the position grid."""

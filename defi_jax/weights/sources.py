@@ -70,6 +70,7 @@ class Part:
         Hugging Face's files mix numbers of the architecture with notes on its use; a number that
         matters and differs shows as misshapen tensors.
         """
+        fields.check_object(given, where)
         return _rebuild(self.config, given.get("text_config", given), where)
 
 
@@ -93,6 +94,7 @@ class Source:
 
 def _rebuild(template: Any, given: Mapping[str, Any], where: str) -> Any:
     """`template` with the known fields of `given`; fields that are configs are rebuilt too."""
+    fields.check_object(given, where)
     values = {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
     for name in values.keys() & given.keys():
         if dataclasses.is_dataclass(values[name]):

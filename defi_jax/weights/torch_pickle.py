@@ -301,7 +301,7 @@ class _Machine:
         """Pushes a name that is on the list; refuses any other."""
         module, name = str(_key(module)), str(_key(name))
         # Protocol 2 writes the builtins under their name of Python 2.
-        found = Name({"__builtin__": "builtins"}.get(module, module), name)
+        found = Name("builtins" if module == "__builtin__" else module, name)
         if not (found in self.rebuild or found in self.alone or _is_inert(found)):
             raise _refusal(f"pickle names {found}, which is not on the list", self.where)
         self.stack.append(found)

@@ -278,6 +278,16 @@ def test_replaced_parameters_of_another_shape_are_not_exported(path, change, tmp
     assert not (tmp_path / "theirs").exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["[1]", "null", '{"text_config": null}', '{"num_layers": "2"}', '{"num_heads": 0}']
+)
+def test_config_of_a_release_that_is_no_config_is_one_line(text, tmp_path):
+    _write(tmp_path / "model.safetensors", _release("t5"))
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(errors.UserError, match=r"config.*: .*config\.json"):
+        importers.import_release("t5", tmp_path, tmp_path / "ours")
+
+
 def test_wrong_paths_are_user_errors(tmp_path):
     with pytest.raises(errors.UserError, match="unknown source 'svd2'"):
         importers.import_release("svd2", tmp_path, tmp_path / "ours")
