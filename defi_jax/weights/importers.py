@@ -31,6 +31,8 @@ RECORD = "import.json"
 NOTES = "notes"
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+# Element types of a release beside float32, by numpy's names.
+_OTHER_DTYPES = ("float16", "bfloat16")
 # transformers opens no file without it.
 _PYTORCH = {"format": "pt"}
 _NOTE_SUFFIXES = (".json", ".txt")
@@ -127,17 +129,20 @@ def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathli
         raise errors.UserError(
             f"no {RECORD}", str(directory), "give a directory written by an import"
         )
-    record = tensor_files.read_json(directory / RECORD)
-    source = _source(record["source"])
+    record = _read_record(directory / RECORD)
     exported = []
-    for part in source.parts:
+    for part in sources.SOURCES[record["source"]].parts:
         fields = record["parts"][part.name]
         params = tensor_files.SafetensorsFiles(directory / part.name / PARAMS)
-        config = part.read_config(fields["config"], str(directory))
-        entries = part.entries(config, fields["names"])
+        config = part.read_config(fields["config"], str(directory / RECORD))
         plan = table.plan_export(
-            entries, tensor_files.Below(params, part.ours), expected=part.abstract_params(config)
+            part.entries(config, fields["names"]),
+            tensor_files.Below(params, part.ours),
+            expected=part.abstract_params(config),
         )
+        missing = sorted(set(fields["names"]) - plan.specs.keys())
+        if missing:
+            raise _damaged_record(f"unknown names {errors.listed(missing, 10)}", directory / RECORD)
         dtypes = {name: fields["dtypes"].get(name, "float32") for name in fields["names"]}
         exported.append(ExportedPart(part, plan, dtypes))
     with new_directory(output) as work:
@@ -145,6 +150,37 @@ def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathli
             shutil.copytree(directory / NOTES, work, dirs_exist_ok=True)
         files = write_release(exported, _passthrough(directory), work)
     return [output / file for file in files]
+
+
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what an import wrote of itself.
+
+    Raises:
+        DataError: not JSON, or not of the form that `_write` gives it.
+    """
+    record = tensor_files.read_json(path)
+    source = record.get("source") if isinstance(record, dict) else None
+    if not isinstance(source, str) or source not in sources.SOURCES:
+        raise _damaged_record("no known source", path)
+    parts = record.get("parts")
+    for part in sources.SOURCES[source].parts:
+        fields = parts.get(part.name) if isinstance(parts, dict) else None
+        if not isinstance(fields, dict) or not _is_part_record(fields):
+            raise _damaged_record(f"no whole part {part.name or source!r}", path)
+    return record
+
+
+def _is_part_record(fields: Mapping[str, Any]) -> bool:
+    kinds = {"config": dict, "names": list, "dtypes": dict}
+    return (
+        all(isinstance(fields.get(name), kind) for name, kind in kinds.items())
+        and all(isinstance(name, str) for name in fields["names"])
+        and all(dtype in _OTHER_DTYPES for dtype in fields["dtypes"].values())
+    )
+
+
+def _damaged_record(what: str, path: pathlib.Path) -> errors.DataError:
+    return errors.DataError(what, str(path), "import the release again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +253,16 @@ def new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a directory that becomes `output` on success and vanishes on an error.
 
     Raises:
-        UserError: `output` exists.
+        UserError: `output` exists or cannot be made.
     """
+    fix = "name a new directory"
     if output.exists():
-        raise errors.UserError("output exists", str(output), "name a new directory")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        raise errors.UserError("output exists", str(output), fix)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise errors.UserError(f"output cannot be made ({error.strerror})", output, fix) from error
     try:
         yield work
         work.chmod(0o755)

@@ -288,6 +288,38 @@ def test_config_of_a_release_that_is_no_config_is_one_line(text, tmp_path):
         importers.import_release("t5", tmp_path, tmp_path / "ours")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: [],
+        lambda record: {},
+        lambda record: record | {"source": ["t5"]},
+        lambda record: record | {"source": "t6"},
+        lambda record: {"source": "t5"},
+        lambda record: record | {"parts": []},
+        lambda record: record | {"parts": {"": None}},
+        lambda record: record | {"parts": {"": record["parts"][""] | {"config": [1]}}},
+        lambda record: record | {"parts": {"": record["parts"][""] | {"names": [[]]}}},
+        lambda record: record | {"parts": {"": record["parts"][""] | {"names": ["other"]}}},
+        lambda record: record | {"parts": {"": record["parts"][""] | {"dtypes": {"a": "f99"}}}},
+        lambda record: record | {"parts": {"": record["parts"][""] | {"dtypes": {"a": []}}}},
+    ],
+)
+def test_damaged_record_of_an_import_is_a_data_error(change, tmp_path):
+    release = _write(tmp_path / "release.safetensors", _release("t5"))
+    importers.import_release("t5", release, tmp_path / "ours", CONFIGS["t5"])
+    record = tmp_path / "ours" / importers.RECORD
+    record.write_text(json.dumps(change(json.loads(record.read_text()))))
+    with pytest.raises(errors.DataError, match=r"import\.json; import the release again"):
+        importers.export_release(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_output_below_a_file_is_a_user_error(tmp_path):
+    path = _write(tmp_path / "release.safetensors", _release("t5"))
+    with pytest.raises(errors.UserError, match="output cannot be made"):
+        importers.import_release("t5", path, path / "ours", CONFIGS["t5"])
+
+
 def test_wrong_paths_are_user_errors(tmp_path):
     with pytest.raises(errors.UserError, match="unknown source 'svd2'"):
         importers.import_release("svd2", tmp_path, tmp_path / "ours")
