@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -156,22 +157,17 @@ def test_worker_processes_change_nothing(tmp_path):
     assert plain.fingerprint == working.fingerprint
 
 
-def test_an_epoch_over_a_resume_on_fewer_hosts_has_each_sample_once(tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_epochs_over_a_resume_on_fewer_hosts_have_each_sample_once_each(tmp_path, workers):
     _store(tmp_path, "a")
     settings = {"root": str(tmp_path), "mixture": "a", "holdout_percent": 0, "augment": False}
     straight = _loader(**settings)
-    epoch = [next(straight) for _ in range(24)]  # two, of 12 episodes x 8 pairs
-    four = [_loader(**settings, process=p, count=4) for p in range(4)]
-    read = [_gathered(four) for _ in range(5)]
-    state = json.loads(json.dumps(four[3].state()))
-    two = [_loader(**settings, process=p, count=2) for p in range(2)]
-    for process in two:
-        process.restore(state)
-    read += [_gathered(two) for _ in range(19)]
-    for process in four + two:
-        process.close()
-    for batch, expected in zip(read, epoch, strict=True):
-        _equal(batch, expected)
+    expected = [next(straight) for _ in range(24)]  # two epochs, of 12 episodes x 8 pairs
+    first, state = _read_by_hosts(4, 5, None, workers=workers, **settings)
+    rest, _ = _read_by_hosts(2, 19, state, workers=workers, **settings)
+    read = first + rest
+    for batch, whole in zip(read, expected, strict=True):
+        _equal(batch, whole)
     for batches in (read[:12], read[12:]):
         seen = [
             (bytes(text[text > 0].astype(np.uint8) - 1), int(frames[0, 0, 0, 0]))
@@ -179,6 +175,21 @@ def test_an_epoch_over_a_resume_on_fewer_hosts_has_each_sample_once(tmp_path):
             for text, frames in zip(batch.text.ids, batch.frames, strict=True)
         ]
         assert len(set(seen)) == len(seen) == 96
+
+
+def _read_by_hosts(count, num_batches, state, **settings):
+    """The next global batches and the state after them, each host's loader on its own."""
+    read, states = [], []
+    for process in range(count):
+        own = _loader(**settings, process=process, count=count)
+        if state is not None:
+            own.restore(state)
+        read.append([next(own) for _ in range(num_batches)])
+        states.append(json.loads(json.dumps(own.state())))
+        own.close()
+    assert all(other == states[0] for other in states)
+    join = functools.partial(jax.tree.map, lambda *x: np.concatenate(x))
+    return [join(*batches) for batches in zip(*read, strict=True)], states[0]
 
 
 def _gathered(processes):
