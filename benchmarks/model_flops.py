@@ -83,10 +83,10 @@ def _policy() -> None:
 
 def _report(name: str, fn: Callable[..., Any], *args: Any) -> None:
     fn = functools.partial(fn)  # a new function: jax remembers traces of the one before
-    count = flops.count(fn, *args)
-    passes = count - flops.count(fn, *args, loops_once=True)
+    found = flops.count(fn, *args)
+    passes = found.total - found.loops_once
     lowered = jax.jit(fn).lower(*args).cost_analysis()["flops"] + passes
-    print(f"{name:48} {count / 1e12:.3f} TF; XLA {lowered / 1e12:.3f} TF", flush=True)
+    print(f"{name:48} {found.total / 1e12:.3f} TF; XLA {lowered / 1e12:.3f} TF", flush=True)
 
 
 if __name__ == "__main__":

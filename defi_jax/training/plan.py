@@ -1,6 +1,6 @@
 """A train step compiled for devices that are not there: does it fit, and how fast can it be.
 
-The very step of `training.step`, for the shapes of the config and a TPU topology (through libtpu)
+The step of `training.step`, for the shapes of the config and a TPU topology (through libtpu)
 or a number of CPU devices; no weights, data or accelerator are touched.
 """
 
@@ -22,17 +22,8 @@ from jax.experimental import topologies
 
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
-from defi_jax.training import flops, hardware, sharding, step
+from defi_jax.training import collectives, flops, hardware, sharding, step
 
-_COLLECTIVES = {
-    "all_gather": "all-gather",
-    "reduce_scatter": "reduce-scatter",
-    "all_reduce": "all-reduce",
-    "all_to_all": "all-to-all",
-    "permute": "collective-permute",
-}
-# e.g. "bf16[2,16]" in HLO.
-_SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 _UNKNOWN_CYCLES = 2**62
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -51,13 +42,15 @@ class Plan:
         program_bytes: the compiled program itself.
         hbm_bytes_per_device: all four, the peak.
         flops_per_step: of the mathematics, all devices together, recomputation left out.
+        loop_factor: FLOPs of the step over those with the body of every loop once, as XLA counts
+            it; the compiler's next two figures and its time are multiplied by it.
         compiled_flops_per_device: what XLA counts in the program, recomputation included.
         memory_traffic_bytes: what XLA's operations read and write.
-        collectives: number of operations by kind.
+        collectives: number of operations by kind, each pass of a loop.
         collective_bytes: bytes each device receives by kind.
         predicted_step_seconds, predicted_mfu: see `hardware.step_seconds`.
-        scheduled_cycles: sum of the cycles that the compiler expects of each operation; None where
-            it says none.
+        scheduled_cycles: sum of the cycles that the compiler expects of each operation, each
+            loop's body once; None where it says none.
         peak_compile_gib: memory of this process.
     """
 
@@ -72,6 +65,7 @@ class Plan:
     parameter_bytes: int
     optimizer_bytes: int
     flops_per_step: int
+    loop_factor: float
     hbm_bytes_available: int | None
     hbm_bytes_per_device: int | None = None
     temporary_bytes: int | None = None
@@ -113,7 +107,6 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
             plan.compile_seconds = time.monotonic() - start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             plan.peak_compile_gib = peak / 2**20
-    plan.flops_per_step = _model_flops(config)
     _read_program(plan, compiled, chip)
     return plan
 
@@ -199,6 +192,7 @@ def _before_compiling(config: Any, topology: str, mesh: Any, chip: Any, abstract
     }
     trained = params_lib.count(abstract.params)
     forward = config.model.get("gfdm") if config.objective == "joint" else config.model
+    mathematics = _model_flops(config)
     return Plan(
         objective=config.objective,
         preset=config.preset,
@@ -210,12 +204,13 @@ def _before_compiling(config: Any, topology: str, mesh: Any, chip: Any, abstract
         params_trainable=trained,
         parameter_bytes=sum(stored.values()) - stored["opt_state"],
         optimizer_bytes=stored["opt_state"],
-        flops_per_step=0,
+        flops_per_step=mathematics.total,
+        loop_factor=mathematics.total / mathematics.loops_once,
         hbm_bytes_available=chip.hbm_bytes if chip else None,
     )
 
 
-def _model_flops(config: Any) -> int:
+def _model_flops(config: Any) -> flops.Flops:
     """FLOPs of a step over all devices, nothing computed twice."""
     config = config.copy_and_resolve_references()
     forward = config.model.get("gfdm", config.model)
@@ -241,63 +236,21 @@ def _read_program(plan: Plan, compiled: jax.stages.Compiled, chip: hardware.Chip
     plan.hbm_bytes_per_device, plan.fits = used, chip is None or used <= chip.hbm_bytes
     costs, text = compiled.cost_analysis(), compiled.as_text()
     assert costs is not None and text is not None
-    plan.compiled_flops_per_device = costs["flops"]
-    plan.memory_traffic_bytes = costs["bytes accessed"]
-    plan.collectives, plan.collective_bytes = count_collectives(text)
+    plan.compiled_flops_per_device = costs["flops"] * plan.loop_factor
+    plan.memory_traffic_bytes = costs["bytes accessed"] * plan.loop_factor
+    devices = math.prod(plan.mesh.values())
+    plan.collectives, plan.collective_bytes = collectives.count(text, devices)
     if chip is None:
         return
     cycles = [int(found) for found in re.findall(r'"estimated_cycles":"(\d+)"', text)]
     plan.scheduled_cycles = sum(n for n in cycles if n < _UNKNOWN_CYCLES) or None
     seconds = hardware.step_seconds(
         chip,
-        operations=costs["optimal_seconds"],
+        operations=costs["optimal_seconds"] * plan.loop_factor,
         collective_bytes=sum(plan.collective_bytes.values()),
     )
     plan.predicted_step_seconds = seconds
-    devices = math.prod(plan.mesh.values())
     plan.predicted_mfu = plan.flops_per_step / (seconds * devices * chip.flops)
-
-
-def count_collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts collectives of a compiled program, and the bytes a device receives in them.
-
-    Args:
-        text: of the optimised HLO. An operation in a loop counts once.
-
-    Returns:
-        Operations and bytes by kind. An all-reduce of n bytes counts 2 n (it scatters, then
-        gathers), a reduce-scatter its whole input.
-    """
-    counts, received = dict.fromkeys(_COLLECTIVES, 0), dict.fromkeys(_COLLECTIVES, 0)
-    for kind, name in _COLLECTIVES.items():
-        for line in re.finditer(rf"= (.+?) {name}(-start)?\((.*)", text):
-            results = [_num_bytes(*shape) for shape in _SHAPE.findall(line[1])]
-            counts[kind] += 1
-            size = max(results) if line[2] else sum(results)
-            if kind == "reduce_scatter":
-                size *= _group_size(line[3])
-            received[kind] += 2 * size if kind == "all_reduce" else size
-    return counts, received
-
-
-def _num_bytes(dtype: str, shape: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype) or 0)
-    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
-
-
-def _group_size(attributes: str) -> int:
-    """Devices that exchange with each other: of `{{0,1,..},..}` or `[groups,size]<=[...]`."""
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-    if listed:
-        return listed[1].count(",") + 1
-    sizes = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-    if sizes:
-        return int(sizes[1])
-    mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
-    if not mesh:
-        return 1
-    axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-    return math.prod(int(axes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
 
 
 def _out_of_memory(plan: Plan, error: Exception) -> Plan:
