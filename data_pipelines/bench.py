@@ -21,7 +21,7 @@ from defi_jax import errors
 
 ROUNDS = 5  # of the loader and the bare work in turns
 _RECORDED_BATCHES = 8
-_IDLE_SECONDS = 0.3  # without work, after which nothing is read ahead any more
+_IDLE_SECONDS = 0.15  # without work, after which nothing is read ahead any more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

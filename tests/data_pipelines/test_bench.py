@@ -1,3 +1,7 @@
+import queue
+import threading
+import time
+
 import ml_collections
 import numpy as np
 import pytest
@@ -54,3 +58,46 @@ def test_what_holds_no_encoded_frames_says_so(tmp_path):
         commands.run_bench(config, objectives.make(config), 0.5)
     with pytest.raises(errors.UserError, match="no experiment: --config"):
         commands.run_bench(None, None, 0.5)
+
+
+class _ReadsAhead:
+    """A loader that spends `SECONDS` of CPU time on a batch, in a thread, four batches ahead."""
+
+    SECONDS = 0.02
+
+    def __init__(self):
+        self.taken = 0
+        self._ready = queue.Queue(4)
+        threading.Thread(target=self._fill, daemon=True).start()
+
+    def _fill(self):
+        while True:
+            stop = time.thread_time() + self.SECONDS
+            while time.thread_time() < stop:
+                pass
+            self._ready.put(None)
+
+    def __next__(self):
+        self.taken += 1
+        return self._ready.get()
+
+
+def test_each_batch_that_is_counted_is_paid_for():
+    one = _ReadsAhead()
+    time.sleep(0.2)  # some are ready before the clock starts
+    count, wall, cpu = bench._through_loader(one, 0.1)
+    assert count == one.taken - 1 and wall >= 0.1
+    assert cpu / count == pytest.approx(one.SECONDS, rel=0.2)
+
+
+def test_bare_work_is_decoding_and_resizing_each_frame(monkeypatch):
+    sizes = []
+    resize = media.resize
+    monkeypatch.setattr(
+        media, "resize", lambda image, size: sizes.append(size) or resize(image, size)
+    )
+    encoded = [media.encode_jpeg(np.zeros((32, 48, 3), np.uint8))] * 3
+    start, rate = time.process_time(), bench._bare(encoded, 16, 0.05)
+    spent = time.process_time() - start
+    assert set(sizes) == {(16, 16)} and len(sizes) % 3 == 0
+    assert rate == pytest.approx(len(sizes) / spent, rel=0.2)
