@@ -50,6 +50,13 @@ class T5EncoderConfig:
                 "t5_encoder",
                 f"known, also after {_GATED!r}: {', '.join(layers.ACTIVATIONS)}",
             )
+        if not 4 <= self.relative_attention_num_buckets < 4 * self.relative_attention_max_distance:
+            raise errors.UserError(
+                f"{self.relative_attention_num_buckets} buckets for distances up to "
+                f"{self.relative_attention_max_distance}",
+                "t5_encoder",
+                "give at least 4, and fewer than 4 times the distance",
+            )
 
     @property
     def is_gated(self) -> bool:

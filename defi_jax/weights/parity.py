@@ -18,12 +18,19 @@ import safetensors
 import safetensors.numpy
 
 from defi_jax import errors
-from defi_jax.weights import parity_golden, parity_policy, parity_text, parity_video
+from defi_jax.weights import (
+    fields,
+    parity_golden,
+    parity_policy,
+    parity_runner,
+    parity_text,
+    parity_video,
+)
 
 # Relative L2 error that a float output in fp32 may have.
 TOLERANCE = 1e-4
 
-Arrays = dict[str, np.ndarray]
+Arrays = parity_runner.Arrays
 Runner = Callable[[Mapping[str, Any], Arrays, Arrays], Mapping[str, np.ndarray]]
 
 KINDS: dict[str, Runner] = {**parity_video.KINDS, **parity_text.KINDS, **parity_policy.KINDS}
@@ -113,7 +120,7 @@ def read_fixture(path: str | pathlib.Path) -> Fixture:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise errors.DataError(f"not a safetensors file ({error})", str(path), fix) from error
-    groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
+    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
         if group not in groups or not rest:
@@ -143,19 +150,22 @@ def check(fixture: Fixture) -> list[Comparison]:
         One comparison per recorded output, in order.
 
     Raises:
-        UserError: unknown kind or config field, or an input the kind needs is missing.
+        UserError: unknown kind; a config, or inputs, that are not those of the kind.
         DataError: weights that do not fit the config.
     """
     if fixture.kind not in KINDS:
         raise errors.UserError(
             f"unknown kind {fixture.kind!r}", "fixture", f"known: {', '.join(sorted(KINDS))}"
         )
+    fields.check_object(fixture.config, fixture.kind)
     try:
         with jax.default_matmul_precision("highest"):
             outputs = KINDS[fixture.kind](fixture.config, fixture.params, fixture.inputs)
-    except KeyError as error:
+    # What jax and jaxtyping (whose error is a TypeError) say of shapes that only the module knows.
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise errors.UserError(
-            f"fixture lacks {error}", fixture.kind, "record every input of the kind"
+            f"the module refuses the inputs ({reason})", fixture.kind, "record the module's inputs"
         ) from error
     return [
         compare(fixture.kind, name, outputs.get(name), expected)

@@ -6,6 +6,8 @@ recorded in eval mode on a CPU in fp32.
 """
 
 import functools
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -32,27 +34,60 @@ KIND = "defi_golden"
 
 Outputs = dict[str, Any]
 
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_LARGEST = 1 << 28  # bytes; the largest recorded vector has some 100 kB
+
 _TEXT_MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], bool)
 # Steps, smallest and largest noise level of the official evaluation.
 _EVAL_SIGMAS = (10, 1.0, 80.0)
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Reads a golden file; nothing in it is unpickled.
+    """Reads a golden file: names, then headers, then values; nothing in it is unpickled.
 
     Raises:
+        UserError: a name that no module returns.
         DataError: not an .npz of plain arrays, damaged, or empty.
     """
+    fix = "use the file as it was recorded"
     try:
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as arrays:
-            vectors = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise errors.DataError(
-            f"not an .npz of arrays ({error})", path, "use the file as it was recorded"
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            _check_names(members)
+            vectors = {name: _read_member(archive, info) for name, info in members.items()}
+    # RuntimeError: encrypted, or a zip of a later version.
+    except (
+        *(ValueError, OSError, EOFError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error, struct.error),
+    ) as error:
+        raise errors.DataError(f"not an .npz of arrays ({error})", path, fix) from error
     if not vectors:
-        raise errors.DataError("an .npz without arrays", path, "use the file as it was recorded")
+        raise errors.DataError("an .npz without arrays", path, fix)
     return vectors
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """Reads one array (NEP 1) whose header, name and size agree.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not info.filename.endswith(".npy") or info.compress_type not in _COMPRESSIONS:
+        raise ValueError(f"{info.filename!r} is no array of numpy")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{info.filename!r} has a header of version {version}")
+        shape, is_fortran, dtype = _HEADERS[version](file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "fiub" or size > _LARGEST or size != info.file_size - file.tell():
+            raise ValueError(f"{info.filename!r} holds no {dtype} of shape {shape}")
+        flat = np.frombuffer(file.read(), dtype)
+    return flat.reshape(shape, order="F" if is_fortran else "C")
 
 
 def run(names: Iterable[str]) -> Outputs:
@@ -68,18 +103,23 @@ def run(names: Iterable[str]) -> Outputs:
         UserError: a name that no module returns.
     """
     names = set(names)
-    known = {name for group, _ in GROUPS for name in group}
-    if names - known:
-        raise errors.UserError(
-            f"unknown golden vector {', '.join(sorted(names - known))}",
-            KIND,
-            f"known: {', '.join(sorted(known))}",
-        )
+    _check_names(names)
     outputs: Outputs = {}
     for group, compute in GROUPS:
         if names & set(group):
             outputs |= dict(zip(group, compute(), strict=True))
     return outputs
+
+
+def _check_names(names: Iterable[str]) -> None:
+    known = {name for group, _ in GROUPS for name in group}
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise errors.UserError(
+            f"unknown golden vector {errors.listed(unknown, 10)}",
+            KIND,
+            f"known: {', '.join(sorted(known))}",
+        )
 
 
 def seeded_weight(name: str, shape: Sequence[int]) -> np.ndarray:

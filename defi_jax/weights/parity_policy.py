@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import errors
-from defi_jax.array_typing import Params
 from defi_jax.diffusion import schedules
 from defi_jax.models import action_denoiser, gidm, latent_action, policy, video_former
 from defi_jax.models import params as params_lib
 from defi_jax.weights import fields as fields_lib
-from defi_jax.weights import gidm_table, policy_table, table
+from defi_jax.weights import gidm_table, parity_runner, policy_table
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = parity_runner.Arrays
+
+_ACTIONS = {"actions": "B S A", "sigma": "B", "noise": "B S A", "initial_actions": "B S A"}
+_CAMERAS = ("static_features", "gripper_features")
 
 
 def run_gidm(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -37,11 +39,23 @@ def run_gidm(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> dict[
     model_config = fields_lib.make_config(
         gidm.GIDMConfig, {"mask_order": "tiled", **config}, "gidm"
     )
+    parity_runner.check_inputs(
+        inputs,
+        {
+            "frame_features": "B 2 N feature_dim",
+            "text_features": "B L text_dim",
+            "text_mask": "B L",
+        },
+        model_config,
+        "gidm",
+    )
 
     def make(rngs):
         return gidm.GIDM(model_config, rngs=rngs)
 
-    ours = _import(make, gidm_table.entries(model_config), params, gidm_table.DROPPED, "gidm")
+    ours = parity_runner.import_params(
+        make, gidm_table.entries(model_config), params, gidm_table.DROPPED, "gidm"
+    )
 
     @jax.jit
     def forward(ours, features, text, text_mask):
@@ -83,11 +97,17 @@ def run_video_former(
         DataError: names or shapes that do not fit the config.
     """
     model_config = fields_lib.make_config(video_former.VideoFormerConfig, config, "video_former")
+    parity_runner.check_inputs(
+        inputs,
+        {"features": "B num_frames N condition_dim"},
+        model_config,
+        "video_former",
+    )
 
     def make(rngs):
         return video_former.VideoFormer(model_config, rngs=rngs)
 
-    ours = _import(
+    ours = parity_runner.import_params(
         make, policy_table.video_former_entries(model_config), params, (), "video_former"
     )
     tokens = jax.jit(lambda ours, x: params_lib.bind(make, ours)(x))(
@@ -116,11 +136,22 @@ def run_action_denoiser(
     model_config = fields_lib.make_config(
         action_denoiser.ActionDenoiserConfig, config, "action_denoiser"
     )
+    parity_runner.check_inputs(
+        inputs,
+        {
+            "latent_action_tokens": "B K latent_action_dim",
+            "video_tokens": "B N observation_dim",
+            "goal": "B 1 goal_dim",
+            **_ACTIONS,
+        },
+        model_config,
+        "action_denoiser",
+    )
 
     def make(rngs):
         return action_denoiser.ActionDenoiser(model_config, rngs=rngs)
 
-    ours = _import(
+    ours = parity_runner.import_params(
         make,
         policy_table.denoiser_entries(model_config),
         params,
@@ -155,7 +186,7 @@ def run_joint_policy(
         config: {video_former, denoiser, gidm, condition_frames}; the mask order is in gidm or on
             top, and the official "tiled" when absent.
         params: the reference's state dict without encoders.
-        inputs: static_features and gripper_features [B, T, C, h, w], text_features, text_mask,
+        inputs: static_features, gripper_features or both [B, T, C, h, w], text_features, text_mask,
             goal, actions, sigma, noise, initial_actions.
 
     Returns:
@@ -167,11 +198,21 @@ def run_joint_policy(
         DataError: names or shapes that do not fit the config.
     """
     model_config = _make_policy_config(config)
+    cameras = [name for name in _CAMERAS if name in inputs]
+    frames = "B video_former.num_frames video_former.condition_dim h w"
+    specs = {
+        **dict.fromkeys(cameras or _CAMERAS[:1], frames),
+        "text_features": "B L gidm.text_dim",
+        "text_mask": "B L",
+        "goal": "B ...",
+        **_ACTIONS,
+    }
+    parity_runner.check_inputs(inputs, specs, model_config, "joint_policy")
 
     def make(rngs):
         return policy.Policy(model_config, rngs=rngs)
 
-    ours = _import(
+    ours = parity_runner.import_params(
         make,
         policy_table.entries(model_config),
         params,
@@ -199,7 +240,6 @@ def run_joint_policy(
             "codebook_mse": loss.codebook_loss,
         }
 
-    cameras = [name for name in ("static_features", "gripper_features") if name in inputs]
     features = jnp.stack([jnp.asarray(inputs[name]) for name in cameras], axis=1)
     arrays = {name: jnp.asarray(value) for name, value in inputs.items() if name not in cameras}
     return _to_numpy(forward(ours, features.transpose(0, 1, 2, 4, 5, 3), arrays))
@@ -226,20 +266,10 @@ def _make_policy_config(config: Mapping[str, Any]) -> policy.PolicyConfig:
         if name not in fields:
             raise errors.UserError("missing config part", f"joint_policy.{name}", "add it")
         extra = {"mask_order": mask_order} if name == "gidm" else {}
-        fields[name] = fields_lib.make_config(
-            config_type, {**extra, **fields[name]}, f"joint_policy.{name}"
-        )
+        where = f"joint_policy.{name}"
+        fields_lib.check_object(fields[name], where)
+        fields[name] = fields_lib.make_config(config_type, {**extra, **fields[name]}, where)
     return fields_lib.make_config(policy.PolicyConfig, fields, "joint_policy")
-
-
-def _import(make, entries, params: Arrays, dropped: table.Dropped, where: str) -> Params:
-    return table.import_params(
-        entries,
-        params,
-        dropped=dropped,
-        expected=params_lib.abstract_params(make),
-        where=where,
-    )
 
 
 def _sampling_sigmas(config: action_denoiser.ActionDenoiserConfig) -> jax.Array:

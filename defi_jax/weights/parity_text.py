@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from defi_jax import errors
 from defi_jax.models import clip_text, dinov2, t5_encoder
 from defi_jax.models import params as params_lib
-from defi_jax.weights import clip_text_table, dinov2_table, fields, t5_encoder_table, table
+from defi_jax.weights import clip_text_table, dinov2_table, fields, parity_runner, t5_encoder_table
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = parity_runner.Arrays
 
 
 def run_clip_text(
@@ -32,16 +33,13 @@ def run_clip_text(
         DataError: names or shapes that do not fit the config.
     """
     model_config = fields.make_config(clip_text.CLIPTextConfig, config, "clip_text")
+    parity_runner.check_inputs(inputs, {"input_ids": "int B L"}, model_config, "clip_text")
 
     def make(rngs):
         return clip_text.CLIPText(model_config, rngs=rngs)
 
-    ours = table.import_params(
-        clip_text_table.entries(model_config),
-        params,
-        dropped=clip_text_table.DROPPED,
-        expected=params_lib.abstract_params(make),
-        where="clip_text",
+    ours = parity_runner.import_params(
+        make, clip_text_table.entries(model_config), params, clip_text_table.DROPPED, "clip_text"
     )
     run = jax.jit(lambda ours, ids: params_lib.bind(make, ours)(ids))
     output = run(ours, jnp.asarray(inputs["input_ids"], jnp.int32))
@@ -69,16 +67,18 @@ def run_t5_encoder(
         DataError: names or shapes that do not fit the config.
     """
     model_config = fields.make_config(t5_encoder.T5EncoderConfig, config, "t5_encoder")
+    parity_runner.check_inputs(
+        inputs,
+        {"input_ids": "int B L", "attention_mask": "B L"},
+        model_config,
+        "t5_encoder",
+    )
 
     def make(rngs):
         return t5_encoder.T5Encoder(model_config, rngs=rngs)
 
-    ours = table.import_params(
-        t5_encoder_table.entries(model_config),
-        params,
-        dropped=t5_encoder_table.DROPPED,
-        expected=params_lib.abstract_params(make),
-        where="t5_encoder",
+    ours = parity_runner.import_params(
+        make, t5_encoder_table.entries(model_config), params, t5_encoder_table.DROPPED, "t5_encoder"
     )
     run = jax.jit(lambda ours, ids, mask: params_lib.bind(make, ours)(ids, mask))
     ids = jnp.asarray(inputs["input_ids"], jnp.int32)
@@ -105,20 +105,30 @@ def run_dinov2_registers(
         DataError: names or shapes that do not fit the config.
     """
     model_config = fields.make_config(dinov2.DINOv2Config, config, "dinov2_registers")
+    parity_runner.check_inputs(
+        inputs,
+        {"pixel_values": "B 3 H W"},
+        model_config,
+        "dinov2_registers",
+    )
 
     def make(rngs):
         return dinov2.DINOv2(model_config, rngs=rngs)
 
-    ours = table.import_params(
+    ours = parity_runner.import_params(
+        make,
         dinov2_table.entries(model_config, dinov2_table.release(params.keys())),
         params,
-        dropped=dinov2_table.DROPPED,
-        expected=params_lib.abstract_params(make),
-        where="dinov2_registers",
+        dinov2_table.DROPPED,
+        "dinov2_registers",
     )
     run = jax.jit(lambda ours, pixels: params_lib.bind(make, ours)(pixels))
     pixels = jnp.asarray(inputs["pixel_values"]).transpose(0, 2, 3, 1)
     height, width = (side - side % model_config.patch_size for side in pixels.shape[1:3])
+    if not height or not width:
+        raise errors.UserError(
+            "images smaller than a patch", "dinov2_registers", "record larger ones"
+        )
     output = run(ours, pixels[:, :height, :width])
     return {
         "last_hidden_state": np.asarray(output.last_hidden_state),

@@ -9,9 +9,9 @@ import numpy as np
 
 from defi_jax.models import params as params_lib
 from defi_jax.models import svd_unet, svd_vae
-from defi_jax.weights import fields, svd_unet_table, svd_vae_table, table
+from defi_jax.weights import fields, parity_runner, svd_unet_table, svd_vae_table
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = parity_runner.Arrays
 
 
 def run_svd_unet(
@@ -32,16 +32,23 @@ def run_svd_unet(
         UserError: unknown config field. DataError: names or shapes that do not fit the config.
     """
     model_config = _read_config(svd_unet.SVDUNetConfig, config, "svd_unet")
+    parity_runner.check_inputs(
+        inputs,
+        {
+            "sample": "B T in_channels H W",
+            "timestep": "B",
+            "encoder_hidden_states": "B L cross_attention_dim",
+            "added_time_ids": "B I",
+        },
+        model_config,
+        "svd_unet",
+    )
 
     def make(rngs):
         return svd_unet.SVDUNet(model_config, rngs=rngs)
 
-    ours = table.import_params(
-        svd_unet_table.entries(model_config),
-        params,
-        dropped=svd_unet_table.DROPPED,
-        expected=params_lib.abstract_params(make),
-        where="svd_unet",
+    ours = parity_runner.import_params(
+        make, svd_unet_table.entries(model_config), params, svd_unet_table.DROPPED, "svd_unet"
     )
 
     @jax.jit
@@ -79,16 +86,13 @@ def run_svd_vae(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> di
         UserError: unknown config field. DataError: names or shapes that do not fit the config.
     """
     model_config = _read_config(svd_vae.SVDVAEConfig, config, "svd_vae")
+    parity_runner.check_inputs(inputs, {"pixels": "B in_channels H W"}, model_config, "svd_vae")
 
     def make(rngs):
         return svd_vae.SVDVAE(model_config, rngs=rngs)
 
-    ours = table.import_params(
-        svd_vae_table.entries(model_config),
-        params,
-        dropped=svd_vae_table.DROPPED,
-        expected=params_lib.abstract_params(make),
-        where="svd_vae",
+    ours = parity_runner.import_params(
+        make, svd_vae_table.entries(model_config), params, svd_vae_table.DROPPED, "svd_vae"
     )
 
     @jax.jit

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -97,3 +98,51 @@ def test_bad_fixtures_are_named(tmp_path):
     params["stray.weight"] = params.pop("text_projection.weight")
     with pytest.raises(errors.DataError, match=r"missing name text_proj.*unknown name stray"):
         parity.check(dataclasses.replace(fixture, params=params))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [1], 3, None,
+        *({"num_hidden_layers": value} for value in ("2", 2.5, -2, 0)),
+        {"num_attention_heads": 0}, {"num_attention_heads": 3},
+    ],
+)  # fmt: skip
+def test_bad_configs_are_user_errors(config):
+    fixture = _fixture()
+    given = fixture.config | config if isinstance(config, dict) else config
+    with pytest.raises(errors.UserError) as caught:
+        parity.check(dataclasses.replace(fixture, config=given))
+    assert type(caught.value) is errors.UserError
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "change", "message"),
+    [
+        ("clip_text", "input_ids", lambda x: x[0], "input_ids is int64(9,), not [int B L]"),
+        ("clip_text", "input_ids", lambda x: x.astype(np.float32), "not [int B L]"),
+        ("clip_text", "input_ids", lambda x: np.tile(x, 9), "81 tokens, but 12 positions"),
+        ("t5_encoder", "attention_mask", lambda x: x[:, 1:], "not [B L]"),
+        ("dinov2_cut", "pixel_values", lambda x: x[:, :2], "not [B 3 H W]"),
+        ("dinov2_cut", "pixel_values", lambda x: x[..., :1], "images smaller than a patch"),
+        ("dinov2_cut", "pixel_values", lambda x: x.astype(np.int32), "the module refuses"),
+        ("svd_unet", "sample", lambda x: x[:, :, 1:], "not [B T in_channels H W]"),
+        ("svd_unet", "timestep", lambda x: x[:1], "not [B]"),
+        ("svd_unet", "encoder_hidden_states", lambda x: x[..., 1:], "L cross_attention_dim]"),
+        ("svd_vae", "pixels", lambda x: x[0], "not [B in_channels H W]"),
+    ],
+)
+def test_inputs_of_another_shape_or_type_are_user_errors(case, name, change, message):
+    fixture = _fixture(case)
+    inputs = {**fixture.inputs, name: change(fixture.inputs[name])}
+    with pytest.raises(errors.UserError, match=re.escape(message)) as caught:
+        parity.check(dataclasses.replace(fixture, inputs=inputs))
+    assert type(caught.value) is errors.UserError
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bug_in_a_runner_is_no_error_of_the_fixture(monkeypatch):
+    monkeypatch.setitem(parity.KINDS, "clip_text", lambda *arguments: {}["bug"])
+    with pytest.raises(KeyError):
+        parity.check(_fixture())

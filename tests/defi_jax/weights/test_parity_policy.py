@@ -35,6 +35,36 @@ def test_runner_refuses_unknown_config_fields_and_names():
         parity_policy.run_video_former(config, {**params, "surplus": np.zeros(1)}, inputs)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[0], lambda x: x[:, :1], lambda x: x[..., 1:], lambda x: x[:, :, :0]],
+    ids=["rank", "frames", "width", "empty"],
+)
+def test_runner_refuses_inputs_of_another_shape(change):
+    config, params, inputs = _runner_case()
+    changed = {"features": change(inputs["features"])}
+    with pytest.raises(errors.UserError, match=r"not \[B num_frames N condition_dim\]"):
+        parity_policy.run_video_former(config, params, changed)
+
+
+def test_joint_runner_refuses_a_part_that_is_a_list_and_inputs_without_a_camera():
+    video = _runner_case()[0] | {"num_latents": 4}
+    inverse = {
+        "feature_dim": 6, "text_dim": 8, "model_dim": 8, "num_heads": 2, "latent_dim": 4,
+        "codebook_size": 4, "num_codes": 2, "encoder_blocks": 1,
+    }  # fmt: skip
+    denoiser = {
+        "action_dim": 3, "action_horizon": 2, "observation_dim": 8, "goal_dim": 6,
+        "latent_action_dim": 8, "embed_dim": 8, "encoder_layers": 1, "decoder_layers": 1,
+        "heads": 2, "num_tokens": 4,
+    }  # fmt: skip
+    config = {"video_former": video, "denoiser": denoiser, "condition_frames": [0, 1]}
+    with pytest.raises(errors.UserError, match=r"not an object: joint_policy\.gidm"):
+        parity_policy.run_joint_policy({**config, "gidm": [1]}, {}, {})
+    with pytest.raises(errors.UserError, match=r"lacks 'static_features'; lacks 'text_features'"):
+        parity_policy.run_joint_policy({**config, "gidm": inverse}, {}, {})
+
+
 def test_joint_runner_names_a_missing_part():
     with pytest.raises(errors.UserError, match=r"joint_policy\.video_former"):
         parity_policy.run_joint_policy({"condition_frames": [0, 1]}, {}, {})
