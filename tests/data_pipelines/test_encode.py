@@ -69,12 +69,15 @@ def small_shards(monkeypatch):
 
 
 def _encode(store, directory, encoder=None, **options):
-    options = {"cameras": ("static", "gripper"), "dtype": "float16", "overwrite": False} | options
+    options = {
+        "cameras": ("static", "gripper"), "dtype": "float16", "overwrite": False,
+        "max_bad_fraction": 0.001,
+    } | options  # fmt: skip
     return encode.encode(store, directory, encoder or ToyEncoder(), progress=False, **options)
 
 
 def _bytes(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.glob("[!.]*")}
 
 
 def _pixels(store, i, camera, t):
@@ -125,7 +128,7 @@ def test_processes_share_the_shards(store, tmp_path):
 
 def _start(directory):
     manifest = latents.read_manifest(directory)
-    del manifest["complete"]
+    del manifest["complete"], manifest["damaged"]
     return manifest
 
 
@@ -146,11 +149,52 @@ def test_draws_follow_from_the_frame_alone(store, tmp_path):
 
 
 def test_damaged_frames_are_no_latents(store, tmp_path, caplog):
-    _encode(store, tmp_path / "c")
+    assert _encode(store, tmp_path / "c")["damaged"] == 1
     source = latents.open_source(store, tmp_path / "c", ("static",))
-    assert len(source.latents(1, "static", [1, 3])) == 2
+    wanted = [_pixels(store, 1, "static", t) for t in (1, 3, 5)]
+    np.testing.assert_allclose(source.latents(1, "static", [1, 3, 5]), wanted, rtol=2**-11)
     with pytest.raises(errors.DataError, match="the frame is damaged"):
         source.latents(1, "static", [1, 2])
+
+
+def test_a_store_of_damaged_frames_makes_no_cache(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "BAD_WINDOW", 0)
+    with pytest.raises(errors.DataError, match="1 of 19 frames or more are damaged"):
+        _encode(store, tmp_path / "c")
+    assert not latents.read_manifest(tmp_path / "c")["complete"]
+    assert not list((tmp_path / "c").glob("texts-*"))  # it stopped at once
+    _encode(store, tmp_path / "c", max_bad_fraction=0.1)
+    monkeypatch.setattr(encode, "_begin", lambda *args: None)  # nothing is left to encode
+    with pytest.raises(errors.DataError, match="1 of 19"):
+        _encode(store, tmp_path / "c")
+
+
+def test_frames_that_cannot_be_read_now_are_not_called_damaged(store, tmp_path, monkeypatch):
+    def frames(*args):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(errors.UserError, match="Input/output"):
+        patch.setattr(store, "frames", frames)
+        _encode(store, tmp_path / "c")
+    assert _encode(store, tmp_path / "c")["damaged"] == 1
+
+
+def test_a_second_run_beside_the_first_is_refused(store, tmp_path):
+    class Nested(ToyEncoder):
+        def texts(self, texts):
+            with pytest.raises(errors.UserError, match="another run writes this cache"):
+                _encode(store, tmp_path / "c")
+            return super().texts(texts)
+
+    _encode(store, tmp_path / "c", Nested())
+
+
+def test_overwriting_keeps_a_cache_of_the_same(store, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _encode(store, tmp_path / "c", ToyEncoder(die_at=4))
+    second = ToyEncoder()
+    _encode(store, tmp_path / "c", second, overwrite=True)
+    assert second.calls < 6
 
 
 def test_float32_keeps_every_bit(store, tmp_path):
@@ -196,7 +240,10 @@ def test_other_encoders_are_named(store, tmp_path):
     _encode(store, tmp_path / "c")
     cache = latents.LatentCache(tmp_path / "c")
     cache.check_encoder(FACTS, "cmd")
-    with pytest.raises(errors.UserError, match=r"latents.weights aa, not bb.*; rebuild it: cmd"):
+    with pytest.raises(
+        errors.UserError,
+        match=r"latents.weights aa, not bb.*; rebuild it: cmd --posterior=mode --dtype=float16",
+    ):
         cache.check_encoder(FACTS | {"latents": {"name": "toy", "weights": "bb"}}, "cmd")
 
 
