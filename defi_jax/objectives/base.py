@@ -51,12 +51,15 @@ class WarmStart:
         theirs: prefix in the source, "" for all of it.
         ours: prefix in this run.
         flag: the config key that named the source, for messages.
+        config: numbers of the module that will use the parameters, a dataclass; where the source
+            is an import, its own must be the same. None where there is nothing to compare.
     """
 
     source: str
     theirs: str
     ours: str
     flag: str
+    config: Any = None
 
 
 class Objective(Protocol):

@@ -145,9 +145,10 @@ class GFDMObjective:
 
     def warm_starts(self) -> list[base.WarmStart]:
         """The frozen encoders' weights, and another GFDM run when `init.gfdm` names one."""
-        return setup.encoder_weights(self.config, self._encoders()) + setup.stage(
-            self.config, "gfdm", "gfdm", "gfdm"
-        )
+        return [
+            *setup.encoder_weights(self.config, self._encoders()),
+            *setup.stage(self.config, "gfdm", "gfdm", "gfdm", self.model_config.unet),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Facts for checkpoints."""

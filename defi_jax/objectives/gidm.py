@@ -136,9 +136,11 @@ class GIDMObjective:
 
     def warm_starts(self) -> list[base.WarmStart]:
         """The frozen encoders' weights, and another GIDM run when `init.gidm` names one."""
-        return setup.encoder_weights(self.config, ("features", "gidm_text")) + setup.stage(
-            self.config, "gidm", "gidm", "gidm"
-        )
+        by_role = {"features": self.features, "gidm_text": self.text}
+        return [
+            *setup.encoder_weights(self.config, by_role),
+            *setup.stage(self.config, "gidm", "gidm", "gidm"),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Facts for checkpoints."""

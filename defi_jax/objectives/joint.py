@@ -180,7 +180,7 @@ class JointObjective:
         """Frozen encoders' weights, stage 1 into the GFDM, stage 2 into the latent-action model."""
         return [
             *setup.encoder_weights(self.config, self._encoders()),
-            *setup.stage(self.config, "gfdm", "gfdm", "gfdm"),
+            *setup.stage(self.config, "gfdm", "gfdm", "gfdm", self.gfdm_config.unet),
             *setup.stage(self.config, "gidm", "gidm/latent_action", "policy/latent_action"),
         ]
 

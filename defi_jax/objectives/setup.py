@@ -1,7 +1,7 @@
 """From the config to the pieces that objectives share: encoders, model configs, warm starts."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -120,25 +120,34 @@ def with_encoders(params: Params, by_role: dict[str, Any], rng: PRNGKey) -> Para
     return {**params, "encoders": frozen} if frozen else params
 
 
-def encoder_weights(config: Any, roles: Iterable[str]) -> list[base.WarmStart]:
+def encoder_weights(config: Any, by_role: Mapping[str, Any]) -> list[base.WarmStart]:
     """Returns where the pretrained encoders in use come from; `check` asks for missing ones."""
     starts = []
-    for role in roles:
+    for role, encoder in by_role.items():
         name = config.encoders[role]
         if config.weights.get(name):
-            source, ours = config.weights[name], f"encoders/{role}"
-            starts.append(
-                base.WarmStart(source=source, theirs="", ours=ours, flag=f"weights.{name}")
+            start = base.WarmStart(
+                source=config.weights[name],
+                theirs="",
+                ours=f"encoders/{role}",
+                flag=f"weights.{name}",
+                config=encoder.config,
             )
+            starts.append(start)
     return starts
 
 
-def stage(config: Any, name: str, theirs: str, ours: str) -> list[base.WarmStart]:
+def stage(
+    config: Any, name: str, theirs: str, ours: str, module_config: Any = None
+) -> list[base.WarmStart]:
     """Returns the warm start named by `init.<name>`, none for "" and "scratch"."""
     source = config.init[name]
     if source in ("", SCRATCH):
         return []
-    return [base.WarmStart(source=source, theirs=theirs, ours=ours, flag=f"init.{name}")]
+    start = base.WarmStart(
+        source=source, theirs=theirs, ours=ours, flag=f"init.{name}", config=module_config
+    )
+    return [start]
 
 
 def check(config: Any) -> None:

@@ -1,6 +1,7 @@
 """Parameters that start from files: an earlier run, one checkpoint, or imported weights."""
 
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -17,7 +18,17 @@ from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import checkpointing, train_state
 
+# What an import (weights.importers) writes: parameters, and the configs they were made with.
 WEIGHTS_FILE = "params.safetensors"
+RECORD_FILE = "import.json"
+
+# Fields of a module's config that leave its numbers as they are: sizes it is meant for, how it is
+# computed, and the end token, which the tokenizer is checked against (old releases of CLIP say 2).
+_WITHOUT_EFFECT = (
+    *("sample_size", "num_frames", "force_upcast"),
+    *("remat", "scan_unroll"),
+    "eos_token_id",
+)
 
 
 def apply(
@@ -28,7 +39,8 @@ def apply(
     The moving average starts at the same values. The optimizer's state is untouched: it is fresh.
 
     Raises:
-        UserError: if a source is missing, or lacks or adds a parameter or has another shape.
+        UserError: if a source is missing, lacks or adds a parameter, has another shape, or was
+            imported with another config.
         DataError: if it is damaged.
     """
     parts = {"params": state.params, "frozen": state.frozen, "ema_params": state.ema_params}
@@ -84,6 +96,7 @@ def _read(start: base.WarmStart) -> dict[str, _Place]:
             start.source,
             "give a run's workdir, a checkpoint or a directory of imported weights",
         )
+    _check_config(start)
     arrays = _open(start.source)
     found = {}
     for path in arrays:
@@ -98,6 +111,56 @@ def _read(start: base.WarmStart) -> dict[str, _Place]:
             f"it holds {', '.join(sorted({path.split('/')[0] for path in arrays}))}",
         )
     return found
+
+
+def _check_config(start: base.WarmStart) -> None:
+    """Raises UserError for an import made with other numbers than its module will have here.
+
+    Most would show as other shapes; heads, activations or scales would train on with wrong maths.
+    """
+    theirs = _recorded_config(start.source)
+    if theirs is None or start.config is None:
+        return
+    ours = dataclasses.asdict(start.config)
+    problems = [
+        f"{name} is {theirs[name]}, the config wants {ours[name]}"
+        for name in sorted((ours.keys() & theirs.keys()) - {*_WITHOUT_EFFECT})
+        if not _is_same(theirs[name], ours[name])
+    ]
+    if problems:
+        raise errors.UserError(
+            f"{start.flag} was imported with another config ({'; '.join(problems)})",
+            start.source,
+            "import the release that the config's preset is made for",
+        )
+
+
+def _recorded_config(source: str) -> Mapping[str, Any] | None:
+    """Returns the config of the module in a directory of imported weights, None for others."""
+    path = epath.Path(source)
+    # A release of one part lies beside its record, each of several in a folder below.
+    for record, part in ((path / RECORD_FILE, ""), (path.parent / RECORD_FILE, path.name)):
+        if not record.exists():
+            continue
+        try:
+            parts = json.loads(record.read_text())["parts"]
+            if part in parts:
+                return dict(parts[part]["config"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise errors.DataError(
+                f"damaged record ({error})", str(record), "import the release again"
+            ) from error
+    return None
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    """Whether two fields agree; JSON's lists are tuples, one number stands for all levels."""
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return list(left) == list(right)
+    if isinstance(left, list | tuple) or isinstance(right, list | tuple):
+        levels, one = (left, right) if isinstance(left, list | tuple) else (right, left)
+        return all(level == one for level in levels)
+    return left == right
 
 
 def _check(start: base.WarmStart, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -67,8 +67,9 @@ class Part:
     def read_config(self, given: Mapping[str, Any], where: str) -> Any:
         """Returns the config of a release's config.json; fields that are not ours are ignored.
 
-        Hugging Face's files mix numbers of the architecture with notes on its use; a number that
-        matters and differs shows as misshapen tensors.
+        Hugging Face's files mix numbers of the architecture with notes on its use. A number that
+        differs from training's shows as misshapen tensors or, where it shapes none (heads,
+        activations, scales), when training compares the config recorded here with its own.
         """
         fields.check_object(given, where)
         return _rebuild(self.config, given.get("text_config", given), where)

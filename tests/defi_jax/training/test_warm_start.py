@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,13 +9,14 @@ import safetensors.numpy
 import toy_run
 
 from defi_jax import errors
+from defi_jax.models import clip_text, svd_unet
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import loop, step, warm_start
 
 
-def start(source, theirs="", ours="net", flag="init.gfdm"):
-    return base.WarmStart(source=str(source), theirs=theirs, ours=ours, flag=flag)
+def start(source, theirs="", ours="net", flag="init.gfdm", config=None):
+    return base.WarmStart(source=str(source), theirs=theirs, ours=ours, flag=flag, config=config)
 
 
 def fresh(**options):
@@ -73,3 +77,58 @@ def test_absent_source_and_absent_part_are_named(tmp_path):
     train(tmp_path / "earlier", steps=2)
     with pytest.raises(errors.UserError, match=r"nothing below 'gfdm'.*codebook, encoder, net"):
         warm_start.apply(fresh(), [start(tmp_path / "earlier", theirs="gfdm")])
+
+
+CONFIG = clip_text.PRESETS["full"]
+
+
+def _imported(directory, part, **changes):
+    """An import of one part whose config has some other numbers; JSON turns tuples into lists."""
+    (directory / part).mkdir(exist_ok=True)
+    weights = {"scale": np.arange(64, dtype=np.float32)}
+    safetensors.numpy.save_file(weights, directory / part / "params.safetensors")
+    record = {"parts": {part: {"config": dataclasses.asdict(CONFIG) | changes}}}
+    (directory / "import.json").write_text(json.dumps(record))
+    return start(directory / part, ours="encoder", flag="weights.clip_text", config=CONFIG)
+
+
+@pytest.mark.parametrize("part", ["", "clip_text"])
+def test_imports_made_with_another_config_are_refused_with_all_that_differs(tmp_path, part):
+    other = _imported(tmp_path, part, num_attention_heads=4, hidden_act="gelu", eos_token_id=2)
+    with pytest.raises(errors.UserError) as caught:
+        warm_start.apply(fresh(), [other])
+    assert (
+        "weights.clip_text was imported with another config (hidden_act is gelu, the config wants"
+        " quick_gelu; num_attention_heads is 4, the config wants 8)" in str(caught.value)
+    )
+    same = _imported(tmp_path, part, eos_token_id=2)
+    np.testing.assert_array_equal(
+        warm_start.apply(fresh(), [same]).frozen["encoder"]["scale"], np.arange(64)
+    )
+
+
+def test_lists_of_the_record_equal_tuples_and_one_number_stands_for_all(tmp_path):
+    unet = svd_unet.PRESETS["full"]
+    recorded = json.loads(json.dumps(dataclasses.asdict(unet)))
+    _imported(tmp_path, "")
+    path = tmp_path / "import.json"
+    same = start(tmp_path, ours="encoder", config=unet)
+    for config, differs in (
+        (recorded | {"layers_per_block": [2] * 4, "num_frames": 25}, False),
+        (recorded | {"num_attention_heads": [5, 10, 20, 40]}, True),
+        (recorded | {"layers_per_block": [2, 2, 2, 3]}, True),
+    ):
+        path.write_text(json.dumps({"parts": {"": {"config": config}}}))
+        if not differs:
+            warm_start.apply(fresh(), [same])
+            continue
+        with pytest.raises(errors.UserError, match="another config"):
+            warm_start.apply(fresh(), [same])
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"parts": {"": {}}}', '{"parts": {"": null}}'])
+def test_damaged_record_of_an_import_is_a_data_error(tmp_path, text):
+    damaged = _imported(tmp_path, "")
+    (tmp_path / "import.json").write_text(text)
+    with pytest.raises(errors.DataError, match=r"damaged record .*import\.json"):
+        warm_start.apply(fresh(), [damaged])
