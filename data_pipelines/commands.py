@@ -204,11 +204,11 @@ def run_bench(config: Any, objective: Any, seconds: float) -> Result:
     return dataclasses.asdict(result), text
 
 
-def encoding_config(config: Any, store: str) -> Any:
+def encoding_config(config: Any, store: str, output: str) -> Any:
     """Returns the experiment whose encoders to use, of one store where that is given.
 
     Raises:
-        UserError: there is no experiment.
+        UserError: there is no experiment, no place to write to, or stores are absent.
     """
     if not config:
         raise errors.UserError(
@@ -218,6 +218,8 @@ def encoding_config(config: Any, store: str) -> Any:
         path = pathlib.Path(store)
         config.data.root, config.data.mixture = str(path.parent), path.name
     config.data.latents = ""  # what the caches are made from is pixels
+    _require(output, "--output")
+    parts_lib.open_components(config.data)
     return config
 
 
@@ -235,7 +237,6 @@ def run_encode(
     """Writes the latent caches of all stores of a config's mixture; see `encode.encode`."""
     from data_pipelines import encode  # they take a second to import
 
-    _require(output, "--output")
     start, caches = time.monotonic(), {}
     components = parts_lib.open_components(config.data)
     rules = rules_lib.by_component(config.data, components, config.seed)
@@ -247,12 +248,16 @@ def run_encode(
             cameras=rules[component.name].cameras,
             dtype=dtype,
             overwrite=overwrite,
+            max_bad_fraction=config.data.max_bad_fraction,
             process_index=process_index,
             process_count=process_count,
             barrier=barrier,
         )
     seconds = time.monotonic() - start
-    lines = [f"{name}: {m['frames']} frames, {m['texts']} texts" for name, m in caches.items()]
+    lines = [
+        f"{name}: {m['frames']} frames ({m['damaged']} damaged), {m['texts']} texts"
+        for name, m in caches.items()
+    ]
     lines.append(f"{output}: {seconds:.1f} s; train with --config.data.latents={output}")
     return {"output": output, "seconds": seconds, "caches": caches}, "\n".join(lines)
 

@@ -111,7 +111,7 @@ class Scan:
             instruction = samples.fixed_instruction(part, sample, self.choose, self.seed)
             arrays = part.reader(part.source, i, within, np.random.default_rng(self.seed))
             return arrays, instruction, True
-        except (errors.DataError, OSError):
+        except errors.DataError:
             return self.blank, "", False
 
     def _place(self, row: int) -> tuple[samples.Part, int]:

@@ -24,15 +24,8 @@ _FILM_SIDE = 192  # pixels; smaller frames are enlarged by a whole factor, for h
 _SHEET_SIDE = 128  # pixels; larger frames are shrunk
 
 
-def read_image(path: str, size: int) -> tuple[np.ndarray, str]:
-    """Reads a JPEG or PNG as training prepares frames.
-
-    Args:
-        path: of the picture.
-        size: pixels of a side that the model takes.
-
-    Returns:
-        uint8[size, size, 3], and what was done to it, "" for nothing.
+def read_image(path: str) -> np.ndarray:
+    """Reads a JPEG or PNG, uint8[H, W, 3].
 
     Raises:
         UserError: there is no such file.
@@ -42,9 +35,23 @@ def read_image(path: str, size: int) -> tuple[np.ndarray, str]:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise errors.UserError(
-            f"picture cannot be read ({error.strerror})", path, "give --image=FILE, JPEG or PNG"
+            f"picture cannot be read ({error.strerror})",
+            path or "--image",
+            "give --image=FILE, JPEG or PNG",
         ) from error
-    image = media.decode_image(data, where=path)
+    return media.decode_image(data, where=path)
+
+
+def prepare_image(image: np.ndarray, size: int) -> tuple[np.ndarray, str]:
+    """Prepares a picture as training prepares frames.
+
+    Args:
+        image: uint8[H, W, 3].
+        size: pixels of a side that the model takes.
+
+    Returns:
+        uint8[size, size, 3], and what was done to it, "" for nothing.
+    """
     height, width = image.shape[:2]
     prepared = frame.prepare(size, augment=False)(image[None], np.random.default_rng(0))[0]
     if (height, width) == (size, size):
@@ -60,6 +67,8 @@ def check_output(output: str, *, overwrite: bool) -> None:
         output: directory.
         overwrite: replace an earlier prediction.
     """
+    if not output:
+        raise errors.UserError("no path given", "--output", "give --output=DIRECTORY")
     path = pathlib.Path(output)
     if not path.exists():
         return
@@ -114,6 +123,7 @@ def write(
         sheet = _captioned(_sheet(given, futures, seeds), caption)
         (building / FILES["sheet"]).write_bytes(media.encode_png(sheet))
         building.chmod(0o755)  # mkdtemp makes private ones
+        check_output(output, overwrite=True)  # somebody else may have written meanwhile
         if target.exists():
             shutil.rmtree(target)
         building.rename(target)

@@ -28,7 +28,8 @@ from data_pipelines import episode_files, episodes
 from defi_jax import errors
 
 MANIFEST = "cache.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+DTYPES = ("float16", "float32")
 AGAIN = "encode"  # what makes a damaged shard anew, in messages
 COMMAND = "python launch/data.py encode"
 
@@ -80,6 +81,11 @@ class LatentCache:
             else:
                 self._episodes[line["episode_id"]] = line | {"shard": shard}
 
+    @property
+    def num_damaged(self) -> int:
+        """Frames without latents."""
+        return sum(line["damaged"] for line in self._episodes.values())
+
     def check_encoder(self, encoder: Mapping[str, Any], rebuild: str) -> None:
         """Raises UserError, naming what differs and `rebuild`, unless these encoders made it."""
         changed = differences(self.manifest["encoder"], encoder)
@@ -87,7 +93,8 @@ class LatentCache:
             raise errors.UserError(
                 f"stale latent cache: made with other encoders ({'; '.join(changed[:3])})",
                 self.directory,
-                f"rebuild it: {rebuild}",
+                f"rebuild it: {rebuild} --posterior={self.manifest['posterior']} "
+                f"--dtype={self.manifest['dtype']}",
             )
 
     def frames(
@@ -238,7 +245,10 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         schema = manifest["schema"]
-        _ = [manifest[key] for key in ("complete", "store", "cameras", "dtype", "shards")]
+        _ = [
+            manifest[key]
+            for key in ("complete", "store", "cameras", "dtype", "posterior", "shards")
+        ]
         _ = [manifest["encoder"][key] for key in ("latent_shape", "text_shape")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.DataError(

@@ -60,10 +60,23 @@ class VideoModel:
         flat = params_lib.flatten(params)
         kept = {path: leaf for path, leaf in flat.items() if path.startswith(_PARTS)}
         self._params = params_lib.unflatten(kept)
-        _check_whole(self._make, params_lib.subtree(self._params, "gfdm"), where)
+        _check_whole(self._abstract_params(), kept, where)
         self._drawer = jax.jit(self._draw, static_argnames=("num_steps", "max_guidance"))
         self.num_frames = model.num_frames
         self.image_size = config.data.image_size
+
+    def _abstract_params(self) -> dict[str, Any]:
+        """Shapes of what a whole video model has, by path."""
+        shapes = {
+            "gfdm": params_lib.abstract_params(self._make),
+            "encoders/latents": jax.eval_shape(self._latents.init_params, jax.random.key(0)),
+            "encoders/gfdm_text": jax.eval_shape(self._text.init_params, jax.random.key(0)),
+        }
+        return {
+            f"{part}/{path}": leaf
+            for part, tree in shapes.items()
+            for path, leaf in params_lib.flatten(tree).items()
+        }
 
     def predict(
         self,
@@ -173,14 +186,22 @@ def from_bundle(directory: str) -> tuple[VideoModel, int]:
     return model, source.spec.provenance["step"]
 
 
-def _check_whole(make: params_lib.Make, found: Params, where: str) -> None:
-    """Raises UserError where parts of the video model are absent, as after a truncated export."""
-    wanted, have = params_lib.flatten(params_lib.abstract_params(make)), params_lib.flatten(found)
-    missing = sorted(wanted.keys() - have.keys())
+def _check_whole(wanted: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    """Raises UserError where arrays are absent, as after a truncated export, or of another size."""
+    missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise errors.UserError(
             f"only a part of the video model is there, which gives features but no pictures: "
             f"{len(missing)} of {len(wanted)} arrays are missing ({missing[0]}, ...)",
             where,
             "give the --workdir of the GFDM run",
+        )
+    misshapen = [path for path in sorted(wanted) if wanted[path].shape != found[path].shape]
+    if misshapen:
+        first = misshapen[0]
+        raise errors.UserError(
+            f"{len(misshapen)} arrays do not fit the config ({first} is {found[first].shape}, not "
+            f"{wanted[first].shape}, ...)",
+            where,
+            "give a run or bundle whose config was not changed",
         )

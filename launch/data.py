@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import commands, convert_options
+from data_pipelines import commands, convert_options, latents
 from defi_jax import cli, errors
 
 _F = flags.FLAGS
@@ -34,7 +34,7 @@ flags.DEFINE_string("output", "", "convert, encode, export, preview: what to wri
 flags.DEFINE_string("store", "", "an episode store, of all commands but convert and list.")
 flags.DEFINE_string("root", "", "list: directory of episode stores.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
-flags.DEFINE_string("dtype", "float16", "encode: of what is stored; float16 or float32.")
+flags.DEFINE_enum("dtype", "float16", latents.DTYPES, "encode: of what is stored.")
 flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
 flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
 flags.DEFINE_integer("frames_per_device", 16, "encode: frames encoded at once.", 1)
@@ -75,7 +75,7 @@ def _encode() -> commands.Result:
     from defi_jax import objectives
     from defi_jax.training import latent_cache, supervisor
 
-    config = commands.encoding_config(_CONFIG.value, _F.store)
+    config = commands.encoding_config(_CONFIG.value, _F.store, _F.output)
     with supervisor.processes():
         encoder = latent_cache.make_encoder(
             config, objectives.make(config),

@@ -46,22 +46,22 @@ def main(argv: list[str]) -> None:
     from data_pipelines import futures
     from defi_jax import imagine
 
-    futures.check_output(_OUTPUT.value, overwrite=_OVERWRITE.value)
-    assert _IMAGE.value and _TEXT.value is not None and _OUTPUT.value
+    futures.check_output(_OUTPUT.value or "", overwrite=_OVERWRITE.value)
+    picture = futures.read_image(_IMAGE.value or "")
     if _WORKDIR.value:
         model, step = imagine.from_workdir(_WORKDIR.value, _STEP.value)
     else:
         model, step = imagine.from_bundle(_BUNDLE.value or "")
-    given, note = futures.read_image(_IMAGE.value, model.image_size)
+    given, note = futures.prepare_image(picture, model.image_size)
     if note:
         logging.info("%s: %s", _IMAGE.value, note)
     seeds = range(_FIRST.value, _FIRST.value + _SEEDS.value)
     numbers = {"num_steps": _STEPS.value, "max_guidance": _GUIDANCE.value}
     start = time.monotonic()
-    drawn = model.predict(given, _TEXT.value, seeds, **numbers)
+    drawn = model.predict(given, _TEXT.value or "", seeds, **numbers)
     seconds = time.monotonic() - start
     caption = f"{_TEXT.value}   [step {step}, {_STEPS.value} steps, guidance {_GUIDANCE.value:g}]"
-    files = futures.write(_OUTPUT.value, given, drawn, seeds, caption, fps=_FPS.value)
+    files = futures.write(_OUTPUT.value or "", given, drawn, seeds, caption, fps=_FPS.value)
     change = np.abs(drawn.astype(float) - given).mean(axis=(2, 3, 4))
     result = {
         **files, "seconds": seconds, "step": step, "seeds": list(seeds), **numbers,

@@ -155,8 +155,9 @@ class _Compute:
             logging.info("features of %d %s are in %s", num_rows, label, path)
             return path
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._check_space(shape)
         partial = path.with_name(path.name + _PARTIAL)
+        partial.unlink(missing_ok=True)  # of a run that was stopped; it takes up space
+        self._check_space(shape)
         rows = np.lib.format.open_memmap(partial, mode="w+", dtype=self._dtype, shape=shape)
         with self._watch.phase("startup"):
             self._fill(rows, batches(), label)

@@ -10,6 +10,7 @@ them (the episodes) is the loader's to check.
 import dataclasses
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,11 +222,13 @@ def _digest(frozen: Params, role: str) -> str:
 def _rebuild_command(config: Any) -> str:
     """What to type to make the caches of a run anew."""
     weights = {f"weights.{name}": source for name, source in config.weights.items() if source}
+    encoders = {f"encoders.{name}": value for name, value in config.encoders.items()}
     keys = {
         "data.root": config.data.root, "data.mixture": config.data.mixture,
-        "data.image_size": config.data.image_size, "compute_dtype": config.compute_dtype, **weights,
+        "data.image_size": config.data.image_size, "data.cameras": config.data.cameras,
+        "compute_dtype": config.compute_dtype, "seed": config.seed, **encoders, **weights,
     }  # fmt: skip
-    flags = " ".join(f"--config.{key}={value}" for key, value in keys.items() if value)
+    flags = " ".join(shlex.quote(f"--config.{key}={value}") for key, value in keys.items())
     return (
         f"python launch/data.py encode --config=configs/gfdm.py:{config.preset} {flags} "
         f"--output={config.data.latents} --overwrite"

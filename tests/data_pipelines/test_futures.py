@@ -25,7 +25,7 @@ def test_pictures_are_resized_as_frames_of_training(tmp_path, height, width):
     image = np.random.default_rng(1).integers(0, 255, (height, width, 3), np.uint8)
     path = tmp_path / "a.png"
     path.write_bytes(media.encode_png(image))
-    found, note = futures.read_image(str(path), SIZE)
+    found, note = futures.prepare_image(futures.read_image(str(path)), SIZE)
     np.testing.assert_array_equal(found, media.resize(image, (SIZE, SIZE)))
     assert (f"{width} x {height}" in note) == (height != SIZE)
     assert ("aspect ratio" in note) == (height != width)
@@ -33,11 +33,11 @@ def test_pictures_are_resized_as_frames_of_training(tmp_path, height, width):
 
 def test_pictures_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(errors.UserError, match="picture cannot be read") as caught:
-        futures.read_image(str(tmp_path / "none.png"), SIZE)
+        futures.read_image(str(tmp_path / "none.png"))
     assert caught.value.exit_code == 2
     (tmp_path / "cut.png").write_bytes(media.encode_png(np.zeros((9, 9, 3), np.uint8))[:-20])
     with pytest.raises(errors.DataError, match=r"cut\.png"):
-        futures.read_image(str(tmp_path / "cut.png"), SIZE)
+        futures.read_image(str(tmp_path / "cut.png"))
 
 
 def test_film_animation_and_sheet_show_every_frame_of_every_seed(tmp_path, drawn):

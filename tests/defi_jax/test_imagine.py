@@ -126,6 +126,10 @@ def test_what_has_no_video_model_is_refused(stored):
     stored["params"] = params_lib.unflatten(early)
     with pytest.raises(errors.UserError, match=r"only a part.*conv_out.*--workdir of the GFDM run"):
         imagine.from_workdir("run")
+    (name,) = (path for path in flat if path.endswith("conv_out/bias"))
+    stored["params"] = params_lib.unflatten(flat | {name: flat[name][1:]})
+    with pytest.raises(errors.UserError, match=rf"1 arrays do not fit the config \({name} is"):
+        imagine.from_workdir("run")
     with pytest.raises(errors.UserError, match="no bundle"):
         imagine.from_bundle("nowhere")
 
@@ -153,6 +157,8 @@ def test_bad_usage_is_one_line_and_leaves_nothing(tmp_path):
         ((image, output, "--text=a", "--workdir=a", "--bundle=b"), "one source is needed"),
         ((image, output, "--text=a", "--bundle=b", "--step=3"), "a bundle has one step"),
         ((image, output, "--workdir=a"), "a flag is missing: --text"),
+        (("--image=", output, "--text=a", "--workdir=a"), "picture cannot be read"),
+        ((image, "--output=", "--text=a", "--workdir=a"), "no path given: --output"),
         ((image, output, "--text=a", "--workdir=nowhere"), "no checkpoint"),
         (
             (image, f"--output={tmp_path}/used", "--text=a", "--workdir=a"),

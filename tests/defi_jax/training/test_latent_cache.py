@@ -75,7 +75,7 @@ def _encode(config, root, frozen=None, *, dtype="float32", posterior="mode"):
     (component,) = parts.open_components(config.data)
     encode.encode(
         component.source, root / component.name, encoder, cameras=config.data.cameras,
-        dtype=dtype, overwrite=False, progress=False,
+        dtype=dtype, overwrite=False, max_bad_fraction=0.001, progress=False,
     )  # fmt: skip
     return encoder
 
