@@ -213,9 +213,12 @@ class CLIPTokenizer(_WrappedTokenizer):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     def describe(self) -> dict[str, Any]:
-        """See `Tokenizer`; the digest identifies the vocabulary."""
+        """See `Tokenizer`; the digest identifies the vocabulary and, of the pair, the merges."""
+        files = [self.file]
+        if self.file.name == "vocab.json":
+            files.append(_first_file(self.directory, ("merges.txt",)))
         return self._describe("clip_openai" if self.repairs_text else "clip") | {
-            "sha256": _digest(self.file)
+            "sha256": _digest(*files)
         }
 
 
@@ -261,8 +264,9 @@ def _first_file(directory: str, names: Sequence[str]) -> pathlib.Path:
     )
 
 
-def _digest(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(*paths: pathlib.Path) -> str:
+    """SHA-256 of the files, one after the other."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 @functools.lru_cache(maxsize=8)

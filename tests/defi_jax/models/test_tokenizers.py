@@ -82,6 +82,22 @@ def test_clip_pairs_specials_padding_and_truncation(tmp_path):
     assert tokenizer.describe()["name"] == "clip"
 
 
+def test_digest_of_the_pair_changes_with_either_file(tmp_path):
+    _clip_files(tmp_path)
+    tokenizer = tokenizers.CLIPTokenizer(
+        directory=str(tmp_path), special=CLIP_IDS, vocab_size=22, **PRETRAINED
+    )
+    digests = {tokenizer.describe()["sha256"]}
+    for name in ("vocab.json", "merges.txt"):
+        path = tmp_path / name
+        path.write_text(path.read_text() + "\n")
+        digests.add(tokenizer.describe()["sha256"])
+    assert len(digests) == 3
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(errors.UserError, match=r"no merges\.txt"):
+        tokenizer.describe()
+
+
 def test_t5_ends_with_end_and_pads_with_zero(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
