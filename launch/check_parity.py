@@ -3,11 +3,12 @@
 python launch/check_parity.py FIXTURE.safetensors... defi_golden.npz
 
 Prints `kind output max_abs rel_l2 PASS|FAIL` per output. Exit 1 on any FAIL, 2 on an unknown kind,
-config field or vector, 65 on a damaged file. --json prints one object with the same rows instead.
+config field or vector, 65 on a damaged file; the other files are checked all the same. --json
+prints one object with the same rows (null where a number is not finite) and the errors instead.
 """
 
-import dataclasses
 import json
+import sys
 
 from absl import flags
 
@@ -24,14 +25,15 @@ def main(argv: list[str]) -> None:
         raise errors.UserError(
             "no fixture given", "check_parity", "type launch/check_parity.py FILE..."
         )
-    results = []
-    for path in paths:
-        for comparison in parity.check_file(path):
-            results.append(comparison)
-            if not _JSON.value:
-                print(comparison, flush=True)
+    show = (lambda row: None) if _JSON.value else (lambda row: print(row, flush=True))
+    results, failures = parity.check_files(paths, show)
     if _JSON.value:
-        print(json.dumps({"outputs": [dataclasses.asdict(result) for result in results]}))
+        rows = [result.to_json() for result in results]
+        print(json.dumps({"outputs": rows, "errors": [str(error) for error in failures]}))
+    for error in failures[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if failures:
+        raise failures[-1]
     failed = sum(not result.passed for result in results)
     if failed:
         raise errors.CheckFailed(

@@ -8,8 +8,9 @@ layouts under the fixture's names.
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +80,40 @@ class Comparison:
     def __str__(self) -> str:
         verdict = "PASS" if self.passed else "FAIL"
         return f"{self.kind} {self.output} {self.max_abs:.3e} {self.rel_l2:.3e} {verdict}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; JSON has no infinity and no NaN, they are null."""
+        fields = dataclasses.asdict(self)
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
+
+
+def check_files(
+    paths: Sequence[str], report: Callable[[Comparison], None]
+) -> tuple[list[Comparison], list[errors.UserError]]:
+    """Checks file after file, also behind one that cannot be checked.
+
+    Args:
+        paths: files for `check_file`.
+        report: called with each comparison as soon as it is there.
+
+    Returns:
+        All comparisons in order, and the errors of the files without any, which name the file.
+    """
+    results, failures = [], []
+    for path in paths:
+        try:
+            found = check_file(path)
+        except errors.UserError as error:
+            where = error.where if path in error.where else f"{error.where} in {path}"
+            failures.append(type(error)(error.what, where, error.fix))
+            continue
+        results += found
+        for comparison in found:
+            report(comparison)
+    return results, failures
 
 
 def check_file(path: str | pathlib.Path) -> list[Comparison]:

@@ -56,7 +56,18 @@ def test_rows_and_exit_codes(fixture_file, tmp_path):
 
     unknown = tmp_path / "unknown.safetensors"
     safetensors.numpy.save_file(tensors, unknown, metadata=metadata | {"kind": "t6"})
-    refused = _run(unknown, "--json")
+    del tensors["out/last_hidden_state"]
+    tensors["out/other"] = np.zeros(3, np.float32)
+    lacking = tmp_path / "lacking.safetensors"
+    safetensors.numpy.save_file(tensors, lacking, metadata=metadata)
+    refused = _run(fixture_file, unknown, tmp_path / "absent.safetensors", lacking, "--json")
     assert refused.returncode == 2
-    assert refused.stdout == ""
-    assert refused.stderr.strip().splitlines()[-1].startswith("error: unknown kind 't6'")
+    document = json.loads(refused.stdout, parse_constant=lambda text: pytest.fail(text))
+    assert [(row["output"], row["passed"]) for row in document["outputs"]] == [
+        ("last_hidden_state", True), ("other", False),
+    ]  # fmt: skip
+    assert document["outputs"][1]["rel_l2"] is None
+    assert document["errors"][0].startswith(f"unknown kind 't6': fixture in {unknown}")
+    lines = [line for line in refused.stderr.splitlines() if line.startswith("error")]
+    assert lines == [f"error: {text}" for text in document["errors"]]
+    assert len(lines) == 2
