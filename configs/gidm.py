@@ -62,6 +62,7 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
     config.model = model(preset)
     config.commitment_weight = 0.25
     config.restart_every = 0  # steps between re-seedings of dead codes; 0 for never
+    config.restart_by_copy = False  # officially, by copies of other codes, dead ones included
     config.eval = ml_collections.ConfigDict({"pictures": 8})  # frame pairs shown per code
     common.apply(config, _NUMBERS[preset])
     return config.lock()

@@ -5,7 +5,7 @@ official Step2_GIDM blocks file. Usage counting and dead-code restart are pure f
 that the train state carries, not hidden buffers.
 
 Deviation: the official restart copies random codes, which may be dead themselves, over the dead
-ones; ours re-seeds them from encoder outputs (`official_random_copy` keeps the official rule).
+ones; ours re-seeds them from encoder outputs (`copy_codes` keeps the official rule).
 
 Dim legend: B batch, K latent-action tokens per transition, V codebook size, D width of a code.
 """
@@ -98,7 +98,7 @@ def restart_dead_codes(
     z_e: Float[Array, "M D"],
     rng: PRNGKey,
     *,
-    official_random_copy: bool = False,
+    copy_codes: bool = False,
 ) -> Float[Array, "V D"]:
     """Returns the codebook with every unused code replaced; used codes keep their bits.
 
@@ -107,12 +107,12 @@ def restart_dead_codes(
         usage: summed `usage_increment` since the last restart; a code below 1 is dead.
         z_e: recent encoder outputs, all K tokens of all samples on one axis.
         rng: chooses the replacements; must be equal on all hosts.
-        official_random_copy: copy randomly chosen codes (dead ones included) instead of encoder
+        copy_codes: copy randomly chosen codes (dead ones included) instead of encoder
             outputs, as the official code does.
     """
     num_codes = codebook.shape[0]
     dead = usage < 1
-    if official_random_copy:
+    if copy_codes:
         order = jax.random.permutation(rng, num_codes)
         # The i-th dead code takes the i-th code of the random order.
         source = codebook[order[jnp.maximum(jnp.cumsum(dead) - 1, 0)]]

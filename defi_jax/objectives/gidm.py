@@ -106,8 +106,9 @@ class GIDMObjective:
         path = "gidm/latent_action/vq/codebook"
         due = step % every == 0
         restarted = vector_quantizer.restart_dead_codes(
-            flat[path], extra["usage"], extra["recent_z_e"], rng
-        )
+            flat[path], extra["usage"], extra["recent_z_e"], rng,
+            copy_codes=self.config.restart_by_copy,
+        )  # fmt: skip
         flat[path] = jnp.where(due, restarted, flat[path])
         usage = jnp.where(due, 0.0, extra["usage"])
         return params_lib.unflatten(flat), {**extra, "usage": usage}
