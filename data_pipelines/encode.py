@@ -9,7 +9,9 @@ No jax here: an `Encoder` is handed in, by defi_jax/training/latent_cache.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -28,9 +30,9 @@ from data_pipelines import episode_files, episodes, latents
 from data_pipelines.transforms import frame
 from defi_jax import errors
 
-DTYPES = ("float16", "float32")
 FRAMES_PER_SHARD = 4096  # about: a shard holds whole episodes
 TEXTS_PER_SHARD = 1024
+BAD_WINDOW = 10_000  # frames over which max_bad_fraction counts at least
 
 _READ_AHEAD = 4  # batches, and threads that decode them
 
@@ -69,6 +71,7 @@ def encode(
     cameras: Sequence[str],
     dtype: str,
     overwrite: bool,
+    max_bad_fraction: float,
     process_index: int = 0,
     process_count: int = 1,
     barrier: Callable[[str], None] = lambda name: None,
@@ -83,8 +86,9 @@ def encode(
         directory: of this store's cache; created when absent.
         encoder: on this process's devices.
         cameras: those to encode, where an episode has them.
-        dtype: one of `DTYPES`, of what is stored.
+        dtype: one of `latents.DTYPES`, of what is stored.
         overwrite: delete a cache of something else that is there.
+        max_bad_fraction: of the frames, of 10 000 at least, that may be damaged.
         process_index: this process.
         process_count: number of processes.
         barrier: waits until every process is here.
@@ -94,30 +98,47 @@ def encode(
         The manifest.
 
     Raises:
-        UserError: unknown dtype, or the directory holds the cache of something else.
+        UserError: unknown dtype, the directory holds the cache of something else, or another run
+            writes it.
+        DataError: too many frames are damaged.
         NumericsError: a latent or embedding is not finite in that dtype.
     """
-    if dtype not in DTYPES:
-        raise errors.UserError(f"unknown dtype {dtype!r}", "--dtype", f"known: {', '.join(DTYPES)}")
+    if dtype not in latents.DTYPES:
+        known = ", ".join(latents.DTYPES)
+        raise errors.UserError(f"unknown dtype {dtype!r}", "--dtype", f"known: {known}")
     directory = pathlib.Path(directory)
-    plan = _Plan(source, cameras)
+    plan = _Plan(source, cameras, max_bad_fraction)
     start = _beginning(plan, encoder, dtype)
     if process_index == 0:
         _begin(directory, start, overwrite)
     barrier("the cache is begun")
-    writer = _Writer(directory, encoder, plan, dtype)
     own = plan.names[process_index::process_count]
     total = sum(plan.size(name) for name in own)
-    with tqdm.tqdm(desc=directory.name, total=total, unit="record", disable=not progress) as bar:
+    bar = tqdm.tqdm(desc=directory.name, total=total, unit="record", disable=not progress)
+    with bar, _alone(directory, process_index):
+        writer = _Writer(directory, encoder, plan, dtype)
         for name in own:
             writer.write(name, bar.update)
     barrier("all shards are written")
-    manifest = start | {"complete": True}
     if process_index == 0:
-        latents.LatentCache(directory, partial=True)  # every shard is there
-        _write_manifest(directory, manifest)
+        cache = latents.LatentCache(directory, partial=True)  # every shard is there
+        plan.check_damage(cache.num_damaged)
+        _write_manifest(directory, start | {"complete": True, "damaged": cache.num_damaged})
     barrier("the cache is complete")
-    return manifest
+    return latents.read_manifest(directory)
+
+
+@contextlib.contextmanager
+def _alone(directory: pathlib.Path, process_index: int) -> Iterator[None]:
+    """Holds what this process writes against a second run of the same command."""
+    with (directory / f".lock-{process_index}").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.UserError(
+                "another run writes this cache", directory, "wait for it, or stop it"
+            ) from error
+        yield
 
 
 def _beginning(plan: _Plan, encoder: Encoder, dtype: str) -> dict[str, Any]:
@@ -132,10 +153,12 @@ def _beginning(plan: _Plan, encoder: Encoder, dtype: str) -> dict[str, Any]:
 
 
 class _Plan:
-    """What belongs to which shard; a function of the store and the cameras."""
+    """What belongs to which shard, a function of the store and the cameras; how much may lack."""
 
-    def __init__(self, source: episodes.EpisodeSource, cameras: Sequence[str]):
-        self.source = source
+    def __init__(
+        self, source: episodes.EpisodeSource, cameras: Sequence[str], max_bad_fraction: float
+    ):
+        self.source, self._max_bad_fraction = source, max_bad_fraction
         present = {name: source.has_camera(name) for name in cameras}
         self.cameras = [name for name in cameras if present[name].any()]
         counts = sum((present[name].astype(np.int64) for name in self.cameras), np.int64(0))
@@ -152,6 +175,16 @@ class _Plan:
         self.texts = sorted({text for entry in meta for text in entry.instructions})
         self.names = [f"frames-{k:05d}" for k in range(len(self.episodes))]
         self.names += [f"texts-{k:05d}" for k in range(-(-len(self.texts) // TEXTS_PER_SHARD))]
+
+    def check_damage(self, num_damaged: int) -> None:
+        """Raises DataError where so many frames are damaged that the store must be."""
+        if num_damaged > self._max_bad_fraction * max(self.num_frames, BAD_WINDOW):
+            raise errors.DataError(
+                f"{num_damaged} of {self.num_frames} frames or more are damaged, above "
+                f"data.max_bad_fraction={self._max_bad_fraction}",
+                "the store",
+                "check with `python launch/data.py validate` and convert again",
+            )
 
     def size(self, name: str) -> int:
         """Records of a shard."""
@@ -177,6 +210,7 @@ class _Writer:
     def __init__(self, directory: pathlib.Path, encoder: Encoder, plan: _Plan, dtype: str):
         self._directory, self._encoder, self._plan = directory, encoder, plan
         self._dtype = np.dtype(dtype)
+        self._num_damaged = 0
 
     def write(self, name: str, report: Callable[[int], Any]) -> None:
         """Writes a shard unless it is there; `report` is told how many records are done."""
@@ -200,11 +234,9 @@ class _Writer:
         )
         try:
             for values, line in content:
-                digest = hashlib.sha256()
                 for value in values:
                     writer.write(value)
-                    digest.update(value)
-                line |= {"first_record": first, "sha256": digest.hexdigest()}
+                line |= {"first_record": first}
                 lines.append(json.dumps(line, sort_keys=True, ensure_ascii=False))
                 first += len(values)
         finally:
@@ -234,9 +266,16 @@ class _Writer:
             damaged = sum(not value for value in values)
             if damaged:
                 logging.warning("%d frames of %s are damaged", damaged, meta.episode_id)
+                self._num_damaged += damaged
+                self._plan.check_damage(self._num_damaged)
             cameras = list(dict.fromkeys(camera for _, camera, _ in own))
-            line = {"episode_id": meta.episode_id, "length": meta.length, "cameras": cameras}
-            yield values, line
+            yield (
+                values,
+                {
+                    "episode_id": meta.episode_id, "length": meta.length, "cameras": cameras,
+                    "damaged": damaged,
+                },
+            )  # fmt: skip
 
     def _encoded(self, batches: FrameBatches, report: Callable[[int], Any]) -> Iterator[bytes]:
         """A record a row, in order; frames are read ahead of the devices."""
@@ -322,7 +361,12 @@ class FrameBatches:
             read = self.source.frames(i, camera, [t for _, _, t in rows])
             out[:] = self.prepare(read, rng)
             return True
-        except (errors.DataError, OSError):
+        except OSError as error:
+            raise errors.UserError(
+                f"frames cannot be read ({error})", self.source.meta(i).episode_id,
+                "run the same command again when they can: it goes on where it stopped",
+            ) from error  # fmt: skip
+        except errors.DataError:
             if len(rows) == 1:
                 return False
         return np.array([self._read([row], out[k : k + 1]) for k, row in enumerate(rows)])
@@ -340,9 +384,12 @@ def _runs(rows: Sequence[tuple[int, str, int]]) -> Iterator[slice]:
 def _begin(directory: pathlib.Path, start: Mapping[str, Any], overwrite: bool) -> None:
     """Makes the directory, or checks that what is there is the beginning of the same cache."""
     if (directory / latents.MANIFEST).exists():
-        if not overwrite:
+        try:
             _check_same(directory, start)
             return
+        except errors.UserError:
+            if not overwrite:
+                raise
         shutil.rmtree(directory)
     elif directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
         raise errors.UserError(
@@ -354,7 +401,7 @@ def _begin(directory: pathlib.Path, start: Mapping[str, Any], overwrite: bool) -
 
 def _check_same(directory: pathlib.Path, start: Mapping[str, Any]) -> None:
     found = latents.read_manifest(directory)
-    del found["complete"]
+    found = {key: found[key] for key in found if key not in ("complete", "damaged")}
     changed = latents.differences(found, start)
     if changed:
         raise errors.UserError(
