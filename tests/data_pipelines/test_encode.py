@@ -162,10 +162,7 @@ def test_a_store_of_damaged_frames_makes_no_cache(store, tmp_path, monkeypatch):
     with pytest.raises(errors.DataError, match="1 of 19 frames or more are damaged"):
         _encode(store, tmp_path / "c")
     assert not latents.read_manifest(tmp_path / "c")["complete"]
-<<<<<<< /tmp/te_mine.py
-=======
     assert not list((tmp_path / "c").glob("texts-*"))  # it stopped at once
->>>>>>> /tmp/te_head.py
     _encode(store, tmp_path / "c", max_bad_fraction=0.1)
     monkeypatch.setattr(encode, "_begin", lambda *args: None)  # nothing is left to encode
     with pytest.raises(errors.DataError, match="1 of 19"):
