@@ -7,7 +7,7 @@ Sources: svd and defi_gfdm (diffusers folders), clip, t5, dinov2 (Hugging Face f
 hub's .pth), clip_openai (ViT-B-32.pt), defi_gidm (Lightning .ckpt), defi_policy (.pt). Train with
 --config.weights.<encoder>=DIR or --config.init.<stage>=DIR, or the part's subfolder of DIR.
 --reverse writes an import, or a run's latest verified checkpoint, as safetensors under the official
-names and in the official folders.
+names and in the official folders, and prints the official names that a run has nothing for.
 """
 
 import json
@@ -35,8 +35,11 @@ def main(argv: list[str]) -> None:
             raise errors.UserError(f"--{flag.name} is missing", "import_weights", "give a path")
     input_path, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
     if _REVERSE.value:
-        written = [str(path) for path in run_export.reverse(input_path, output)]
-        print(json.dumps({"written": written}) if _JSON.value else "\n".join(written))
+        if _SOURCE.value is not None:
+            raise errors.UserError(
+                "--reverse finds the source by itself", "--source", "leave it out"
+            )
+        _print_written(run_export.reverse(input_path, output))
         return
     if _SOURCE.value is None:
         raise errors.UserError("--source is missing", "import_weights", "see --help for the list")
@@ -47,6 +50,18 @@ def main(argv: list[str]) -> None:
     for part, count in summary.parameters.items():
         print(f"{part}: {count:,} parameters")
     print(f"dropped: {len(summary.dropped)} names, kept in {importers.PASSTHROUGH}")
+
+
+def _print_written(written: run_export.Written) -> None:
+    files = [str(path) for path in written.files]
+    if _JSON.value:
+        print(json.dumps({"written": files, "absent": written.absent}))
+        return
+    print("\n".join(files))
+    if written.absent:
+        print("absent, where the official file has them (load with strict=False):")
+    for pattern, reason in written.absent.items():
+        print(f"  {pattern}: {reason}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 | gidm | defi_gidm | `model.safetensors` with the names of the Lightning file's `state_dict` |
 | joint | defi_policy | `model.safetensors` with the names of the `.pt` file's `model` |
 
-Frozen encoders that are not the official ones have no official names and are left out.
+Frozen encoders that are not the official ones have no official names and are left out, and so is
+what a run never had: layers that the reference stores and does not apply, counters, CLIP's vision
+tower. So PyTorch loads the file with `strict=False`, or adds the names that `Written.absent` lists.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ml_collections
@@ -41,15 +44,28 @@ _FIELDS_OF_OURS = ("norm_num_groups", "remat")
 _NORM_GROUPS = 32
 
 
-def reverse(directory: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
-    """Writes official names of an import or of a run; returns the weight files.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        files: the weight files.
+        absent: glob pattern of official names that the files lack to the reason.
+    """
+
+    files: list[pathlib.Path]
+    absent: dict[str, str]
+
+
+def reverse(directory: pathlib.Path, output: pathlib.Path) -> Written:
+    """Writes official names of an import or of a run; an import lacks none.
 
     Raises:
         UserError: neither of the two, `output` exists, or the official model cannot be this one.
         DataError: damaged, or parameters that do not fit.
     """
     if (directory / importers.RECORD).is_file():
-        return importers.export_release(directory, output)
+        return Written(files=importers.export_release(directory, output), absent={})
     if not (directory / "checkpoints").is_dir() and not directory.name.isdigit():
         raise errors.UserError(
             f"neither {importers.RECORD} nor checkpoints/",
@@ -59,7 +75,7 @@ def reverse(directory: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]
     return export_run(directory, output)
 
 
-def export_run(workdir: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
+def export_run(workdir: pathlib.Path, output: pathlib.Path) -> Written:
     """Writes the latest verified checkpoint of a run; its moving average where there is one."""
     params, metadata = checkpointing.load_params(str(workdir))
     config: Any = ml_collections.ConfigDict(metadata["config"])
@@ -67,7 +83,8 @@ def export_run(workdir: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path
     objective = objectives.OBJECTIVES[config.objective](config)
     flat = params_lib.flatten(params)
     exported, notes = [], {}
-    for part in sources.SOURCES[_SOURCES[objective.name]].parts:
+    parts = sources.SOURCES[_SOURCES[objective.name]].parts
+    for part in parts:
         role = _ROLES.get(part.name)
         if role is not None and config.encoders[role] != part.name:
             continue
@@ -87,7 +104,24 @@ def export_run(workdir: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path
         files = importers.write_release(exported, None, work)
         for folder, note in notes.items():
             (work / folder / "config.json").write_text(json.dumps(note, indent=2))
-    return [output / file for file in files]
+    absent = _absent_names(parts, {entry.part.name for entry in exported})
+    return Written(files=[output / file for file in files], absent=absent)
+
+
+def _absent_names(parts: Sequence[sources.Part], exported: Collection[str]) -> dict[str, str]:
+    """Returns the patterns of official names that no exported part writes, with reasons."""
+    absent = {}
+    for part in parts:
+        folder = f"{part.folder}/" if part.folder else ""
+        if part.name not in exported:
+            absent[f"{folder}{part.prefix}*"] = "the run has an encoder of its own in its place"
+            continue
+        for pattern, reason in part.dropped:
+            name = part.prefix + pattern
+            # What one part leaves to another is told of that one.
+            if not any(other.prefix.startswith(name.rstrip("*")) for other in parts):
+                absent[folder + name] = reason
+    return absent
 
 
 def _main_config(objective: Any) -> Any:

@@ -44,7 +44,10 @@ def test_import_and_reverse_by_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == "dropped: 0 names, kept in passthrough.safetensors"
     back = _run(tmp_path, "--reverse", "--input=ours", "--output=theirs", "--json")
-    assert json.loads(back.stdout) == {"written": ["theirs/model.safetensors"]}
+    assert json.loads(back.stdout) == {
+        "written": ["theirs/model.safetensors"],
+        "absent": {},
+    }
     theirs = safetensors.numpy.load_file(tmp_path / "theirs" / "model.safetensors")
     assert theirs.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -87,6 +90,7 @@ def test_a_malicious_pickle_is_refused_by_name_and_runs_nothing(tmp_path):
         (["--source=t5", "--input=a", "--output=b"], "no such file: a"),
         (["--input=a", "--output=b"], "--source is missing"),
         (["--source=t5", "--output=b"], "--input is missing"),
+        (["--reverse", "--source=t5", "--input=.", "--output=b"], "finds the source by itself"),
         (["--reverse", "--input=.", "--output=b"], "neither import.json nor checkpoints/"),
     ],
 )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from defi_jax import errors, tensor_files
-from defi_jax.models import params as params_lib
 from defi_jax.weights import sources, table
 
 NAMES = pathlib.Path(__file__).with_name("official_names.txt.xz")
@@ -46,7 +45,7 @@ def _plan(name: str, official: dict[str, np.ndarray]) -> int:
                 part.entries(part.config, below),
                 below,
                 dropped=part.dropped,
-                expected=params_lib.abstract_params(part.make(part.config)),
+                expected=part.abstract_params(part.config),
             ).num_scalars
     return count
 

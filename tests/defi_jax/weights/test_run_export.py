@@ -1,5 +1,7 @@
 import importlib
 import json
+import lzma
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import safetensors.numpy
 
 from defi_jax import errors, objectives
 from defi_jax.training import checkpointing, train_state
-from defi_jax.weights import run_export
+from defi_jax.weights import run_export, sources, table
+
+NAMES = pathlib.Path(__file__).with_name("official_names.txt.xz")
 
 # What makes tiny a model that the reference knows.
 OFFICIAL = {
@@ -25,6 +29,17 @@ OFFICIAL = {
         "model.policy.denoiser.action_positions": False,
         "model.policy.denoiser.modulation_offset": 0.0,
         "init.gfdm": "scratch", "init.gidm": "scratch", "cache_features": False,
+    },
+}  # fmt: skip
+
+
+# Official names that runs with encoders of their own do not have.
+ABSENT = {
+    "gidm": {"lam.dino_encoder.*", "lam.text_encoder.*", "lam.vq.usage"},
+    "joint": {
+        "model.inner_model.goal_emb.*", "model.inner_model.proprio_emb.*",
+        "model.inner_model.pos_emb", "lam.vq.usage", "lam.text_encoder.*", "lam.dino_encoder.*",
+        "TVP_encoder.text_encoder.*", "language_goal.clip_rn50.*",
     },
 }  # fmt: skip
 
@@ -60,7 +75,8 @@ def _save_run(workdir, stage, changes):
 )  # fmt: skip
 def test_a_runs_checkpoint_has_official_names(stage, name, ours, tmp_path):
     params = _save_run(tmp_path / "run", stage, OFFICIAL[stage])
-    (path,) = run_export.reverse(tmp_path / "run", tmp_path / "theirs")
+    written = run_export.reverse(tmp_path / "run", tmp_path / "theirs")
+    (path,) = written.files
     assert path == tmp_path / "theirs" / "model.safetensors"
     value = params
     for key in ours.split():
@@ -75,12 +91,30 @@ def test_a_runs_checkpoint_has_official_names(stage, name, ours, tmp_path):
             "joint": {"lam", "model", "Video_Former", "goal_emb", "time_pos_emb"},
         }[stage]
     )
+    assert set(written.absent) == ABSENT[stage]
+
+
+@pytest.mark.parametrize(
+    ("stage", "listed"), [("gidm", "keys_stage2_lam"), ("joint", "keys_stage3_policy")]
+)
+def test_absent_names_are_those_of_the_official_list_that_no_table_has(stage, listed):
+    parts = sources.SOURCES[run_export._SOURCES[stage]].parts
+    absent = run_export._absent_names(parts, {part.name for part in parts})
+    lines = lzma.decompress(NAMES.read_bytes()).decode().split(f"# {listed}\n")[1].split("# ")[0]
+    names = {line.split(" ")[0] for line in lines.splitlines()}
+    tables = {
+        part.prefix + entry.theirs for part in parts for entry in part.entries(part.config, ())
+    }
+    lacking = {name for name in names - tables if table.drop_reason(name, tuple(absent.items()))}
+    assert lacking == names - tables
+    assert lacking
+    assert not {name for name in tables if table.drop_reason(name, tuple(absent.items()))}
 
 
 @pytest.mark.slow
 def test_a_video_run_becomes_a_diffusers_folder(tmp_path):
     params = _save_run(tmp_path / "run", "gfdm", OFFICIAL["gfdm"])
-    (path,) = run_export.reverse(tmp_path / "run", tmp_path / "theirs")
+    (path,) = run_export.reverse(tmp_path / "run", tmp_path / "theirs").files
     assert path == tmp_path / "theirs" / "unet" / "diffusion_pytorch_model.safetensors"
     config = json.loads(path.with_name("config.json").read_text())
     assert config["_class_name"] == "UNetSpatioTemporalConditionModel"
