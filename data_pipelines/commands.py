@@ -24,7 +24,7 @@ from data_pipelines import (
 )
 from data_pipelines import parts as parts_lib
 from data_pipelines import rules as rules_lib
-from data_pipelines.sources import base
+from data_pipelines.sources import base, video_layout
 from data_pipelines.standardize import registry
 from defi_jax import cli, errors
 
@@ -230,15 +230,20 @@ def run_encode(
     *,
     dtype: str,
     overwrite: bool,
+    official_latents: str,
     process_index: int,
     process_count: int,
     barrier: Callable[[str], None],
 ) -> Result:
-    """Writes the latent caches of all stores of a config's mixture; see `encode.encode`."""
+    """Writes the latent caches of all stores of a config's mixture; see `encode.encode`.
+
+    `official_latents` is the video layout, if any, whose latents are taken as they are.
+    """
     from data_pipelines import encode  # they take a second to import
 
     start, caches = time.monotonic(), {}
     components = parts_lib.open_components(config.data)
+    given = video_layout.LatentFiles(official_latents) if official_latents else None
     rules = rules_lib.by_component(config.data, components, config.seed)
     for component in components:
         caches[component.name] = encode.encode(
@@ -249,6 +254,7 @@ def run_encode(
             dtype=dtype,
             overwrite=overwrite,
             max_bad_fraction=config.data.max_bad_fraction,
+            given=given,
             process_index=process_index,
             process_count=process_count,
             barrier=barrier,

@@ -37,6 +37,8 @@ BAD_WINDOW = 10_000  # frames over which max_bad_fraction counts at least
 _READ_AHEAD = 4  # batches, and threads that decode them
 
 Arrays = dict[str, np.ndarray]
+# Episode id, camera -> [length, h, w, c], scaled.
+GivenLatents = Callable[[str, str], np.ndarray]
 
 
 class Encoder(Protocol):
@@ -72,6 +74,7 @@ def encode(
     dtype: str,
     overwrite: bool,
     max_bad_fraction: float,
+    given: GivenLatents | None = None,
     process_index: int = 0,
     process_count: int = 1,
     barrier: Callable[[str], None] = lambda name: None,
@@ -89,6 +92,7 @@ def encode(
         dtype: one of `latents.DTYPES`, of what is stored.
         overwrite: delete a cache of something else that is there.
         max_bad_fraction: of the frames, of 10 000 at least, that may be damaged.
+        given: latents to take instead of computing them.
         process_index: this process.
         process_count: number of processes.
         barrier: waits until every process is here.
@@ -100,7 +104,7 @@ def encode(
     Raises:
         UserError: unknown dtype, the directory holds the cache of something else, or another run
             writes it.
-        DataError: too many frames are damaged.
+        DataError: too many frames are damaged, or given latents do not fit.
         NumericsError: a latent or embedding is not finite in that dtype.
     """
     if dtype not in latents.DTYPES:
@@ -108,7 +112,7 @@ def encode(
         raise errors.UserError(f"unknown dtype {dtype!r}", "--dtype", f"known: {known}")
     directory = pathlib.Path(directory)
     plan = _Plan(source, cameras, max_bad_fraction)
-    start = _beginning(plan, encoder, dtype)
+    start = _beginning(plan, encoder, dtype, is_given=given is not None)
     if process_index == 0:
         _begin(directory, start, overwrite)
     barrier("the cache is begun")
@@ -116,7 +120,7 @@ def encode(
     total = sum(plan.size(name) for name in own)
     bar = tqdm.tqdm(desc=directory.name, total=total, unit="record", disable=not progress)
     with bar, _alone(directory, process_index):
-        writer = _Writer(directory, encoder, plan, dtype)
+        writer = _Writer(directory, encoder, plan, dtype, given)
         for name in own:
             writer.write(name, bar.update)
     barrier("all shards are written")
@@ -141,13 +145,13 @@ def _alone(directory: pathlib.Path, process_index: int) -> Iterator[None]:
         yield
 
 
-def _beginning(plan: _Plan, encoder: Encoder, dtype: str) -> dict[str, Any]:
+def _beginning(plan: _Plan, encoder: Encoder, dtype: str, *, is_given: bool) -> dict[str, Any]:
     """Returns what decides a cache's content, as it comes back from the manifest."""
     start = {
         "schema": latents.SCHEMA_VERSION, "store": plan.source.fingerprint(),
         "cameras": plan.cameras, "dtype": dtype, "encoder": dict(encoder.facts),
-        "posterior": encoder.posterior, "frames": plan.num_frames, "texts": len(plan.texts),
-        "shards": plan.names,
+        "posterior": encoder.posterior, "given": is_given, "frames": plan.num_frames,
+        "texts": len(plan.texts), "shards": plan.names,
     }  # fmt: skip
     return json.loads(json.dumps(start))
 
@@ -199,16 +203,26 @@ class _Plan:
 
     def rows(self, i: int) -> list[tuple[int, str, int]]:
         """(episode, camera, frame) of an episode's records, in order."""
-        meta = self.source.meta(i)
-        cameras = [name for name in self.cameras if name in meta.cameras]
-        return [(i, camera, t) for camera in cameras for t in range(meta.length)]
+        length = self.source.meta(i).length
+        return [(i, camera, t) for camera in self.cameras_of(i) for t in range(length)]
+
+    def cameras_of(self, i: int) -> list[str]:
+        """Those of an episode that are encoded, in the order of their records."""
+        return [name for name in self.cameras if name in self.source.meta(i).cameras]
 
 
 class _Writer:
     """Computes and publishes one shard after the other."""
 
-    def __init__(self, directory: pathlib.Path, encoder: Encoder, plan: _Plan, dtype: str):
-        self._directory, self._encoder, self._plan = directory, encoder, plan
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        encoder: Encoder,
+        plan: _Plan,
+        dtype: str,
+        given: GivenLatents | None,
+    ):
+        self._directory, self._encoder, self._plan, self._given = directory, encoder, plan, given
         self._dtype = np.dtype(dtype)
         self._num_damaged = 0
 
@@ -253,12 +267,10 @@ class _Writer:
     ) -> Iterator[tuple[list[bytes], dict]]:
         """Records and index line of each episode of a shard."""
         chosen = [int(i) for i in self._plan.episodes[number]]
-        rows = [row for i in chosen for row in self._plan.rows(i)]
-        batches = FrameBatches(
-            source=self._plan.source, rows=rows, batch_size=self._encoder.batch_size,
-            prepare=frame.prepare(self._encoder.image_size, augment=False),
-        )  # fmt: skip
-        records = self._encoded(batches, report)
+        if self._given is None:
+            records = self._encoded([row for i in chosen for row in self._plan.rows(i)], report)
+        else:
+            records = self._copied(self._given, chosen, report)
         for i in chosen:
             meta = self._plan.source.meta(i)
             own = self._plan.rows(i)
@@ -268,7 +280,7 @@ class _Writer:
                 logging.warning("%d frames of %s are damaged", damaged, meta.episode_id)
                 self._num_damaged += damaged
                 self._plan.check_damage(self._num_damaged)
-            cameras = list(dict.fromkeys(camera for _, camera, _ in own))
+            cameras = self._plan.cameras_of(i)
             yield (
                 values,
                 {
@@ -277,8 +289,32 @@ class _Writer:
                 },
             )  # fmt: skip
 
-    def _encoded(self, batches: FrameBatches, report: Callable[[int], Any]) -> Iterator[bytes]:
+    def _copied(
+        self, given: GivenLatents, chosen: Sequence[int], report: Callable[[int], Any]
+    ) -> Iterator[bytes]:
+        """The records of episodes whose latents are given."""
+        for i in chosen:
+            meta = self._plan.source.meta(i)
+            for camera in self._plan.cameras_of(i):
+                values = given(meta.episode_id, camera)
+                wanted = (meta.length, *self._encoder.facts["latent_shape"])
+                if values.shape != wanted:
+                    raise errors.DataError(
+                        f"latents of {meta.episode_id!r} are {list(values.shape)}, not "
+                        f"{list(wanted)}", camera,
+                        "convert whole videos, and give the config that the latents were made for",
+                    )  # fmt: skip
+                yield from (value.tobytes() for value in self._stored(values, "latents"))
+                report(meta.length)
+
+    def _encoded(
+        self, rows: Sequence[tuple[int, str, int]], report: Callable[[int], Any]
+    ) -> Iterator[bytes]:
         """A record a row, in order; frames are read ahead of the devices."""
+        batches = FrameBatches(
+            source=self._plan.source, rows=rows, batch_size=self._encoder.batch_size,
+            prepare=frame.prepare(self._encoder.image_size, augment=False),
+        )  # fmt: skip
         options = grain.ReadOptions(num_threads=_READ_AHEAD, prefetch_buffer_size=_READ_AHEAD)
         left = len(batches.rows)
         iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))

@@ -90,11 +90,13 @@ class LatentCache:
         """Raises UserError, naming what differs and `rebuild`, unless these encoders made it."""
         changed = differences(self.manifest["encoder"], encoder)
         if changed:
+            origin = f"--posterior={self.manifest['posterior']}"
+            if self.manifest["given"]:
+                origin = "--official_latents=DIR"
             raise errors.UserError(
                 f"stale latent cache: made with other encoders ({'; '.join(changed[:3])})",
                 self.directory,
-                f"rebuild it: {rebuild} --posterior={self.manifest['posterior']} "
-                f"--dtype={self.manifest['dtype']}",
+                f"rebuild it: {rebuild} {origin} --dtype={self.manifest['dtype']}",
             )
 
     def frames(
@@ -247,7 +249,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
         schema = manifest["schema"]
         _ = [
             manifest[key]
-            for key in ("complete", "store", "cameras", "dtype", "posterior", "shards")
+            for key in ("complete", "store", "cameras", "dtype", "posterior", "given", "shards")
         ]
         _ = [manifest["encoder"][key] for key in ("latent_shape", "text_shape")]
     except (OSError, ValueError, KeyError, TypeError) as error:

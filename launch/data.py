@@ -37,6 +37,9 @@ flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
 flags.DEFINE_enum("dtype", "float16", latents.DTYPES, "encode: of what is stored.")
 flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
 flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
+flags.DEFINE_string(
+    "official_latents", "", "encode: video layout whose latents to take; they are samples."
+)
 flags.DEFINE_integer("frames_per_device", 16, "encode: frames encoded at once.", 1)
 flags.DEFINE_float("seconds", 20, "bench: time in the loader.", 0.1)
 flags.DEFINE_bool("overwrite", False, "encode: delete a cache of something else.")
@@ -79,10 +82,12 @@ def _encode() -> commands.Result:
     with supervisor.processes():
         encoder = latent_cache.make_encoder(
             config, objectives.make(config),
-            posterior=_F.posterior, frames_per_device=_F.frames_per_device,
+            posterior="sample" if _F.official_latents else _F.posterior,
+            frames_per_device=_F.frames_per_device,
         )  # fmt: skip
         return commands.run_encode(
             config, encoder, _F.output, dtype=_F.dtype, overwrite=_F.overwrite,
+            official_latents=_F.official_latents,
             process_index=jax.process_index(), process_count=jax.process_count(),
             barrier=supervisor.barrier,
         )  # fmt: skip

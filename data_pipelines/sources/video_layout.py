@@ -10,7 +10,7 @@ Fields read (official loader: Step1_GFDM/video_dataset/dataset_mix.py:110-205): 
 [n - 1 or n, A]. There is one action less than frames in the published clips: action t leads from
 frame t to t + 1. The last frame then gets a neutral action, zero motion with the gripper as it was,
 and the episode's metadata says so. `latent_videos[i].latent_video_path` is no part of an episode,
-because latents depend on an encoder; `read_latents` gives them.
+because latents depend on an encoder; `LatentFiles` gives them to `launch/data.py encode`.
 
 The published videos play at 3 frames a second, whatever the robot's rate; give the true one with
 `ClipOptions.fps` where it matters.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,21 +48,6 @@ class _Item:
     @property
     def item(self) -> str:
         return str(self.path)
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Stored latents of one video; which encoder made them, the layout does not say.
-
-    Attributes:
-        episode_id: of the episode that `open_source` gives for this annotation.
-        camera: of the video.
-        values: float32[n, C, h, w], one a frame; scaled by 0.18215 in the published files.
-    """
-
-    episode_id: str
-    camera: str
-    values: np.ndarray
 
 
 def open_source(
@@ -102,39 +87,51 @@ def open_source(
     )
 
 
-def read_latents(
-    directory: str | pathlib.Path, *, name: str, splits: Collection[str] | None = None
-) -> Iterator[Latents]:
-    """Yields the latents of every annotation that names some.
+class LatentFiles:
+    """The latents that a layout's annotations name; which encoder made them, it does not say.
 
     As the official loader does, a file that is missing below `latent_videos` is looked for below
     `latent_videos_svd`. Pickles are interpreted by `torch_pickle`, which runs nothing of them.
 
     Args:
         directory: that holds `annotation/`.
-        name: of the dataset, see `open_source`.
-        splits: see `open_source`.
 
     Raises:
-        UserError: see `open_source`.
-        DataError: an annotation or a latent file is damaged, or does not have one latent a frame.
+        UserError: no such directory, or no annotation.
+        DataError: an annotation is damaged.
     """
-    directory = pathlib.Path(directory)
-    for item in _items(directory, name, splits):
-        annotation = _load_json(item.path)
-        try:
-            entries = annotation.get("latent_videos") or ()
-            paths = [str(entry["latent_video_path"]) for entry in entries]
-            num_frames = _num_frames(annotation)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise _unusable(item.path, error) from error
-        for index, relative in enumerate(paths):
-            values = _load_latent(directory, relative)
-            if num_frames is not None and len(values) != num_frames:
-                raise errors.DataError(
-                    f"{len(values)} latents for {num_frames} frames", relative, "encode again"
-                )
-            yield Latents(item.episode_id, _camera(index), values)
+
+    def __init__(self, directory: str | pathlib.Path):
+        self._directory = pathlib.Path(directory)
+        self._paths: dict[tuple[str, str], str] = {}
+        for item in _items(self._directory, "", None):
+            annotation = _load_json(item.path)
+            try:
+                entries = annotation.get("latent_videos") or ()
+                for index, entry in enumerate(entries):
+                    path = str(entry["latent_video_path"])
+                    self._paths[item.episode_id, _camera(index)] = path
+            except (TypeError, KeyError, AttributeError) as error:
+                raise _unusable(item.path, error) from error
+
+    def __call__(self, episode_id: str, camera: str) -> np.ndarray:
+        """Returns the latents of a video, float32[n, h, w, C], scaled in the published files.
+
+        Args:
+            episode_id: of an episode that `open_source` gave, whatever the dataset was called.
+            camera: of the video.
+
+        Raises:
+            DataError: there are none, or they are damaged.
+        """
+        _, _, clip = episode_id.partition("/")
+        path = self._paths.get((f"/{clip}", camera))
+        if path is None:
+            raise errors.DataError(
+                f"no latents of {episode_id!r}, camera {camera!r}", str(self._directory),
+                "encode the videos instead: leave out --official_latents",
+            )  # fmt: skip
+        return np.moveaxis(_load_latent(self._directory, path), 1, -1)
 
 
 def _read(

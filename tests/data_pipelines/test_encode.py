@@ -138,6 +138,30 @@ def test_a_missing_share_is_not_called_complete(store, tmp_path):
     assert not latents.read_manifest(tmp_path / "c")["complete"]
 
 
+def test_given_latents_are_stored_as_they_are(store, tmp_path):
+    def given(episode_id, camera):
+        i = store.episode_ids.index(episode_id)
+        fill = 10 * i + (camera == "gripper")
+        return np.full((store.lengths[i], *LATENT), fill) + np.arange(store.lengths[i]).reshape(
+            -1, 1, 1, 1
+        )
+
+    encoder = ToyEncoder()
+    manifest = _encode(store, tmp_path / "c", encoder, given=given)
+    assert encoder.calls == 0 and manifest["damaged"] == 0
+    source = latents.open_source(store, tmp_path / "c", ("static", "gripper"))
+    assert source.latents(0, "gripper", [4, 0])[:, 0, 0, 0].tolist() == [5, 1]
+    assert source.latents(2, "static", [1])[:, 1, 1, 2].tolist() == [21]
+    with pytest.raises(errors.UserError, match="given True, not False"):
+        _encode(store, tmp_path / "c")
+
+
+@pytest.mark.parametrize("shape", [(4, *LATENT), (5, 2, 2, 4)])
+def test_given_latents_of_another_shape_are_refused(store, tmp_path, shape):
+    with pytest.raises(errors.DataError, match="latents of 'a' are"):
+        _encode(store, tmp_path / "c", given=lambda *_: np.zeros(shape))
+
+
 def test_draws_follow_from_the_frame_alone(store, tmp_path):
     small, large = ToyEncoder(), ToyEncoder()
     large.batch_size = 8

@@ -163,24 +163,33 @@ def test_latents_are_read_from_either_folder(tmp_path, folder):
     path = tmp_path / folder / "val" / "1" / "0.pt"
     path.parent.mkdir(parents=True)
     shutil.copy(LATENT, path)
-    (found,) = video_layout.read_latents(tmp_path, name="set")
-    assert (found.episode_id, found.camera) == ("set/val/1", "static")
-    np.testing.assert_array_equal(found.values, seeded.noise("latent", (5, 4, 2, 3)))
+    files = video_layout.LatentFiles(tmp_path)
+    wanted = np.moveaxis(seeded.noise("latent", (5, 4, 2, 3)), 1, -1)
+    np.testing.assert_array_equal(files("set/val/1", "static"), wanted)
+    for episode, camera in (("set/val/2", "static"), ("set/val/1", "gripper"), ("set/1", "static")):
+        with pytest.raises(errors.DataError, match="no latents of"):
+            files(episode, camera)
 
 
 @pytest.mark.parametrize(
-    ("length", "path", "reason"),
+    ("path", "reason"),
     [
-        (6, "latent_videos/0.pt", "5 latents for 6 frames"),
-        (5, "latent_videos/1.pt", "no such latent file"),
-        (5, "../0.pt", "outside of the dataset"),
-        (5, "videos/val/1/0.mp4", "not a PyTorch archive"),
+        ("latent_videos/1.pt", "no such latent file"),
+        ("../0.pt", "outside of the dataset"),
+        ("videos/val/1/0.mp4", "not a PyTorch archive"),
     ],
 )
-def test_unusable_latents_are_a_data_error(tmp_path, length, path, reason):
+def test_unusable_latents_are_a_data_error(tmp_path, path, reason):
     named = [{"latent_video_path": path}]
-    _write_clip(tmp_path, "1", video_length=length, latent_videos=named)
+    _write_clip(tmp_path, "1", video_length=5, latent_videos=named)
     (tmp_path / "latent_videos").mkdir()
     shutil.copy(LATENT, tmp_path / "latent_videos" / "0.pt")
     with pytest.raises(errors.DataError, match=reason):
-        list(video_layout.read_latents(tmp_path, name="set"))
+        video_layout.LatentFiles(tmp_path)("set/val/1", "static")
+
+
+@pytest.mark.parametrize("entries", [5, [5], [{"path": "0.pt"}], {"a": 1}])
+def test_a_damaged_list_of_latents_names_its_file(tmp_path, entries):
+    _write_clip(tmp_path, "1", video_length=5, latent_videos=entries)
+    with pytest.raises(errors.DataError, match=r"annotation cannot be used.*1\.json"):
+        video_layout.LatentFiles(tmp_path)
