@@ -14,9 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from defi_jax.models import params as params_lib
 from defi_jax.models import pretrained_encoders, svd_vae
-from defi_jax.weights import fields, parity, parity_policy, parity_video, svd_vae_table, table
+from defi_jax.weights import (
+    diffusers_names,
+    fields,
+    parity,
+    parity_policy,
+    parity_runner,
+    parity_video,
+)
 
 
 def main(directory: pathlib.Path) -> None:
@@ -94,12 +100,8 @@ def _posterior(fixture):
     config = fields.make_config(svd_vae.SVDVAEConfig, fixture.config, "svd_vae")
     mode = pretrained_encoders.SVDVAELatents(config=config)
     sample = pretrained_encoders.SVDVAELatents(config=config, posterior="sample")
-    params = table.import_params(
-        svd_vae_table.entries(config),
-        fixture.params,
-        dropped=svd_vae_table.DROPPED,
-        expected=params_lib.abstract_params(mode.make),
-        where="svd_vae",
+    params = parity_runner.import_params(
+        mode.make, diffusers_names.entries(mode.make), fixture.params, (), "svd_vae"
     )
     pixels = jnp.asarray(fixture.inputs["pixels"]).transpose(0, 2, 3, 1)
     frames = jnp.clip(jnp.round((pixels + 1) * 127.5), 0, 255).astype(jnp.uint8)

@@ -31,23 +31,20 @@ TEXT_ENCODERS = ("bytes", "clip_text", "clip_openai", "t5_encoder")
 FEATURE_ENCODERS = ("patches", "dinov2")
 
 
-def latent_encoder(
-    name: str, *, factor: int, frequencies: int, dtype: Any = jnp.float32
-) -> LatentEncoder:
-    """Returns the latent encoder called `name`.
+def latent_encoder(name: str, *, factor: int, frequencies: int) -> LatentEncoder:
+    """Returns the latent encoder called `name`; `svd_vae` computes in float32, as it asks for.
 
     Args:
         name: one of `LATENT_ENCODERS`.
         factor: pixels per latent cell and side; used by `space_to_depth`.
         frequencies: kept per side of a cell; used by `space_to_depth`.
-        dtype: compute dtype; used by `svd_vae`.
 
     Raises:
         UserError: unknown name, or more frequencies than pixels.
     """
     _check_name(name, LATENT_ENCODERS, "latent encoder")
     if name == "svd_vae":
-        return pretrained_encoders.SVDVAELatents(dtype=dtype)
+        return pretrained_encoders.SVDVAELatents()
     encoder: Any = scratch_encoders.SpaceToDepth(factor=factor, frequencies=frequencies)
     return encoder
 
@@ -91,20 +88,19 @@ def text_encoder(
     return make(length=length, tokenizer_dir=tokenizer_dir, dtype=dtype, **rules)
 
 
-def feature_encoder(name: str, *, patch: int, dtype: Any = jnp.float32) -> FeatureEncoder:
-    """Returns the feature encoder called `name`.
+def feature_encoder(name: str, *, patch: int) -> FeatureEncoder:
+    """Returns the feature encoder called `name`; in float32, for its features are targets.
 
     Args:
         name: one of `FEATURE_ENCODERS`.
         patch: pixels per patch and side; used by `patches`.
-        dtype: compute dtype; used by `dinov2`.
 
     Raises:
         UserError: unknown name.
     """
     _check_name(name, FEATURE_ENCODERS, "feature encoder")
     if name == "dinov2":
-        return pretrained_encoders.DINOv2Features(dtype=dtype)
+        return pretrained_encoders.DINOv2Features()
     return scratch_encoders.Patches(patch_size=patch)
 
 

@@ -1,10 +1,9 @@
-"""The naming rule between our parameter paths and diffusers' state dict names.
+"""Weight tables of the SVD UNet and VAE, by rule: our modules carry diffusers' names.
 
 Paths equal names up to the leaf (`kernel` and `scale` are `weight` there) and the GEGLU layers,
 which diffusers keeps in a list. The layout follows from the leaf's kind and rank.
 """
 
-from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
 from defi_jax.weights import table
 
@@ -13,13 +12,10 @@ _GEGLU = {"proj": "net.0.proj", "out": "net.2"}
 _KERNEL_LAYOUTS = {2: "linear", 3: "conv3d_time", 4: "conv2d", 5: "conv3d"}
 
 
-def entries(abstract: Params) -> list[table.Entry]:
-    """Returns one table row per parameter of an abstract parameter tree.
-
-    Args:
-        abstract: `models.params.abstract_params` of a module with diffusers' attribute names.
-    """
-    return [_entry(path, leaf.ndim) for path, leaf in params_lib.flatten(abstract).items()]
+def entries(make: params_lib.Make) -> list[table.Entry]:
+    """Returns one table row per parameter of a module with diffusers' attribute names."""
+    flat = params_lib.flatten(params_lib.abstract_params(make))
+    return [_entry(path, leaf.ndim) for path, leaf in flat.items()]
 
 
 def _entry(path: str, rank: int) -> table.Entry:

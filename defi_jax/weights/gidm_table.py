@@ -23,9 +23,9 @@ def entries(config: gidm.GIDMConfig) -> list[Entry]:
     ours = "decoder/"
     return [
         *table.with_prefixes(latent_action_entries(config), ours="latent_action/"),
-        *linear(f"{ours}patch_up", "patch_up"),
+        *table.linear(f"{ours}patch_up", "patch_up"),
         *transformer(f"{ours}transformer/", "decoder.", config.decoder_blocks, is_temporal=False),
-        *linear(f"{ours}transformer/out", "decoder.out"),
+        *table.linear(f"{ours}transformer/out", "decoder.out"),
     ]
 
 
@@ -34,34 +34,20 @@ def latent_action_entries(config: latent_action.LatentActionConfig) -> list[Entr
     codebook = [Entry("vq/codebook", "vq.codebook.weight")] if config.quantizer == "vq" else []
     return [
         Entry("encoder/action_latent", "action_latent"),
-        *linear("encoder/lang_proj", "lang_proj"),
+        *table.linear("encoder/lang_proj", "lang_proj"),
         *transformer("encoder/transformer/", "encoder.", config.encoder_blocks, is_temporal=True),
-        *linear("encoder/to_codebook", "to_codebook"),
+        *table.linear("encoder/to_codebook", "to_codebook"),
         *codebook,
-        *linear("action_up", "action_up"),
+        *table.linear("action_up", "action_up"),
     ]
-
-
-def linear(
-    ours: str, theirs: str, *, use_bias: bool = True, layer: int | None = None
-) -> list[Entry]:
-    """Returns the rows of a linear layer."""
-    rows = [Entry(f"{ours}/kernel", f"{theirs}.weight", "linear", layer)]
-    return [*rows, Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer)] if use_bias else rows
-
-
-def norm(ours: str, theirs: str, *, use_bias: bool = True, layer: int | None = None) -> list[Entry]:
-    """Returns the rows of a layer norm."""
-    rows = [Entry(f"{ours}/scale", f"{theirs}.weight", "same", layer)]
-    return [*rows, Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer)] if use_bias else rows
 
 
 def transformer(ours: str, theirs: str, num_blocks: int, *, is_temporal: bool) -> list[Entry]:
     """Returns the rows of the stem and the stacked blocks; prefixes end in "/" and "."."""
     rows = [
-        *norm(f"{ours}stem_norm_in", f"{theirs}ffn.0"),
-        *linear(f"{ours}stem_proj", f"{theirs}ffn.1"),
-        *norm(f"{ours}stem_norm_out", f"{theirs}ffn.2"),
+        *table.norm(f"{ours}stem_norm_in", f"{theirs}ffn.0"),
+        *table.linear(f"{ours}stem_proj", f"{theirs}ffn.1"),
+        *table.norm(f"{ours}stem_norm_out", f"{theirs}ffn.2"),
     ]
     for layer in range(num_blocks):
         rows += _block(
@@ -79,11 +65,11 @@ def _block(ours: str, theirs: str, layer: int, *, attentions: Iterable[str]) -> 
     for name in attentions:
         for projection in ("to_q", "to_k", "to_v"):
             path = f"{ours}/{name}/{projection}"
-            rows += linear(path, f"{theirs}.{name}.{projection}", use_bias=False, layer=layer)
-        rows += linear(f"{ours}/{name}/to_out", f"{theirs}.{name}.to_out.0", layer=layer)
-    rows += linear(f"{ours}/ffn/fc1", f"{theirs}.ffn.0", layer=layer)
-    rows += linear(f"{ours}/ffn/fc2", f"{theirs}.ffn.3", layer=layer)
+            rows += table.linear(path, f"{theirs}.{name}.{projection}", use_bias=False, layer=layer)
+        rows += table.linear(f"{ours}/{name}/to_out", f"{theirs}.{name}.to_out.0", layer=layer)
+    rows += table.linear(f"{ours}/ffn/fc1", f"{theirs}.ffn.0", layer=layer)
+    rows += table.linear(f"{ours}/ffn/fc2", f"{theirs}.ffn.3", layer=layer)
     # One norm before each attention, one before the feed-forward.
     for index in range(1, len(tuple(attentions)) + 2):
-        rows += norm(f"{ours}/norm{index}", f"{theirs}.norm{index}", layer=layer)
+        rows += table.norm(f"{ours}/norm{index}", f"{theirs}.norm{index}", layer=layer)
     return rows

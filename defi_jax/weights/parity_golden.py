@@ -179,7 +179,7 @@ def _decoder() -> Sequence[Any]:
         lambda rngs: latent_action.SpatioTransformer(config, rngs=rngs),
         [
             *gidm_table.transformer("", "", config.num_blocks, is_temporal=False),
-            *gidm_table.linear("out", "out"),
+            *table.linear("out", "out"),
         ],
         seeded_input("dec_x", (3, 1, 9, 32)),
         seeded_input("enc_lang", (3, 5, 32)),

@@ -9,7 +9,7 @@ import numpy as np
 
 from defi_jax.models import params as params_lib
 from defi_jax.models import svd_unet, svd_vae
-from defi_jax.weights import fields, parity_runner, svd_unet_table, svd_vae_table
+from defi_jax.weights import diffusers_names, fields, parity_runner
 
 Arrays = parity_runner.Arrays
 
@@ -47,9 +47,7 @@ def run_svd_unet(
     def make(rngs):
         return svd_unet.SVDUNet(model_config, rngs=rngs)
 
-    ours = parity_runner.import_params(
-        make, svd_unet_table.entries(model_config), params, svd_unet_table.DROPPED, "svd_unet"
-    )
+    ours = parity_runner.import_params(make, diffusers_names.entries(make), params, (), "svd_unet")
 
     @jax.jit
     def forward(ours, sample, timestep, text, ids):
@@ -91,9 +89,7 @@ def run_svd_vae(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> di
     def make(rngs):
         return svd_vae.SVDVAE(model_config, rngs=rngs)
 
-    ours = parity_runner.import_params(
-        make, svd_vae_table.entries(model_config), params, svd_vae_table.DROPPED, "svd_vae"
-    )
+    ours = parity_runner.import_params(make, diffusers_names.entries(make), params, (), "svd_vae")
 
     @jax.jit
     def forward(ours, pixels):

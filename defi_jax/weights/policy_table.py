@@ -33,8 +33,8 @@ def entries(config: policy.PolicyConfig) -> list[Entry]:
     """
     _refuse_parts_of_ours("policy", normalize_features=config.normalize_features)
     return [
-        *gidm_table.linear("goal_emb/fc1", "goal_emb.0"),
-        *gidm_table.linear("goal_emb/fc2", "goal_emb.2"),
+        *table.linear("goal_emb/fc1", "goal_emb.0"),
+        *table.linear("goal_emb/fc2", "goal_emb.2"),
         Entry("time_pos_emb", "time_pos_emb"),
         *table.with_prefixes(
             gidm_table.latent_action_entries(config.gidm), ours="latent_action/", theirs="lam."
@@ -53,7 +53,7 @@ def video_former_entries(config: video_former.VideoFormerConfig) -> list[Entry]:
         UserError: the config has parts that the reference does not know.
     """
     _refuse_parts_of_ours("video_former", token_positions=config.token_positions > 0)
-    linear, norm = gidm_table.linear, gidm_table.norm
+    linear, norm = table.linear, table.norm
     rows = [
         Entry("latents", "latents"),
         Entry("time_pos_emb", "time_pos_emb"),
@@ -88,7 +88,7 @@ def denoiser_entries(config: action_denoiser.ActionDenoiserConfig) -> list[Entry
         action_positions=config.action_positions,
         modulation_offset=config.modulation_offset != 0.0,
     )
-    linear, norm = gidm_table.linear, gidm_table.norm
+    linear, norm = table.linear, table.norm
     rows = [
         *(row for name in ("tok_emb", "tok_emb_token") for row in linear(name, name)),
         *(row for name in ("action_emb", "action_pred") for row in linear(name, name)),
@@ -112,7 +112,7 @@ def denoiser_entries(config: action_denoiser.ActionDenoiserConfig) -> list[Entry
 
 def _block(ours: str, theirs: str, layer: int) -> list[Entry]:
     """Rows that encoder and decoder blocks have in common."""
-    linear, norm = gidm_table.linear, gidm_table.norm
+    linear, norm = table.linear, table.norm
     return [
         *norm(f"{ours}/ln_1", f"{theirs}.ln_1", use_bias=False, layer=layer),
         *norm(f"{ours}/ln_2", f"{theirs}.ln_2", use_bias=False, layer=layer),
@@ -124,9 +124,9 @@ def _block(ours: str, theirs: str, layer: int) -> list[Entry]:
 
 def _attention(ours: str, theirs: str, layer: int) -> list[Entry]:
     """Rows of one attention of the denoiser."""
-    rows = gidm_table.linear(f"{ours}/c_proj", f"{theirs}.c_proj", use_bias=False, layer=layer)
+    rows = table.linear(f"{ours}/c_proj", f"{theirs}.c_proj", use_bias=False, layer=layer)
     for name in ("key", "query", "value"):
-        rows += gidm_table.linear(f"{ours}/{name}", f"{theirs}.{name}", layer=layer)
+        rows += table.linear(f"{ours}/{name}", f"{theirs}.{name}", layer=layer)
     return rows
 
 

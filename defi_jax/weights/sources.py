@@ -18,12 +18,11 @@ from defi_jax.models import params as params_lib
 from defi_jax.weights import (
     clip_openai_table,
     clip_text_table,
+    diffusers_names,
     dinov2_table,
     fields,
     gidm_table,
     policy_table,
-    svd_unet_table,
-    svd_vae_table,
     t5_encoder_table,
     table,
 )
@@ -110,6 +109,11 @@ def _fixed(entries: Callable[[Any], list[table.Entry]]) -> Entries:
     return lambda config, names: entries(config)
 
 
+def _diffusers(module: Callable[..., nnx.Module]) -> Entries:
+    """The table of a module that carries diffusers' names."""
+    return lambda config, names: diffusers_names.entries(lambda rngs: module(config, rngs=rngs))
+
+
 def _dinov2_entries(config: dinov2.DINOv2Config, names: Iterable[str]) -> list[table.Entry]:
     names = set(names)
     return dinov2_table.entries(config, dinov2_table.release(names) if names else "hub")
@@ -122,8 +126,8 @@ _UNET = Part(
     name="unet",
     module=svd_unet.SVDUNet,
     config=svd_unet.PRESETS["full"],
-    entries=_fixed(svd_unet_table.entries),
-    dropped=svd_unet_table.DROPPED,
+    entries=_diffusers(svd_unet.SVDUNet),
+    dropped=(),
     folder="unet",
     file=_DIFFUSERS_FILE,
     ours="gfdm/unet/",
@@ -132,8 +136,8 @@ _VAE = Part(
     name="svd_vae",
     module=svd_vae.SVDVAE,
     config=svd_vae.PRESETS["full"],
-    entries=_fixed(svd_vae_table.entries),
-    dropped=svd_vae_table.DROPPED,
+    entries=_diffusers(svd_vae.SVDVAE),
+    dropped=(),
     folder="vae",
     file=_DIFFUSERS_FILE,
 )
