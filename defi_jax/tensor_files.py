@@ -87,13 +87,22 @@ class SafetensorsFiles(Tensors):
     def __init__(self, path: pathlib.Path):
         self._shards: dict[str, pathlib.Path] = {}
         self._specs: dict[str, TensorSpec] = {}
-        index = _read_index(path) if path.name.endswith(INDEX_ENDS) else None
-        for shard in [path] if index is None else sorted({path.parent / f for f in index.values()}):
+        if not path.name.endswith(INDEX_ENDS):
+            self._add(path)
+            return
+        index = {name: path.parent / file for name, file in _read_index(path).items()}
+        for shard in sorted(set(index.values())):
             self._add(shard)
-        missing = sorted(set(index or {}) - self._shards.keys())
-        if missing:
+        problems = [
+            f"{name} is not in {shard.name}"
+            for name, shard in sorted(index.items())
+            if self._shards.get(name) != shard
+        ]
+        if problems:
             raise errors.DataError(
-                f"shards lack {', '.join(missing)}", str(path), "download them again"
+                f"shards are not as the index says: {errors.listed(problems, 10)}",
+                str(path),
+                "download them again",
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -132,6 +141,11 @@ class SafetensorsFiles(Tensors):
         if unknown:
             raise errors.DataError(
                 f"unknown element types: {', '.join(unknown)}", str(shard), "convert the file"
+            )
+        twice = sorted(found.keys() & self._shards.keys())
+        if twice:
+            raise errors.DataError(
+                f"another shard has {errors.listed(twice, 10)} too", str(shard), "download it again"
             )
         for name, (shape, dtype) in found.items():
             self._shards[name] = shard

@@ -73,6 +73,12 @@ def open_weights(path: pathlib.Path, keys: tuple[str, ...]) -> tensor_files.Tens
     """
     if path.is_dir():
         found = [path / name for name in _WEIGHT_FILES if (path / name).is_file()]
+        if not found and any(path.glob("*.bin.index.json")):
+            raise errors.UserError(
+                "no weights but shards of pickles, which are not read",
+                str(path),
+                "take the release's .safetensors, or save the model so from PyTorch",
+            )
         if not found:
             raise errors.UserError(
                 "no weights", str(path), f"expected one of {', '.join(_WEIGHT_FILES[:4])}, ..."

@@ -76,7 +76,8 @@ def test_shards_are_one_set_of_tensors_and_lie_beside_their_index(tmp_path):
     index.write_text(json.dumps({"weight_map": where}))
     assert tensor_files.SafetensorsFiles(index).keys() == TENSORS.keys()
     for broken, message in (
-        ({"weight_map": where | {"more": "x.safetensors"}}, "shards lack more"),
+        ({"weight_map": where | {"more": "x.safetensors"}}, "more is not in x.safetensors"),
+        ({"weight_map": where | {names[0]: "y.safetensors"}}, f"{names[0]} is not in y"),
         ({"weight_map": where | {"more": "../x.safetensors"}}, "no weight_map of file names"),
         ({"weight_map": where | {"more": "z.safetensors"}}, "not a safetensors file"),
         ([], "no weight_map"),
@@ -84,6 +85,12 @@ def test_shards_are_one_set_of_tensors_and_lie_beside_their_index(tmp_path):
         index.write_text(json.dumps(broken))
         with pytest.raises(errors.DataError, match=message):
             tensor_files.SafetensorsFiles(index)
+    index.write_text(json.dumps({"weight_map": where}))
+    safetensors.numpy.save_file(
+        {name: TENSORS[name] for name in names[2:]}, tmp_path / "y.safetensors"
+    )
+    with pytest.raises(errors.DataError, match=f"another shard has {names[2]} too: .*y.safet"):
+        tensor_files.SafetensorsFiles(index)
     index.write_text("{")
     with pytest.raises(errors.DataError, match="not JSON"):
         tensor_files.SafetensorsFiles(index)

@@ -325,6 +325,11 @@ def test_wrong_paths_are_user_errors(tmp_path):
         importers.import_release("svd2", tmp_path, tmp_path / "ours")
     with pytest.raises(errors.UserError, match="no weights"):
         importers.import_release("t5", tmp_path, tmp_path / "ours")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text("{}")
+    with pytest.raises(errors.UserError, match="shards of pickles, which are not read"):
+        importers.import_release("t5", tmp_path, tmp_path / "ours")
+    index.unlink()
     with pytest.raises(errors.UserError, match="no such file"):
         importers.import_release("t5", tmp_path / "absent", tmp_path / "ours")
     with pytest.raises(errors.UserError, match="output exists"):
