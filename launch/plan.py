@@ -48,8 +48,7 @@ def main(argv: list[str]) -> None:
 
     jax.config.update("jax_optimization_level", _LEVEL.value)
     config = _CONFIG.value
-    if not config.data.mixture:
-        config.data.mixture = "synthetic"  # only shapes matter
+    config.data.mixture = "synthetic"  # only shapes matter
     topology = _TOPOLOGY.value or ""
     plan = plan_lib.make_plan(config, topology, _NUM_SLICES.value)
     print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else plan_lib.describe(plan))
