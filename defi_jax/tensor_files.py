@@ -171,7 +171,8 @@ def read_json(path: pathlib.Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # Beside what is no JSON: nested or long numbers that Python's parser refuses.
+    except (ValueError, RecursionError) as error:
         raise errors.DataError(f"not JSON ({error})", str(path), "restore the file") from error
 
 

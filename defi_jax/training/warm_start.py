@@ -146,7 +146,7 @@ def _recorded_config(source: str) -> Mapping[str, Any] | None:
             parts = json.loads(record.read_text())["parts"]
             if part in parts:
                 return dict(parts[part]["config"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise errors.DataError(
                 f"damaged record ({error})", str(record), "import the release again"
             ) from error

@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from defi_jax import errors
+from defi_jax import errors, tensor_files
 from defi_jax.weights import (
     fields,
     parity_golden,
@@ -83,10 +82,10 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The fields; JSON has no infinity and no NaN, they are null."""
-        fields = dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in fields.items()
+            for name, value in values.items()
         }
 
 
@@ -144,7 +143,8 @@ def read_fixture(path: str | pathlib.Path) -> Fixture:
 
     Raises:
         UserError: no such file.
-        DataError: not a safetensors file, or without the metadata and groups of a fixture.
+        DataError: not a safetensors file of known element types, or without the metadata and groups
+            of a fixture.
     """
     fix = "write it as parity fixtures are written: metadata kind, config; tensors param/ in/ out/"
     if not pathlib.Path(path).is_file():
@@ -152,11 +152,10 @@ def read_fixture(path: str | pathlib.Path) -> Fixture:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise errors.DataError(f"not a safetensors file ({error})", str(path), fix) from error
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
-    for name, tensor in tensors.items():
+    for name, tensor in tensor_files.SafetensorsFiles(pathlib.Path(path)).items():
         group, _, rest = name.partition("/")
         if group not in groups or not rest:
             raise errors.DataError(f"tensor {name!r} is of no group", str(path), fix)
@@ -167,7 +166,7 @@ def read_fixture(path: str | pathlib.Path) -> Fixture:
         raise errors.DataError(f"fixture without {', '.join(missing)}", str(path), fix)
     try:
         config = json.loads(metadata["config"])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.DataError(f"config is not JSON ({error})", str(path), fix) from error
     return Fixture(
         kind=metadata["kind"],

@@ -17,7 +17,11 @@ from defi_jax.weights import gidm_table, parity_runner, policy_table
 Arrays = parity_runner.Arrays
 
 _ACTIONS = {"actions": "B S A", "sigma": "B", "noise": "B S A", "initial_actions": "B S A"}
+_JOINT_INPUTS = {
+    "text_features": "B L gidm.text_dim", "text_mask": "B L", "goal": "B ...", **_ACTIONS,
+}  # fmt: skip
 _CAMERAS = ("static_features", "gripper_features")
+_FRAMES = "B video_former.num_frames video_former.condition_dim h w"
 
 
 def run_gidm(config: Mapping[str, Any], params: Arrays, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -199,14 +203,7 @@ def run_joint_policy(
     """
     model_config = _make_policy_config(config)
     cameras = [name for name in _CAMERAS if name in inputs]
-    frames = "B video_former.num_frames video_former.condition_dim h w"
-    specs = {
-        **dict.fromkeys(cameras or _CAMERAS[:1], frames),
-        "text_features": "B L gidm.text_dim",
-        "text_mask": "B L",
-        "goal": "B ...",
-        **_ACTIONS,
-    }
+    specs = dict.fromkeys(cameras or _CAMERAS[:1], _FRAMES) | _JOINT_INPUTS
     parity_runner.check_inputs(inputs, specs, model_config, "joint_policy")
 
     def make(rngs):

@@ -91,9 +91,10 @@ def test_shards_are_one_set_of_tensors_and_lie_beside_their_index(tmp_path):
     )
     with pytest.raises(errors.DataError, match=f"another shard has {names[2]} too: .*y.safet"):
         tensor_files.SafetensorsFiles(index)
-    index.write_text("{")
-    with pytest.raises(errors.DataError, match="not JSON"):
-        tensor_files.SafetensorsFiles(index)
+    for text in ("{", "[" * 100_000, "1" * 5000):
+        index.write_text(text)
+        with pytest.raises(errors.DataError, match="not JSON"):
+            tensor_files.SafetensorsFiles(index)
 
 
 def test_damaged_files_and_unknown_types_are_named(tmp_path):

@@ -89,8 +89,13 @@ def test_bad_fixtures_are_named(tmp_path):
     text.write_text("not a fixture")
     with pytest.raises(errors.DataError, match="not a safetensors file"):
         parity.read_fixture(text)
-    with pytest.raises(errors.DataError, match="config is not JSON"):
-        parity.read_fixture(_write(tmp_path / "json.safetensors", fixture, config="{"))
+    for config in ("{", "[" * 100_000, "1" * 5000):
+        with pytest.raises(errors.DataError, match="config is not JSON"):
+            parity.read_fixture(_write(tmp_path / "json.safetensors", fixture, config=config))
+    header = b'{"out/a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    text.write_bytes(len(header).to_bytes(8, "little") + header + b"a")
+    with pytest.raises(errors.DataError, match="unknown element types"):
+        parity.read_fixture(text)
     with pytest.raises(errors.DataError, match="fixture without out/"):
         empty = dataclasses.replace(fixture, outputs={})
         parity.read_fixture(_write(tmp_path / "empty.safetensors", empty))
