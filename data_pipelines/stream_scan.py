@@ -7,18 +7,16 @@ its standardisation, because the dataset's own directory is often read-only.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import re
 import uuid
 
 import numpy as np
 import tqdm
 from absl import logging
 
-from data_pipelines import statistics
+from data_pipelines import contents, statistics
 from data_pipelines.sources import base, rlds
 from data_pipelines.transforms import action
 
@@ -37,11 +35,8 @@ class Scan:
 
 
 def digest(dataset: rlds.RldsSource) -> str:
-    """Identifies a dataset's files, by their description, and how they are standardised."""
-    shards = [[s.split, s.path.name, s.num_records] for s in dataset.info.shards]
-    standard = re.sub(r" at 0x[0-9a-f]+", "", repr(dataset.standard))
-    content = [dataset.info.name, dataset.info.version, dataset.name, shards, standard]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    """Identifies a dataset's files and how they are standardised."""
+    return contents.digest([dataset.name, dict(dataset.recipe)])
 
 
 def known_steps(dataset: rlds.RldsSource) -> int:

@@ -119,7 +119,7 @@ def open_source(
     }
     recipe = {
         "kind": "calvin",
-        "captions": files if part == "language" else [],
+        "captions" if part == "language" else "recordings": files,
         "selection": selection[part],
         "actions": actions,
         "frames": options.to_json(),

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from data_pipelines import episodes, media, video
+from data_pipelines import contents, episodes, media, video
 from data_pipelines.sources import base, video_clips
 from defi_jax import errors
 
@@ -141,7 +141,8 @@ def open_source(
     read = functools.partial(
         _read, info=info, tasks=tasks, source=name, embodiment=str(robot), options=options
     )
-    return base.ItemSource(name, chosen, read, recipe=_recipe(info, options), workers=workers)
+    recipe = _recipe(info, chosen, options)
+    return base.ItemSource(name, chosen, read, recipe=recipe, workers=workers)
 
 
 # ---- description ----
@@ -299,8 +300,13 @@ def _of_splits(
     return [recording for recording in recordings if recording.index in wanted]
 
 
-def _recipe(info: Info, options: video_clips.ClipOptions) -> dict[str, Any]:
+def _recipe(
+    info: Info, recordings: Sequence[Recording], options: video_clips.ClipOptions
+) -> dict[str, Any]:
     features = info.content["features"]
+    paths = {path for path in (info.directory / "meta").rglob("*") if path.is_file()}
+    for recording in recordings:
+        paths |= {recording.data, *(path for path, _ in recording.videos.values())}
     return {
         "kind": "lerobot",
         "version": info.version,
@@ -309,6 +315,7 @@ def _recipe(info: Info, options: video_clips.ClipOptions) -> dict[str, Any]:
         "names": {column: features[column].get("names") for column in info.columns},
         "captions": {"file": "meta/tasks", "field": "task"},
         "selection": "every episode",
+        "files": contents.digest_files(info.directory.resolve(), {p.resolve() for p in paths}),
         "frames": options.to_json(),
     }
 

@@ -7,6 +7,7 @@ shard must hold. Images stay the JPEG or PNG bytes they are; only requested fiel
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import zlib
@@ -18,7 +19,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from data_pipelines import episodes, isolation, tfrecord
+from data_pipelines import contents, episodes, isolation, tfrecord
 from data_pipelines.sources import base
 from data_pipelines.standardize import base as standardize_base
 from data_pipelines.standardize import columns, exported, registry
@@ -197,6 +198,19 @@ class RldsSource:
         self._check_first()
         for doubt in self.standard.doubts:
             logging.warning("%s: doubtful %s", self.name, doubt)
+
+    @functools.cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        """What decides the episodes: the files and the standardisation, by their digests."""
+        paths = [shard.path for shard in self.info.shards]
+        directory = paths[0].parent
+        paths += [directory / "dataset_info.json", directory / "features.json"]
+        return {
+            "kind": "rlds",
+            "version": self.info.version,
+            "files": contents.digest_files(directory, paths),
+            "rules": contents.digest_rules(self.standard),
+        }
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
         """Yields episodes; see `base.Source.read`."""

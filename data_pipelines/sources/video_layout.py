@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import episodes
+from data_pipelines import contents, episodes
 from data_pipelines.sources import base, video_clips
 from data_pipelines.transforms import action
 from defi_jax import errors
@@ -76,15 +76,15 @@ def open_source(
     read = functools.partial(
         _read, directory=directory, name=name, embodiment=embodiment, options=options
     )
+    items = _items(directory, name, splits)
     recipe = {
         "kind": "official video layout",
         "captions": {"file": f"{ANNOTATION}/*/*.json", "field": "texts"},
         "selection": "every annotation, the whole video",
+        "files": contents.digest_files(directory, (item.path for item in items)),
         "frames": options.to_json(),
     }
-    return base.ItemSource(
-        name, _items(directory, name, splits), read, recipe=recipe, workers=workers
-    )
+    return base.ItemSource(name, items, read, recipe=recipe, workers=workers)
 
 
 class LatentFiles:

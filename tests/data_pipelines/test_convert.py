@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 
 import pytest
 
@@ -35,7 +36,7 @@ class _Interrupted(base.Source):
 
     def __init__(self, source, after: int):
         self._source, self._after = source, after
-        self.name, self.total = source.name, source.total
+        self.name, self.total, self.recipe = source.name, source.total, source.recipe
 
     def read(self, skip=frozenset()):
         for number, result in enumerate(self._source.read(skip)):
@@ -137,3 +138,12 @@ def test_damaged_manifest_is_a_data_error(tmp_path, text):
 def test_manifest_is_utf8_json(source, tmp_path):
     _convert(source, tmp_path / "store")
     json.loads((tmp_path / "store" / convert.MANIFEST).read_text(encoding="utf-8"))
+
+
+def test_other_files_of_the_same_name_are_refused(write_rlds, rlds_tools, tmp_path):
+    directory = write_rlds([[rlds_tools["episode"](0), rlds_tools["episode"](1)]])
+    _convert(rlds.RldsSource(directory), tmp_path / "store")
+    shutil.rmtree(directory)
+    write_rlds([[rlds_tools["episode"](2), rlds_tools["episode"](3)]])
+    with pytest.raises(errors.UserError, match="another recipe"):
+        _convert(rlds.RldsSource(directory), tmp_path / "store")

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 
 import jax
@@ -182,6 +183,18 @@ def test_scan_is_kept_until_the_files_change(root, monkeypatch):
     info["splits"][0]["shardLengths"][0] = "3"
     path.write_text(json.dumps(info))
     assert stream_scan.known_steps(rlds.RldsSource(root / "bridge_dataset")) == 0
+
+
+def test_scan_is_made_anew_for_other_content_or_rules(root, write_rlds, monkeypatch):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    stream_scan.scan(source)
+    shard = write_rlds.shard(0, len(source.info.shards))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")  # as many records and bytes
+    assert stream_scan.known_steps(rlds.RldsSource(root / "bridge_dataset")) == 0
+    changed = dataclasses.replace(source.standard, finish=lambda trajectory: trajectory)
+    other = rlds.RldsSource(root / "bridge_dataset")
+    monkeypatch.setattr(other, "standard", changed)
+    assert stream_scan.digest(other) != stream_scan.digest(source)
 
 
 def test_small_pools_still_give_every_sample_once_an_epoch(root):
