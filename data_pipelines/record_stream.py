@@ -35,11 +35,11 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One record as it lies in its file."""
+    """One record as it lies in its file; in the place of a lost one's bytes, what is wrong."""
 
     shard: rlds.Shard
     index: int
-    data: bytes
+    data: bytes | errors.DataError
 
 
 class EpisodeView:
@@ -103,38 +103,56 @@ class EpisodeView:
 
 
 class Records:
-    """Records of one epoch that belong to one of P processes.
+    """Records of a split in one epoch that belong to one of P processes.
 
-    Processes take whole shards where there are enough, else every P-th record.
+    Processes take whole shards where each is sure to find a record of the split among its own, else
+    every P-th record of the split. Where it has fewer than P, some processes share one.
 
     Args:
         source: the dataset.
+        accept: episode id -> whether it belongs to the split.
         seed: of the order of the shards, anew in each epoch.
         process_index: of this process.
         process_count: P.
     """
 
     def __init__(
-        self, source: rlds.RldsSource, *, seed: int, process_index: int, process_count: int
+        self,
+        source: rlds.RldsSource,
+        *,
+        accept: Callable[[str], bool],
+        seed: int,
+        process_index: int,
+        process_count: int,
     ):
-        self._shards, self._seed = source.info.shards, seed
-        by_shard = len(self._shards) >= process_count
+        self._source, self._accept, self._seed = source, accept, seed
+        self._shards = source.info.shards
+        counts = [len(self._places(shard)) for shard in self._shards]
+        by_shard = counts.count(0) < len(counts) // process_count
         self._own_shards = slice(process_index, None, process_count) if by_shard else slice(None)
-        self._own_record = (0, 1) if by_shard else (process_index, process_count)
+        divisor = 1 if by_shard else max(1, min(process_count, sum(counts)))
+        self._own_record = (process_index % divisor, divisor)
+
+    def _places(self, shard: rlds.Shard) -> list[int]:
+        """Returns which records of a shard belong to the split."""
+        numbers = range(shard.num_records)
+        return [n for n in numbers if self._accept(self._source.episode_id(shard, n))]
 
     def epoch(self, start: Position) -> Iterator[tuple[Position, Record]]:
         """Yields the records from a position to the end of its epoch, each with the next one's."""
         order = np.random.default_rng((self._seed, start.epoch)).permutation(len(self._shards))
         remainder, divisor = self._own_record
-        passed = 0
+        passed = passed_split = 0
         for shard in (self._shards[number] for number in order[self._own_shards]):
+            places = self._places(shard)
+            own = set(places[(remainder - passed_split) % divisor :: divisor])
             first = max(0, start.record - passed)
-            if first < shard.num_records:
-                for index, data in enumerate(rlds.read_shard(shard, start=first), first):
-                    number = passed + index
-                    if number % divisor == remainder:
-                        yield Position(start.epoch, number + 1), Record(shard, index, data)
+            if first <= max(own, default=-1):
+                for index, data in enumerate(rlds.salvage_shard(shard, start=first), first):
+                    if index in own:
+                        yield Position(start.epoch, passed + index + 1), Record(shard, index, data)
             passed += shard.num_records
+            passed_split += len(places)
 
 
 class Pool:
@@ -144,7 +162,6 @@ class Pool:
         source: the dataset.
         records: of this process.
         start: where to begin.
-        accept: episode id -> whether it belongs to the split; asked before a record is parsed.
         count_samples: an episode -> its number of samples, 0 for one that cannot be used.
         max_bytes: of the frames in the pool, one episode at least.
         cameras: whose frames are kept.
@@ -157,7 +174,6 @@ class Pool:
         records: Records,
         *,
         start: Position,
-        accept: Callable[[str], bool],
         count_samples: Callable[[EpisodeView], int],
         max_bytes: int,
         cameras: Sequence[str],
@@ -165,7 +181,8 @@ class Pool:
     ):
         self.position = start
         self._source, self._records = source, records
-        self._accept, self._count_samples, self._report = accept, count_samples, report
+        self._count_samples, self._report = count_samples, report
+        self._last_reject: base.Reject | None = None
         self._max_bytes, self._cameras = max_bytes, cameras
         self._samples: list[tuple[EpisodeView, int]] = []  # not drawn yet
         self._left: collections.Counter[EpisodeView] = collections.Counter()  # of each episode
@@ -197,9 +214,11 @@ class Pool:
             self._fill()
             if self._samples:
                 return
+        rejected = self._last_reject
         raise errors.DataError(
-            "no episode has the cameras, actions and length that are asked for",
-            f"dataset {self._source.name}",
+            "no episode has the cameras, actions and length that are asked for"
+            + (f", or is whole (last: {rejected.item}: {rejected.reason})" if rejected else ""),
+            f"dataset {self._source.name}, as far as this process reads it",
             "give other --config.data.cameras, or more data",
         )
 
@@ -218,10 +237,11 @@ class Pool:
                 self._bytes += view.num_bytes
 
     def _view(self, record: Record) -> EpisodeView | None:
-        if not self._accept(self._source.episode_id(record.shard, record.index)):
-            return None
-        episode = self._source.episode(record.shard, record.index, record.data)
+        episode = self._source.try_episode(record.shard, record.index, record.data)
+        if isinstance(episode, errors.DataError):
+            episode = base.Reject(episode.where, episode.what)
         if isinstance(episode, base.Reject):
+            self._last_reject = episode
             self._report(episode)
             return None
         kept = {name: frames for name, frames in episode.frames.items() if name in self._cameras}

@@ -11,6 +11,8 @@ and text. What differs:
   for that epoch, so the batches are not those of a run that was never stopped.
 - Statistics and mixtures weighted by size need all records once; the result is kept in the user's
   cache directory.
+- Damage: a damaged record is passed over in every epoch, and counts as one damaged sample. Where a
+  record's length is damaged, all records behind it in the file are.
 """
 
 from __future__ import annotations
@@ -155,7 +157,7 @@ def _open(
 ) -> list[StreamedComponent]:
     components = []
     for name, weight in mixture.weights.items():
-        dataset = rlds.RldsSource(directories[name])
+        dataset = rlds.RldsSource(directories[name], max_damaged=None)
         if mixture.by_size and len(mixture.weights) > 1:
             weight *= stream_scan.scan(dataset).steps
         component = StreamedComponent(
@@ -316,12 +318,12 @@ class _Stream:
             component.dataset,
             record_stream.Records(
                 component.dataset,
+                accept=own.accepts,
                 seed=own.seed,
                 process_index=own.process_index,
                 process_count=own.process_count,
             ),
             start=own.positions.get(component.name, record_stream.Position(0, 0)),
-            accept=own.accepts,
             count_samples=functools.partial(_count_samples, own.readers[component.name]),
             max_bytes=int(own.max_bytes * share),
             cameras=own.readers[component.name].camera_names,

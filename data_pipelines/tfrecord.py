@@ -49,6 +49,24 @@ def read_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes]:
     Raises:
         DataError: the file is missing, cut short or damaged; names the file and the record.
     """
+    for record in salvage_records(path, start=start):
+        if isinstance(record, errors.DataError):
+            raise record
+        yield record
+
+
+def salvage_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes | errors.DataError]:
+    """Yields the records of a TFRecord file, and in the place of a damaged one what is wrong.
+
+    A length has a checksum of its own, so the record behind a damaged one is found.
+
+    Args:
+        path: see `read_records`.
+        start: see `read_records`.
+
+    Raises:
+        DataError: the file is missing, cut short or a length is damaged, so that the rest is lost.
+    """
     path = epath.Path(path)
     if not path.exists():
         raise errors.DataError("TFRecord file is missing", str(path), _REFETCH)
@@ -61,7 +79,9 @@ def read_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes]:
                 raise errors.DataError("TFRecord file is cut short", where, _REFETCH)
             length, length_crc = _HEADER.unpack(header)
             if masked_crc(header[:8]) != length_crc:
-                raise errors.DataError("damaged record header", where, _REFETCH)
+                raise errors.DataError(
+                    "damaged record header, the rest of the file is lost", where, _REFETCH
+                )
             offset += _HEADER.size + length + _FOOTER.size
             if offset > size:
                 raise errors.DataError("TFRecord file is cut short", where, _REFETCH)
@@ -71,8 +91,9 @@ def read_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes]:
                 continue
             data = file.read(length)
             if masked_crc(data) != _FOOTER.unpack(file.read(_FOOTER.size))[0]:
-                raise errors.DataError("damaged record (checksum differs)", where, _REFETCH)
-            yield data
+                yield errors.DataError("damaged record (checksum differs)", where, _REFETCH)
+            else:
+                yield data
             index += 1
 
 

@@ -11,9 +11,9 @@ import functools
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -27,6 +27,7 @@ from data_pipelines.standardize import episode as episode_builder
 from defi_jax import errors
 
 Field = standardize_base.Field
+Result = TypeVar("Result")
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
@@ -104,17 +105,40 @@ def read_shard(shard: Shard, *, start: int = 0) -> Iterator[bytes]:
     Raises:
         DataError: a record is damaged, or the number is not the one of `dataset_info.json`.
     """
-    count = start
-    for record in tfrecord.read_records(shard.path, start=start):
-        count += 1
+    for record in salvage_shard(shard, start=start):
+        if isinstance(record, errors.DataError):
+            raise record
         yield record
-    if count != shard.num_records:
+
+
+def salvage_shard(shard: Shard, *, start: int = 0) -> Iterator[bytes | errors.DataError]:
+    """Yields each record from number `start` on, and in the place of a lost one what is wrong.
+
+    Raises:
+        DataError: the file holds more than `dataset_info.json` says.
+    """
+    count, lost = start, None
+    try:
+        for record in tfrecord.salvage_records(shard.path, start=start):
+            count += 1
+            yield record
+    except errors.DataError as error:
+        lost = error
+    if lost is None and count != shard.num_records:
         at_most = "at most " if start and count == start else ""
-        raise errors.DataError(
+        lost = errors.DataError(
             f"holds {at_most}{count} records, dataset_info.json says {shard.num_records}",
             str(shard.path),
             "download this file again",
         )
+    if lost is None:
+        return
+    if count >= shard.num_records:
+        raise lost
+    yield lost
+    for index in range(count + 1, shard.num_records):
+        what = f"{lost.what} ({lost.where})"
+        yield errors.DataError(what, f"{shard.path} record {index}", lost.fix)
 
 
 class RawSteps(Mapping):
@@ -169,6 +193,7 @@ class RldsSource:
         splits: see `load_info`.
         dataset: whose standardisation to apply; None for the name in `dataset_info.json`.
         workers: how records are read; the episodes and their order do not depend on it.
+        max_damaged: damaged records that `read` may yield as rejects; None for any number.
 
     Raises:
         UserError: no standardisation for this dataset.
@@ -183,8 +208,9 @@ class RldsSource:
         splits: Collection[str] | None = None,
         dataset: str | None = None,
         workers: base.Workers = _IN_THIS_PROCESS,
+        max_damaged: int | None = 0,
     ):
-        self._workers = workers
+        self._workers, self._max_damaged = workers, max_damaged
         self.info = load_info(directory, splits=splits)
         self.name = dataset or self.info.name
         self.total = sum(shard.num_records for shard in self.info.shards)
@@ -214,12 +240,45 @@ class RldsSource:
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
         """Yields episodes; see `base.Source.read`."""
+        yield from self.map(_as_it_is, workers=self._workers, skip=skip)
+
+    def map(
+        self,
+        function: Callable[[episodes.Episode], Result],
+        *,
+        workers: base.Workers,
+        skip: Collection[str] = frozenset(),
+    ) -> Iterator[Result | base.Reject]:
+        """Yields a function's result for each episode, in the order of `read`.
+
+        Args:
+            function: picklable; called in the process that reads the record.
+            workers: how records are read.
+            skip: see `read`.
+
+        Raises:
+            DataError: a file is damaged, or more than `max_damaged` records are.
+        """
+        damaged = 0
+        for found in self._map(function, workers, skip):
+            if not isinstance(found, errors.DataError):
+                yield found
+                continue
+            damaged += 1
+            if self._max_damaged is not None and damaged > self._max_damaged:
+                raise found
+            yield base.Reject(found.where, found.what)
+
+    def _map(
+        self, function: Callable[..., Result], workers: base.Workers, skip: Collection[str]
+    ) -> Iterator[Result | base.Reject | errors.DataError]:
+        """Like `map`, with damaged records as errors."""
         chunks = [chunk for shard in self.info.shards for chunk in self._chunks(shard, skip)]
         results = isolation.run(
-            self._read_chunk,
+            functools.partial(self._read_chunk, function),
             chunks,
-            workers=min(self._workers.count, len(chunks) // 4),  # starting them takes a second
-            limits=self._workers.limits,
+            workers=min(workers.count, len(chunks) // 4),  # starting them takes a second
+            limits=workers.limits,
         )
         for chunk, result in results:
             if isinstance(result, isolation.Failure):
@@ -242,16 +301,18 @@ class RldsSource:
                 yield _Chunk(shard, start, places.stop, frozenset(wanted))
 
     def _read_chunk(
-        self, chunk: _Chunk
-    ) -> tuple[list[episodes.Episode | base.Reject], errors.DataError | None]:
-        """Reads the wanted records up to the first damage; at a shard's end checks their number."""
+        self, function: Callable[[episodes.Episode], Any], chunk: _Chunk
+    ) -> tuple[list[Any], errors.DataError | None]:
+        """Reads the wanted records; at a shard's end checks their number."""
         found = []
         is_last = chunk.stop >= chunk.shard.num_records
-        records = enumerate(read_shard(chunk.shard, start=chunk.start), chunk.start)
+        records = enumerate(salvage_shard(chunk.shard, start=chunk.start), chunk.start)
         try:
             for index, record in records:
                 if index in chunk.wanted:
-                    found.append(self.episode(chunk.shard, index, record))
+                    episode = self.try_episode(chunk.shard, index, record)
+                    is_episode = isinstance(episode, episodes.Episode)
+                    found.append(function(episode) if is_episode else episode)
                 if index + 1 == chunk.stop and not is_last:
                     break
         except errors.DataError as error:
@@ -282,6 +343,16 @@ class RldsSource:
             return exported.restore(found, where)
         return found
 
+    def try_episode(
+        self, shard: Shard, index: int, record: bytes | errors.DataError
+    ) -> episodes.Episode | base.Reject | errors.DataError:
+        """Like `episode`, of what `salvage_shard` yields; damage is returned, not raised."""
+        try:
+            is_lost = isinstance(record, errors.DataError)
+            return record if is_lost else self.episode(shard, index, record)
+        except errors.DataError as error:
+            return error
+
     def _check_first(self) -> None:
         """Raises DataError where the first episode's values are not in their documented range."""
         shard = self.info.shards[0]
@@ -304,6 +375,10 @@ class RldsSource:
             is_text = isinstance(value, bytes)
             values[name] = value.decode(errors="replace") if is_text else value.item()
         return values
+
+
+def _as_it_is(episode: episodes.Episode) -> episodes.Episode:
+    return episode
 
 
 # ---- description files ----

@@ -242,15 +242,41 @@ def test_processes_share_the_records(root, count):
     source = rlds.RldsSource(root / "bridge_dataset")
     places = collections.Counter()
     for process in range(count):
-        records = record_stream.Records(source, seed=0, process_index=process, process_count=count)
+        records = _records(source, process_index=process, process_count=count)
         for _, record in records.epoch(record_stream.Position(2, 0)):
             places[record.shard.index, record.index] += 1
     assert len(places) == len(RAW_STEPS) and set(places.values()) == {1}
 
 
+def _records(source, *, accept=lambda name: True, seed=0, process_index=0, process_count=1):
+    return record_stream.Records(
+        source, accept=accept, seed=seed, process_index=process_index, process_count=process_count
+    )
+
+
+@pytest.mark.parametrize("wanted", [{0}, {1, 3}, {1, 4, 5}, {0, 1, 2, 3, 4, 5}])
+def test_every_process_finds_records_of_a_sparse_split(root, wanted):
+    source = rlds.RldsSource(root / "bridge_dataset")
+    shards = source.info.shards
+    ids = [source.episode_id(shard, n) for shard in shards for n in range(shard.num_records)]
+    chosen = {ids[number] for number in wanted}
+    for epoch in range(4):
+        found = collections.Counter()
+        for process in range(2):
+            own = _records(source, accept=chosen.__contains__, process_index=process,
+                           process_count=2)  # fmt: skip
+            records = list(own.epoch(record_stream.Position(epoch, 0)))
+            assert records, (epoch, process)
+            for start in range(len(ids)):
+                rest = list(own.epoch(record_stream.Position(epoch, start)))
+                assert rest == [one for one in records if one[0].record > start]
+            found.update(source.episode_id(one.shard, one.index) for _, one in records)
+        assert set(found) == chosen and (len(chosen) < 2 or set(found.values()) == {1})
+
+
 def test_records_begin_anywhere(root):
     source = rlds.RldsSource(root / "bridge_dataset")
-    records = record_stream.Records(source, seed=0, process_index=0, process_count=1)
+    records = _records(source)
     everything = list(records.epoch(record_stream.Position(1, 0)))
     for start in range(len(everything) + 1):
         rest = list(records.epoch(record_stream.Position(1, start)))
@@ -302,15 +328,44 @@ def test_damaged_image_is_replaced_and_counted(write_rlds, rlds_tools, tmp_path)
     assert one.bad_samples == {"bridge_dataset": 1}
 
 
-def test_damaged_record_stops_with_its_place(root, write_rlds):
-    path = write_rlds.shard(1, 3)
+def _flip(path, offset: int):
     data = bytearray(path.read_bytes())
-    data[-100] ^= 1
-    path.write_bytes(bytes(data))
-    one = _make(root, normalization="none")
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("normalization", ["none", "bounds_q99"])  # with and without a scan
+def test_damaged_records_are_passed_over_and_counted(root, write_rlds, normalization):
+    _flip(write_rlds.shard(1, 3), -100)
+    numbers = {"normalization": normalization, "augment": False, "global_batch": 5}
+    one, other = (_take(_make(root, **numbers), 5) for _ in range(2))
+    for wanted, found in zip(one, other, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, wanted, found)
+    left = sum(RAW_STEPS) - 2 * len(RAW_STEPS) - (RAW_STEPS[3] - 2)
+    once = _make(root, **numbers)
+    batches = _take(once, left // 5)
+    assert set(_rows(batches).values()) == {1}
+    assert once.bad_samples == {"bridge_dataset": 1}
+
+
+def test_damaged_length_loses_the_rest_of_its_file(root, write_rlds, caplog):
+    _flip(write_rlds.shard(2, 3), 0)
+    one = _make(root, normalization="none", augment=False)
+    _take(one, 4)
+    assert one.bad_samples == {"bridge_dataset": 2}
+    assert "the rest of the file is lost" in caplog.text
+
+
+def test_too_many_damaged_records_stop_with_their_places(root, write_rlds):
+    _flip(write_rlds.shard(1, 3), -100)
+    one = _make(root, normalization="none", max_bad_fraction=0)
     for _ in range(2):  # and again where someone goes on
         with pytest.raises(errors.DataError, match="00001-of-00003 record 1"):
             _take_all(one)
+    for number in range(3):
+        _flip(write_rlds.shard(number, 3), 0)
+    with pytest.raises(errors.DataError, match="no episode can be used"):
+        _make(root, normalization="none")
 
 
 def _take_all(one):
@@ -382,7 +437,7 @@ def test_each_epoch_has_its_own_order_of_shards(root):
     one.close()
     assert one.state()["positions"]["bridge_dataset"][0] == 1
     source = rlds.RldsSource(root / "bridge_dataset")
-    records = record_stream.Records(source, seed=3, process_index=0, process_count=1)
+    records = _records(source, seed=3)
     orders = {
         tuple(record.shard.index for _, record in records.epoch(record_stream.Position(epoch, 0)))
         for epoch in range(8)
@@ -394,9 +449,8 @@ def test_pool_without_a_sample_says_so(root):
     source = rlds.RldsSource(root / "bridge_dataset")
     pool = record_stream.Pool(
         source,
-        record_stream.Records(source, seed=0, process_index=0, process_count=1),
+        _records(source),
         start=record_stream.Position(0, 3),
-        accept=lambda name: True,
         count_samples=lambda view: 0,
         max_bytes=1,
         cameras=("static",),

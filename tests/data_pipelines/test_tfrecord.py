@@ -119,3 +119,20 @@ def test_what_is_written_is_read_back_and_is_what_protocol_buffers_say(tmp_path,
             tfrecord.write_record(file, one)
     rlds_tools["records"](tmp_path / "c.tfrecord", [record, b""])
     assert (tmp_path / "b.tfrecord").read_bytes() == (tmp_path / "c.tfrecord").read_bytes()
+
+
+def test_record_behind_a_damaged_one_is_found(tmp_path, rlds_tools):
+    path = tmp_path / "x.tfrecord"
+    rlds_tools["records"](path, [b"one", b"two", b"three"])
+    data = bytearray(path.read_bytes())
+    data[12 + 3 + 4 + 12] ^= 1  # of "two"
+    path.write_bytes(data)
+    one, damaged, three = tfrecord.salvage_records(path)
+    assert (one, three) == (b"one", b"three")
+    assert isinstance(damaged, errors.DataError) and damaged.where == f"{path} record 1"
+    data[12 + 3 + 4] ^= 1  # of its length
+    path.write_bytes(data)
+    records = tfrecord.salvage_records(path)
+    assert next(records) == b"one"
+    with pytest.raises(errors.DataError, match=r"the rest of the file is lost.*record 1"):
+        next(records)

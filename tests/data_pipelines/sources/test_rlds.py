@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import media
+from data_pipelines import media, tfrecord
 from data_pipelines.sources import base, rlds
 from data_pipelines.standardize import registry
 from defi_jax import errors
@@ -281,3 +281,36 @@ def test_damage_in_a_worker_is_the_same_error(write_rlds, episode, monkeypatch):
     assert [next(results).episode_id[-1] for _ in range(7)] == list("0123456")
     with pytest.raises(errors.DataError, match="record 7"):
         next(results)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_records_are_rejected_up_to_a_number(write_rlds, episode, monkeypatch, workers):
+    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 20_000)  # a few records
+    directory = write_rlds([[episode(seed) for seed in range(9)], [episode(9)]])
+    path = write_rlds.shard(0, 2)
+    data = bytearray(path.read_bytes())
+    size = len(data) // 9  # of about all
+    data[size * 2] ^= 1
+    path.write_bytes(data)
+    source = rlds.RldsSource(directory, max_damaged=1, workers=base.Workers(count=workers))
+    results = list(source.read())
+    (rejected,) = (one for one in results if isinstance(one, base.Reject))
+    assert len(results) == 10 and "checksum" in rejected.reason
+    assert rejected.item == f"{path} record {results.index(rejected)}"
+    with pytest.raises(errors.DataError, match="checksum"):
+        list(rlds.RldsSource(directory).read())
+
+
+def test_records_behind_a_damaged_length_are_each_lost(write_rlds, episode):
+    directory = write_rlds([[episode(seed) for seed in range(3)], [episode(3)]])
+    path = write_rlds.shard(0, 2)
+    (first, *_) = tfrecord.read_records(path)
+    data = bytearray(path.read_bytes())
+    data[12 + len(first) + 4] ^= 1
+    path.write_bytes(data)
+    good, lost, behind, other = rlds.RldsSource(directory, max_damaged=None).read()
+    assert good.episode_id.endswith("00000/00000") and other.episode_id.endswith("00001/00000")
+    assert lost.item == f"{path} record 1" and behind.item == f"{path} record 2"
+    assert "the rest of the file is lost" in behind.reason and "record 1" in behind.reason
+    with pytest.raises(errors.DataError, match="record 1"):
+        list(rlds.RldsSource(directory, max_damaged=1).read())
