@@ -182,6 +182,7 @@ class Readers:
 
         Raises:
             RuntimeError: the file is damaged (the message may be empty).
+            IndexError: it has fewer records.
         """
         with self._lock:
             if shard not in self._open:
@@ -192,4 +193,5 @@ class Readers:
             reader = self._open[shard]
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
-        return reader.read(list(numbers))
+        # one by one: for several numbers at once, it hands each to a thread of its own
+        return [reader.read(number, number + 1)[0] for number in numbers]
