@@ -11,7 +11,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,12 @@ class _Recorder:
     def __len__(self) -> int:
         return len(self._source)
 
-    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def fetch(
+        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
+    ) -> Callable[[], np.ndarray]:
         """See `episodes.EpisodeStore`."""
         self._encoded += self._source.frame_bytes(i, camera, indices)
-        return self._source.frames(i, camera, indices)
+        return self._source.fetch(i, camera, indices)
 
 
 def run(one: loader.Loader, *, image_size: int, seconds: float) -> Result:

@@ -25,7 +25,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgpack
@@ -123,6 +123,12 @@ class EpisodeSource(Protocol):
 
     def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns uint8[k, H, W, 3], the given frames in the given order."""
+        ...
+
+    def fetch(
+        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
+    ) -> Callable[[], np.ndarray]:
+        """Reads frames without decoding them; returns what decodes them, see `frames`."""
         ...
 
     def actions(self, i: int) -> np.ndarray | None:
@@ -408,9 +414,15 @@ class EpisodeStore:
         Returns:
             uint8[k, H, W, 3] in the order of `indices`.
         """
+        return self.fetch(i, camera, indices)()
+
+    def fetch(
+        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
+    ) -> Callable[[], np.ndarray]:
+        """Reads the given frames now; returns what decodes them, see `frames`."""
         encoded = self.frame_bytes(i, camera, indices)
         where = f"episode {self._lines[i]['episode_id']!r}, camera {camera!r} in {self.directory}"
-        return media.decode_images(encoded, where=where)
+        return lambda: media.decode_images(encoded, where=where)
 
     def actions(self, i: int) -> np.ndarray | None:
         """Returns float32[n, A], or None where the episode has no actions."""

@@ -109,8 +109,8 @@ class Scan:
         i, within = part.table(sample)
         try:
             instruction = samples.fixed_instruction(part, sample, self.choose, self.seed)
-            arrays = part.reader(part.source, i, within, np.random.default_rng(self.seed))
-            return arrays, instruction, True
+            read = part.reader(part.source, i, within, np.random.default_rng(self.seed))
+            return read(), instruction, True
         except errors.DataError:
             return self.blank, "", False
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,12 @@ class EncodedSource:
     def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns uint8[k, H, W, 3]."""
         return self._source.frames(i, camera, indices)
+
+    def fetch(
+        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
+    ) -> Callable[[], np.ndarray]:
+        """Returns what decodes the frames."""
+        return self._source.fetch(i, camera, indices)
 
     def actions(self, i: int) -> np.ndarray | None:
         """Returns float32[n, A], or None."""

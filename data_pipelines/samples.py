@@ -183,6 +183,23 @@ class _Tag:
         return self.number, int(sample)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """A sample but for its pixels.
+
+    Attributes:
+        part_number: of the part.
+        sample: its number within the part.
+        instruction: its text.
+        read: what decodes them and gives the arrays, or why the sample cannot be taken.
+    """
+
+    part_number: int
+    sample: int
+    instruction: str
+    read: readers.Read | Exception
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batches:
     """This process's share of each global batch, random access; picklable.
@@ -235,43 +252,68 @@ class Batches:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `arrays` [B, ...], `text` by role and `replaced`."""
         start = (self.first + index) * self.global_batch + self.process_index * self.local_batch
-        replaced = Replaced()
         numbers = range(start, start + self.local_batch)
-        drawn = [self._order[number] for number in numbers]  # all at once: four times as fast
-        read = (self._sample(*pair, replaced) for pair in zip(numbers, drawn, strict=True))
+        drawn = [self._order[number] for number in numbers]
+        # pixels last: small work between them takes four times as long, see `readers`
+        begun = [self._begin(number, *pair) for number, pair in zip(numbers, drawn, strict=True)]
+        replaced = Replaced()
+        read = (self._good(*pair, replaced) for pair in zip(numbers, begun, strict=True))
         arrays, instructions = stack(read, self.local_batch)
         return {"arrays": arrays, "text": self.tokenize(instructions), "replaced": replaced}
 
-    def _sample(self, index: int, drawn: tuple[int, int], replaced: Replaced) -> tuple[Arrays, str]:
-        """Reads one sample; where it is not taken, another of its part, drawn from the index.
+    def _begin(self, index: int, part_number: int, sample: int, attempt: int = 0) -> _Begun:
+        """Draws and reads all but the pixels of a sample.
 
         Args:
             index: in the order.
-            drawn: what the order has there: number of the part, and of the sample.
+            part_number: of the part.
+            sample: of the part; from the second attempt on, one is drawn instead.
+            attempt: to find a good sample for this index, from 0.
+        """
+        part = self.parts[part_number]
+        rng = np.random.default_rng((self.seed, index, attempt))
+        if attempt:
+            sample = int(rng.integers(len(part.table)))
+        i, within = part.table(sample)
+        instruction = self._instruction(part, sample, rng)
+        try:
+            read: readers.Read | Exception = part.reader(part.source, i, within, rng)
+        except REPLACEABLE as reason:
+            read = reason
+        return _Begun(part_number, sample, instruction, read)
+
+    def _good(self, index: int, begun: _Begun, replaced: Replaced) -> tuple[Arrays, str]:
+        """Finishes a sample; where it is not taken, another of its part, drawn from the index.
+
+        Args:
+            index: in the order.
+            begun: the first attempt.
             replaced: receives what was not taken.
 
         Raises:
             DataError: see `Candidates`.
         """
-        part_number, sample = drawn
-        part = self.parts[part_number]
+        part = self.parts[begun.part_number]
         candidates = Candidates(part.name, replaced)
-        for attempt in itertools.count():
-            rng = np.random.default_rng((self.seed, index, attempt))
-            if attempt:
-                sample = int(rng.integers(len(part.table)))
-            i, within = part.table(sample)
+        for attempt in itertools.count(1):
             try:
-                instruction = self._instruction(part, sample, rng)
-                arrays = part.reader(part.source, i, within, rng)
-                if self.features is not None:
-                    arrays["features"] = self.features(part_number, sample)
-                if self.text_features is not None:
-                    arrays["text_features"] = self.text_features(part.source, instruction)
-                return arrays, instruction
+                return self._finish(begun), begun.instruction
             except REPLACEABLE as reason:
+                i, within = part.table(begun.sample)
                 candidates.reject(f"{part.source.episode_ids[i]}#{within}", reason)
+            begun = self._begin(index, begun.part_number, begun.sample, attempt)
         raise AssertionError("candidates end")
+
+    def _finish(self, begun: _Begun) -> Arrays:
+        if isinstance(begun.read, Exception):
+            raise begun.read
+        arrays = begun.read()
+        if self.features is not None:
+            arrays["features"] = self.features(begun.part_number, begun.sample)
+        if self.text_features is not None:
+            source = self.parts[begun.part_number].source
+            arrays["text_features"] = self.text_features(source, begun.instruction)
+        return arrays
 
     def _instruction(self, part: Part, sample: int, rng: np.random.Generator) -> str:
         if self.fixed_text:

@@ -346,7 +346,7 @@ class _Stream:
         try:
             instruction = own.choose(view.meta(0).instructions, rng)
             reader = own.readers[own.components[draw.component].name]
-            return reader(view, 0, draw.sample, rng), instruction
+            return reader(view, 0, draw.sample, rng)(), instruction
         except samples.REPLACEABLE as reason:
             return reason
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -131,6 +131,12 @@ class SyntheticSource:
                 positions = 0.5 + scale * (positions - positions[0])
             drawn.append(_render(scene, positions, RADIUS * scale, self._image_size))
         return np.stack(drawn)
+
+    def fetch(
+        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
+    ) -> Callable[[], np.ndarray]:
+        """Returns what draws the frames."""
+        return lambda: self.frames(i, camera, indices)
 
     def actions(self, i: int) -> np.ndarray:
         """Returns float32[n, A] in [-1, 1]."""

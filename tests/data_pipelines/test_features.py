@@ -26,7 +26,7 @@ class _Reader:
     def __call__(self, source, i, sample, rng):
         if i == 1:
             raise errors.DataError("damaged", f"episode {i}")
-        return {"place": np.array([i, sample]), "unused": np.zeros(3)}
+        return lambda: {"place": np.array([i, sample]), "unused": np.zeros(3)}
 
 
 def _scan(batch_size):

@@ -65,7 +65,7 @@ def test_clips_of_a_data_set_are_as_its_rules_say(tmp_path, changes, table):
     reader = _reader("gfdm", _config(), **changes)
     assert reader.num_samples(store.lengths).tolist() == [len(table)]
     rng = np.random.default_rng(0)
-    read = [reader(store, 0, sample, rng)["video"] for sample in range(len(table))]
+    read = [reader(store, 0, sample, rng)()["video"] for sample in range(len(table))]
     assert [_levels(video) for video in read] == table
 
 
@@ -108,8 +108,8 @@ def test_a_latent_cache_gives_the_clips_of_the_pixels(tmp_path):
     seen = set()
     for seed in range(30):
         for sample in range(3):
-            video = pixels(source, 0, sample, np.random.default_rng(seed))["video"]
-            clip = cached(source, 0, sample, np.random.default_rng(seed))["latents"]
+            video = pixels(source, 0, sample, np.random.default_rng(seed))()["video"]
+            clip = cached(source, 0, sample, np.random.default_rng(seed))()["latents"]
             assert _levels(video) == _levels(clip)
             seen.add(tuple(_levels(clip)))
     assert len(seen) == 6  # three clips of two cameras
@@ -122,7 +122,7 @@ def test_pairs_without_motion_are_still_by_their_grey_levels(tmp_path):
     found = {}
     for sample in range(5):
         try:
-            frames = reader(store, 0, sample, np.random.default_rng(0))["frames"]
+            frames = reader(store, 0, sample, np.random.default_rng(0))()["frames"]
             found[sample] = _levels(frames)
         except readers.Still as still:
             found[sample] = str(still)
@@ -138,14 +138,14 @@ def test_motion_is_measured_before_colours_change(tmp_path):
     store = _store(tmp_path, [100, 110])
     reader = _reader("gidm", _config(drop_still=10, augment=True), pair_offset=(1, 1))
     for seed in range(40):  # contrast alone would take up to a fifth away
-        reader(store, 0, 0, np.random.default_rng(seed))
+        reader(store, 0, 0, np.random.default_rng(seed))()
 
 
 def test_every_pair_is_taken_without_a_threshold(tmp_path):
     store = _store(tmp_path, [5, 5, 5])
     reader = _reader("gidm", _config())
     assert reader.num_samples(store.lengths).tolist() == [2]
-    frames = reader(store, 0, 0, np.random.default_rng(0))["frames"]
+    frames = reader(store, 0, 0, np.random.default_rng(0))()["frames"]
     assert _levels(frames) == [5, 5]
 
 
@@ -173,7 +173,7 @@ def test_gfdm_draws_cameras_in_training_only():
             prepare=frame.prepare(8, augment=False),
         )
         for seed in range(20):
-            video = reader(source, 0, 0, np.random.default_rng(seed))["video"]
+            video = reader(source, 0, 0, np.random.default_rng(seed))()["video"]
             drawn[draw].add(video.tobytes())
     assert len(drawn[True]) == 2
     assert drawn[False] == {source.frames(0, "static", [0, 31]).tobytes()}
@@ -201,7 +201,7 @@ def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
         normalizer=statistics.Normalizer(kind="none", statistics=None, mask=mask),
     )
     rng = np.random.default_rng(0)
-    masks = [[reader(store, i, t, rng)["action_mask"].sum() for t in range(3)] for i in (0, 1)]
+    masks = [[reader(store, i, t, rng)()["action_mask"].sum() for t in range(3)] for i in (0, 1)]
     assert masks == [[2, 1, 0], [3, 2, 1]]
     found = statistics.of_source(store)["actions"]
     assert found.count == 5 and found.mean[0] == (1 + 2 + 1 + 2 + 50) / 5

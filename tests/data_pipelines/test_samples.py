@@ -64,17 +64,23 @@ class _Lengths:
 
 
 class _Failing:
-    """Tells the episode; the given episodes are damaged, or without motion."""
+    """Tells the episode; some are damaged, the odd ones in their pixels, some without motion."""
 
     def __init__(self, bad, still=()):
         self._bad, self._still = bad, still
 
     def __call__(self, source, i, sample, rng):
-        if i in self._bad:
+        if i in self._bad and i % 2 == 0:
             raise errors.DataError("damaged", f"episode {i}")
-        if i in self._still:
-            raise readers.Still("0.00")
-        return {"episode": np.array(i), "draw": rng.random()}
+
+        def read():
+            if i in self._bad:
+                raise errors.DataError("damaged", f"episode {i}")
+            if i in self._still:
+                raise readers.Still("0.00")
+            return {"episode": np.array(i), "draw": rng.random()}
+
+        return read
 
 
 def _batches(bad=(), still=(), **changes):
@@ -182,7 +188,7 @@ class _Texts:
 
 class _Numbers:
     def __call__(self, source, i, sample, rng):
-        return {"place": np.array([source.lengths[0], i, sample])}
+        return lambda: {"place": np.array([source.lengths[0], i, sample])}
 
 
 @pytest.mark.parametrize("fixed", [True, False])

@@ -156,8 +156,8 @@ def test_augmented_pairs_are_those_of_the_store_for_the_same_draws(root):
         view = record_stream.EpisodeView(episode)
         assert view.meta(0) == store.meta(i)
         for sample in range(int(reader.num_samples(view.lengths)[0])):
-            one = reader(view, 0, sample, np.random.default_rng(sample))
-            other = reader(store, i, sample, np.random.default_rng(sample))
+            one = reader(view, 0, sample, np.random.default_rng(sample))()
+            other = reader(store, i, sample, np.random.default_rng(sample))()
             for name, array in one.items():
                 np.testing.assert_array_equal(array, other[name])
 
