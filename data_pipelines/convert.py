@@ -19,7 +19,7 @@ from typing import Any
 
 import tqdm
 
-from data_pipelines import episodes
+from data_pipelines import episode_files, episodes
 from data_pipelines.sources import base
 from defi_jax import errors
 
@@ -47,22 +47,33 @@ def convert(
         rejected, rejected_by_reason, fingerprint`.
 
     Raises:
-        UserError: the store was begun from something else.
+        UserError: the store was begun from something else, or another run writes it.
         DataError: the source is damaged as a whole, or gave no episode.
     """
     output = pathlib.Path(output)
     start = {"source": source.name, "origin": dict(origin), "recipe": base.recipe(source)}
-    _check_same_origin(output, start)
     existed = output.exists()
-    try:
-        with episodes.EpisodeWriter(output, source=source.name) as writer:
-            _write_manifest(output, start | {"complete": False})
-            rejects = _copy(source, writer, progress)
-        store = _open_filled(output, source, rejects)
-    except BaseException:
-        _remove_empty(output, existed)
-        raise
-    manifest = start | {
+    _check_same_origin(output, start)  # before anything is written there
+    episode_files.make_directory(output)
+    with episode_files.alone(output):
+        try:
+            _check_same_origin(output, start)  # no other run changes it any more
+            return _fill(source, output, start, progress)
+        except BaseException:
+            _remove_empty(output, existed)
+            raise
+
+
+def _fill(
+    source: base.Source, output: pathlib.Path, start: Mapping[str, Any], progress: bool
+) -> dict[str, Any]:
+    """Writes what is missing; returns the manifest."""
+    with episodes.EpisodeWriter(output, source=source.name) as writer:
+        _write_manifest(output, {**start, "complete": False})
+        rejects = _copy(source, writer, progress)
+    store = _open_filled(output, source, rejects)
+    manifest = {
+        **start,
         "complete": True,
         "episodes": len(store),
         "frames": int(store.lengths.sum()),
@@ -159,6 +170,10 @@ def _open_filled(
 def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
     manifest = read_manifest(output)
     if manifest is None:
+        if episode_files.holds_files(output):
+            raise errors.UserError(
+                f"output holds files, but no {MANIFEST}", output, "choose another --output"
+            )
         return
     differing = [key for key in start if manifest.get(key) != start[key]]
     if differing:
@@ -182,7 +197,8 @@ def _remove_empty(output: pathlib.Path, existed: bool) -> None:
     """Leaves no trace of a conversion that published nothing into a new directory."""
     if existed or not output.exists():
         return
-    if [path.name for path in output.iterdir()] in ([], [MANIFEST]):
-        (output / MANIFEST).unlink(missing_ok=True)
+    if {path.name for path in output.iterdir()} <= {MANIFEST, episode_files.LOCK}:
+        for name in (MANIFEST, episode_files.LOCK):
+            (output / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             output.rmdir()

@@ -9,9 +9,7 @@ No jax here: an `Encoder` is handed in, by defi_jax/training/latent_cache.py.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -119,7 +117,7 @@ def encode(
     own = plan.names[process_index::process_count]
     total = sum(plan.size(name) for name in own)
     bar = tqdm.tqdm(desc=directory.name, total=total, unit="record", disable=not progress)
-    with bar, _alone(directory, process_index):
+    with bar, episode_files.alone(directory, f".lock-{process_index}"):
         writer = _Writer(directory, encoder, plan, dtype, given)
         for name in own:
             writer.write(name, bar.update)
@@ -130,19 +128,6 @@ def encode(
         _write_manifest(directory, start | {"complete": True, "damaged": cache.num_damaged})
     barrier("the cache is complete")
     return latents.read_manifest(directory)
-
-
-@contextlib.contextmanager
-def _alone(directory: pathlib.Path, process_index: int) -> Iterator[None]:
-    """Holds what this process writes against a second run of the same command."""
-    with (directory / f".lock-{process_index}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise errors.UserError(
-                "another run writes this cache", directory, "wait for it, or stop it"
-            ) from error
-        yield
 
 
 def _beginning(plan: _Plan, encoder: Encoder, dtype: str, *, is_given: bool) -> dict[str, Any]:
@@ -427,7 +412,7 @@ def _begin(directory: pathlib.Path, start: Mapping[str, Any], overwrite: bool) -
             if not overwrite:
                 raise
         shutil.rmtree(directory)
-    elif directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
+    elif episode_files.holds_files(directory):
         raise errors.UserError(
             f"output holds files, but no {latents.MANIFEST}", directory, "choose another --output"
         )

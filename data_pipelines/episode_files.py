@@ -6,12 +6,14 @@ Used by `episodes`, which describes the format as a whole.
 from __future__ import annotations
 
 import collections
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -28,6 +30,7 @@ FRAMES_PER_RECORD = 1  # frames of pairs and clips lie apart; stores with any nu
 MAX_OPEN_SHARDS = 128  # per process; file descriptors are the limit
 RECORDS_SUFFIX = ".array_record"
 INDEX_SUFFIX = ".index.jsonl"
+LOCK = ".lock"
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed; the hash stays on
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access, bounded memory
@@ -56,6 +59,38 @@ def make_directory(directory: pathlib.Path) -> None:
             f"data directory cannot be made ({error.strerror})", directory,
             "choose another --output",
         ) from error  # fmt: skip
+
+
+@contextlib.contextmanager
+def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
+    """Holds a directory against a second run that would write the same files.
+
+    Args:
+        directory: of a store or a cache.
+        name: of the file that is locked; runs with other names share the directory.
+
+    Raises:
+        UserError: another run holds it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((directory / name).open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.UserError(
+                "another run writes here", directory, "wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            raise errors.UserError(
+                f"directory cannot be written ({error.strerror})", directory,
+                "choose another --output",
+            ) from error  # fmt: skip
+        yield
+
+
+def holds_files(directory: pathlib.Path) -> bool:
+    """Whether a directory is there and has files, other than hidden ones of killed runs."""
+    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
 
 
 def sync(path: pathlib.Path) -> None:

@@ -170,14 +170,15 @@ def collect(
         metaworld_env.choose_gl()  # once here: the processes inherit the choice
     directory = pathlib.Path(output)
     _check_settings(directory, settings)
-    blocks = _missing_blocks(tasks, directory, episodes_per_task, settings)
     results: list[Collected] = []
-    with tqdm.tqdm(
-        total=sum(len(block.indices) for block in blocks), unit="episode", file=sys.stderr
-    ) as bar:
-        for added in _run_blocks(blocks, workers):
-            results += added
-            bar.update(sum(part.episodes for part in added))
+    with episode_files.alone(directory):
+        blocks = _missing_blocks(tasks, directory, episodes_per_task, settings)
+        with tqdm.tqdm(
+            total=sum(len(block.indices) for block in blocks), unit="episode", file=sys.stderr
+        ) as bar:
+            for added in _run_blocks(blocks, workers):
+                results += added
+                bar.update(sum(part.episodes for part in added))
     return summarize(results)
 
 
@@ -214,6 +215,10 @@ def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
                 "repeat those, or choose another output directory",
             )  # fmt: skip
         return
+    if episode_files.holds_files(directory):
+        raise errors.UserError(
+            f"output holds files, but no {SETTINGS_FILE}", directory, "choose another --output"
+        )
     episode_files.make_directory(directory)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")

@@ -147,3 +147,23 @@ def test_other_files_of_the_same_name_are_refused(write_rlds, rlds_tools, tmp_pa
     write_rlds([[rlds_tools["episode"](2), rlds_tools["episode"](3)]])
     with pytest.raises(errors.UserError, match="another recipe"):
         _convert(rlds.RldsSource(directory), tmp_path / "store")
+
+
+def test_files_of_something_else_are_left_alone(source, tmp_path):
+    store = tmp_path / "store"
+    with episodes.EpisodeWriter(store, source="metaworld") as writer:
+        writer.write(_video_episode())
+    before = _files(store)
+    with pytest.raises(errors.UserError, match=r"holds files, but no manifest\.json"):
+        _convert(source, store)
+    assert _files(store) == before
+
+
+def test_a_second_run_into_the_same_store_is_refused(source, tmp_path):
+    class Slow(_Interrupted):
+        def read(self, skip=frozenset()):
+            with pytest.raises(errors.UserError, match="another run writes here"):
+                _convert(source, tmp_path / "store")
+            yield from super().read(skip)
+
+    assert _convert(Slow(source, 99), tmp_path / "store")["episodes"] == 3

@@ -206,7 +206,7 @@ def test_frames_that_cannot_be_read_now_are_not_called_damaged(store, tmp_path, 
 def test_a_second_run_beside_the_first_is_refused(store, tmp_path):
     class Nested(ToyEncoder):
         def texts(self, texts):
-            with pytest.raises(errors.UserError, match="another run writes this cache"):
+            with pytest.raises(errors.UserError, match="another run writes here"):
                 _encode(store, tmp_path / "c")
             return super().texts(texts)
 

@@ -219,3 +219,10 @@ if __name__ == "__main__":
     while state.exists() and ") Z " not in state.read_text():
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.05)
+
+
+def test_files_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(errors.UserError, match=r"holds files, but no collection\.json"):
+        metaworld.collect([_TASK], tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
