@@ -86,8 +86,13 @@ class Column:
 
         Raises:
             SurpriseError: a value is outside of the range.
+            ValueError: a value is not finite; rules would make one of it.
         """
         values = np.asarray(steps[self.name], np.float32).reshape(num_steps, -1)[:, self.dims]
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            step = int(np.argmin(finite))
+            raise ValueError(f"field '{self.name}' is not finite at step {step}")
         slack = _SLACK * (self.high - self.low)
         if (values < self.low - slack).any() or (values > self.high + slack).any():
             raise SurpriseError(

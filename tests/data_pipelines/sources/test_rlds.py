@@ -155,11 +155,18 @@ def test_record_that_contradicts_the_description_is_refused(write_rlds, episode)
         list(rlds.RldsSource(write_rlds([[spoilt]])).read())
 
 
+def _nan_gripper() -> np.ndarray:
+    action = np.zeros((6, 7), np.float32)
+    action[3, 6] = np.nan
+    return action
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"steps/language_instruction": [b"\xff\xfe"] * 6}, "utf-8"),
         ({"steps/observation/state": np.full((6, 7), np.nan, np.float32)}, "not finite"),
+        ({"steps/action": _nan_gripper()}, "field 'action' is not finite at step 3"),
         ({"steps/observation/image_0": [b"GIF89a"] * 6}, "camera static, step 1"),
     ],
 )
