@@ -45,6 +45,7 @@ class ConvertOptions:
         tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
             `sources.metaworld.collect`.
         strip_actions: make action-free video.
+        max_damaged: records of RLDS files that may be damaged, and become rejects.
     """
 
     source: str
@@ -73,6 +74,7 @@ class ConvertOptions:
     seed: int
     workers: int
     strip_actions: bool
+    max_damaged: int
 
     def origin(self) -> dict[str, Any]:
         """What decides the content of a store converted from files; paths by name, to move them."""
@@ -116,7 +118,13 @@ def open_source(options: ConvertOptions) -> base.Source:
     workers = base.Workers(count=options.workers, limits=limits)
     if options.source == "rlds":
         name = options.name or None
-        return rlds.RldsSource(options.input, splits=splits, dataset=name, workers=workers)
+        return rlds.RldsSource(
+            options.input,
+            splits=splits,
+            dataset=name,
+            workers=workers,
+            max_damaged=options.max_damaged,
+        )
     common: dict[str, Any] = {
         "name": options.name or pathlib.Path(options.input).resolve().name,
         "splits": splits,
@@ -166,6 +174,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
     flags.DEFINE_integer("workers", 2, "parallel processes.", 1)
     flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
+    flags.DEFINE_integer("max_damaged", 0, "rlds: damaged records to leave out at most.", 0)
 
 
 def from_flags() -> ConvertOptions:

@@ -13,6 +13,7 @@ DEFAULTS = {
     "image_format": "jpeg", "fps": None, "calvin_part": "language", "calvin_actions": "rel_actions",
     "primary": "", "wrist": "", "item_seconds": 60.0, "item_memory_mb": 1024, "tasks": (),
     "episodes": 2, "image_size": 64, "seed": 0, "workers": 0, "strip_actions": False,
+    "max_damaged": 0,
 }  # fmt: skip
 
 
@@ -54,6 +55,20 @@ def test_robot_data_becomes_action_free_video(write_rlds, rlds_tools, tmp_path):
     assert stripped.states(0) is None
     with pytest.raises(errors.UserError, match="another origin"):
         _convert("rlds", input=str(directory), output=output)
+
+
+def test_damaged_records_are_left_out_only_where_that_is_said(write_rlds, rlds_tools, tmp_path):
+    directory = write_rlds([[rlds_tools["episode"](i) for i in range(3)]])
+    path, output = write_rlds.shard(0, 1), str(tmp_path / "store")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(errors.DataError, match="record 1"):
+        _convert("rlds", input=str(directory), output=output)
+    manifest, text = _convert("rlds", input=str(directory), output=output, max_damaged=1)
+    assert manifest["episodes"] == 2 and "1 rejected" in text
+    (rejected,) = manifest["rejected"]
+    assert rejected["item"] == f"{path} record 1" and "checksum" in rejected["reason"]
 
 
 def test_captioned_folder_by_flags(tmp_path):

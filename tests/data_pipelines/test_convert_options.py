@@ -12,13 +12,14 @@ OPTIONS = convert_options.ConvertOptions(
     sample_fps=None, max_frames=None, image_format="jpeg", fps=None, calvin_part="language",
     calvin_actions="rel_actions", primary="", wrist="", item_seconds=60.0, item_memory_mb=512,
     tasks=(), episodes=2, image_size=64, seed=0, workers=0, strip_actions=False,
+    max_damaged=0,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("change", "is_same"),
     [
-        ({"workers": 7, "item_seconds": 1.0, "item_memory_mb": 99}, True),
+        ({"workers": 7, "max_damaged": 1, "item_seconds": 1.0, "item_memory_mb": 99}, True),
         ({"input": "moved/to/clips", "captions": "captions.csv", "output": "elsewhere"}, True),
         ({"calvin_part": "play", "primary": "top"}, True),  # of other sources
         ({"input": "in/others"}, False),

@@ -292,7 +292,7 @@ def test_damage_in_a_worker_is_the_same_error(write_rlds, episode, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_records_are_rejected_up_to_a_number(write_rlds, episode, monkeypatch, workers):
-    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 20_000)  # a few records
+    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 1 << 16)  # a few records
     directory = write_rlds([[episode(seed) for seed in range(9)], [episode(9)]])
     path = write_rlds.shard(0, 2)
     data = bytearray(path.read_bytes())
