@@ -16,9 +16,11 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from data_pipelines import contents, statistics
+from data_pipelines import contents, episodes, statistics
 from data_pipelines.sources import base, rlds
 from data_pipelines.transforms import action
+
+_MOST_PROCESSES = 16  # that read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,16 @@ def digest(dataset: rlds.RldsSource) -> str:
     return contents.digest([dataset.name, dict(dataset.recipe)])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """What a scan takes of an episode."""
+
+    episode_id: str
+    length: int
+    actions: np.ndarray | None
+    states: np.ndarray | None
+
+
 def known_steps(dataset: rlds.RldsSource) -> int:
     """Returns the number of steps where a scan is kept, and else 0."""
     kept = _load(_path(dataset))
@@ -51,8 +63,12 @@ def scan(dataset: rlds.RldsSource) -> Scan:
     kept = _load(path)
     if kept is not None:
         return kept
-    logging.warning("%s: reading all records once for their statistics", dataset.name)
-    found = _compute(dataset)
+    workers = base.Workers(count=min(os.cpu_count() or 1, _MOST_PROCESSES))
+    logging.warning(
+        "%s: reading all %d records once for steps and statistics, in %d processes; "
+        "the result is kept in %s", dataset.name, dataset.total, workers.count, path,
+    )  # fmt: skip
+    found = _compute(dataset, workers)
     values = {name: column.to_json() for name, column in found.statistics.items()}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -64,16 +80,24 @@ def scan(dataset: rlds.RldsSource) -> Scan:
     return found
 
 
-def _compute(dataset: rlds.RldsSource) -> Scan:
+def _columns(episode: episodes.Episode) -> _Columns:
+    actions = episode.actions
+    if actions is not None:
+        actions = action.recorded(actions, episode.metadata)
+    return _Columns(episode.episode_id, episode.length, actions, episode.states)
+
+
+def _compute(dataset: rlds.RldsSource, workers: base.Workers) -> Scan:
     columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in statistics.COLUMNS}
     steps = 0
-    for episode in tqdm.tqdm(dataset.read(), total=dataset.total, desc=dataset.name, unit="ep"):
+    found = dataset.map(_columns, workers=workers)
+    for episode in tqdm.tqdm(found, total=dataset.total, desc=dataset.name, unit="ep"):
         if isinstance(episode, base.Reject):
+            logging.warning("%s: left out, %s", episode.item, episode.reason)
             continue
         steps += episode.length
         if episode.actions is not None:
-            recorded = action.recorded(episode.actions, episode.metadata)
-            columns["actions"][episode.episode_id] = recorded
+            columns["actions"][episode.episode_id] = episode.actions
         if episode.states is not None:
             columns["states"][episode.episode_id] = episode.states
     # In the order of a store, so that sums are equal to the last bit.

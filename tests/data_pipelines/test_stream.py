@@ -21,7 +21,7 @@ from data_pipelines import (
     stream,
     stream_scan,
 )
-from data_pipelines.sources import rlds
+from data_pipelines.sources import base, rlds
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.models import tokenizers
@@ -173,10 +173,23 @@ def test_statistics_are_the_stores_to_the_last_bit(root):
     assert found.steps == store.lengths.sum() == stream_scan.known_steps(source)
 
 
+def test_scan_in_processes_is_the_same(root, monkeypatch, caplog):
+    monkeypatch.setattr(rlds, "_CHUNK_BYTES", 1)  # a record a chunk
+    source = rlds.RldsSource(root / "bridge_dataset")
+    here = stream_scan._compute(source, base.Workers(count=0))
+    monkeypatch.setattr(stream_scan, "_MOST_PROCESSES", 1)
+    monkeypatch.setattr(rlds.RldsSource, "episode", None)  # must not be called here
+    found = stream_scan.scan(source)
+    assert found.steps == here.steps > 0
+    for name, column in here.statistics.items():
+        assert column.to_json() == found.statistics[name].to_json()
+    assert "all 6 records once" in caplog.text and "1 processes" in caplog.text
+
+
 def test_scan_is_kept_until_the_files_change(root, monkeypatch):
     source = rlds.RldsSource(root / "bridge_dataset")
     first = stream_scan.scan(source)
-    monkeypatch.setattr(source, "read", None)  # must not be read again
+    monkeypatch.setattr(source, "map", None)  # must not be read again
     assert stream_scan.scan(source).steps == first.steps
     path = root / "bridge_dataset" / "1.0.0" / "dataset_info.json"
     info = json.loads(path.read_text())
