@@ -25,7 +25,8 @@ from defi_jax import errors
 if TYPE_CHECKING:
     from data_pipelines import episodes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)  # in the first one the index's digest did not cover its header
 FRAMES_PER_RECORD = 1  # frames of pairs and clips lie apart; stores with any number are readable
 MAX_OPEN_SHARDS = 128  # per process; file descriptors are the limit
 RECORDS_SUFFIX = ".array_record"
@@ -102,6 +103,58 @@ def sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def problems(episode: episodes.Episode) -> list[str]:
+    """Returns what contradicts the schema, in words."""
+    if not episode.frames:
+        return ["no camera"]
+    found = []
+    lengths = {camera: len(frames) for camera, frames in episode.frames.items()}
+    length = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1:
+        found.append(f"cameras differ in length {lengths}")
+    if length == 0:
+        found.append("no frames")
+    if not episode.instructions:
+        found.append("no instruction (use an empty text for unlabelled video)")
+    if not 0 < episode.fps < np.inf:
+        found.append(f"fps is {episode.fps}, not positive")
+    found += _text_problems(episode)
+    for name, column in (("actions", episode.actions), ("states", episode.states)):
+        if column is None:
+            continue
+        if column.ndim != 2 or len(column) != length or column.dtype != np.float32:
+            kind = f"{column.dtype}{list(column.shape)}"
+            found.append(f"{name} are {kind}, not float32[{length}, width]")
+        elif not np.isfinite(column).all():
+            row = int(np.flatnonzero(~np.isfinite(column).all(axis=1))[0])
+            found.append(f"{name} are not finite at step {row}")
+    return found
+
+
+def _text_problems(episode: episodes.Episode) -> Iterator[str]:
+    named = {"id": (episode.episode_id,), "source": (episode.source,)}
+    named |= {"embodiment": (episode.embodiment,), "cameras": tuple(episode.frames)}
+    for name, texts in (named | {"instructions": episode.instructions}).items():
+        for text in texts:
+            if not isinstance(text, str) or not _is_unicode(text):
+                yield f"{name} {text!r} is not UTF-8"
+    try:
+        text = json.dumps(dict(episode.metadata), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        yield f"metadata cannot be written ({error})"
+    else:
+        if not _is_unicode(text):
+            yield "metadata are not UTF-8"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def episode_records(episode: episodes.Episode) -> list[bytes]:
     """Returns the episode's records: chunks of each camera, then the low-dimensional columns."""
     records = []
@@ -150,11 +203,15 @@ def index_line(episode: episodes.Episode, first_record: int, digest: str) -> str
 def index_text(header: Mapping[str, Any], lines: Sequence[str]) -> str:
     """Returns the content of an index file: the completed header and the lines."""
     body = "".join(line + "\n" for line in lines)
-    completed = dict(header) | {
-        "schema": SCHEMA_VERSION,
-        "sha256": hashlib.sha256(body.encode()).hexdigest(),
-    }
+    completed = {**header, "schema": SCHEMA_VERSION}
+    completed["sha256"] = _index_digest(completed, body.encode())
     return json.dumps(completed, sort_keys=True) + "\n" + body
+
+
+def _index_digest(header: Mapping[str, Any], body: bytes) -> str:
+    counted = {key: header[key] for key in header if key != "sha256"}
+    first = "" if header["schema"] == 1 else json.dumps(counted, sort_keys=True)
+    return hashlib.sha256(first.encode() + body).hexdigest()
 
 
 def read_index(
@@ -174,12 +231,12 @@ def read_index(
         first, _, body = path.read_bytes().partition(b"\n")
         header = json.loads(first)
         schema, digest = header["schema"], header["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise errors.DataError("episode index is damaged", str(path), fix) from error
-    if schema != SCHEMA_VERSION:
+    if schema not in _READABLE:
         what = f"episode store has schema {schema}, this code reads {SCHEMA_VERSION}"
         raise errors.DataError(what, str(path), f"{again} again")
-    if digest != hashlib.sha256(body).hexdigest():
+    if digest != _index_digest(header, body):
         raise errors.DataError("episode index is damaged or truncated", str(path), fix)
     return header, [json.loads(line) for line in body.split(b"\n")[:-1]]
 

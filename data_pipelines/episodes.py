@@ -65,7 +65,7 @@ class Episode:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        problems = _episode_problems(self)
+        problems = episode_files.problems(self)
         if problems:
             raise errors.DataError(
                 "; ".join(problems), f"episode {self.episode_id!r}", "correct or leave it out"
@@ -147,33 +147,6 @@ class EpisodeSource(Protocol):
 _META_NAMES = tuple(field.name for field in dataclasses.fields(EpisodeMeta))
 
 
-def _episode_problems(episode: Episode) -> list[str]:
-    """Returns what contradicts the schema, in words."""
-    if not episode.frames:
-        return ["no camera"]
-    problems = []
-    lengths = {camera: len(frames) for camera, frames in episode.frames.items()}
-    length = next(iter(lengths.values()))
-    if len(set(lengths.values())) > 1:
-        problems.append(f"cameras differ in length {lengths}")
-    if length == 0:
-        problems.append("no frames")
-    if not episode.instructions:
-        problems.append("no instruction (use an empty text for unlabelled video)")
-    if not episode.fps > 0:
-        problems.append(f"fps is {episode.fps}, not positive")
-    for name, column in (("actions", episode.actions), ("states", episode.states)):
-        if column is None:
-            continue
-        if column.ndim != 2 or len(column) != length or column.dtype != np.float32:
-            found = f"{column.dtype}{list(column.shape)}"
-            problems.append(f"{name} are {found}, not float32[{length}, width]")
-        elif not np.isfinite(column).all():
-            row = int(np.flatnonzero(~np.isfinite(column).all(axis=1))[0])
-            problems.append(f"{name} are not finite at step {row}")
-    return problems
-
-
 # ---- writing ----
 
 
@@ -214,9 +187,10 @@ class EpisodeWriter:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        if error_type is None:
-            self.close()
-        else:
+        try:
+            if error_type is None:
+                self.close()
+        finally:
             self._abandon()
 
     def done_ids(self) -> set[str]:
@@ -401,11 +375,15 @@ class EpisodeStore:
         first = line["cameras"].index(camera) * chunks_per_camera
         chunks = sorted({int(t) // per_record for t in indices})
         contents = self._read(line, [first + chunk for chunk in chunks])
-        frames = {
-            chunk * per_record + offset: frame
-            for chunk, content in zip(chunks, contents, strict=True)
-            for offset, frame in enumerate(content["frames"])
-        }
+        frames: dict[int, bytes] = {}
+        for chunk, content in zip(chunks, contents, strict=True):
+            start = chunk * per_record
+            if (content.get("camera"), content.get("start")) != (camera, start):
+                raise self._damaged(line, "its records hold other frames")
+            frames |= enumerate(content["frames"], start)
+        absent = [int(t) for t in indices if int(t) not in frames]
+        if absent:
+            raise self._damaged(line, f"its records lack frames {absent}")
         return [frames[int(t)] for t in indices]
 
     def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -473,7 +451,10 @@ class EpisodeStore:
     def _columns(self, i: int) -> dict[str, Any]:
         line = self._lines[i]
         chunks = -(-line["length"] // line["per_record"]) * len(line["cameras"])
-        return self._read(line, [chunks])[0]
+        (content,) = self._read(line, [chunks])
+        if "actions" not in content:
+            raise self._damaged(line, "its records hold frames where actions should be")
+        return content
 
     def _read(self, line: Mapping[str, Any], offsets: Iterable[int]) -> list[dict[str, Any]]:
         """Reads records by their number within the episode."""

@@ -109,7 +109,8 @@ def _find_clips(
 def load_captions(path: str | pathlib.Path) -> Captions:
     """Reads a caption file: json object, json list, or csv, as described above.
 
-    Bytes that are not UTF-8 become lone surrogates, which `_match` rejects caption by caption.
+    Bytes that are not UTF-8 become lone surrogates, which no episode may hold: such a caption is
+    rejected alone.
 
     Raises:
         DataError: unreadable, of another form, or without captions.
@@ -184,9 +185,6 @@ def _match(
             continue
         relative = found[0].relative_to(directory).as_posix()
         used.add(found[0])
-        if not all(map(_is_unicode, (relative, *texts))):
-            rejects.append(base.Reject(file, "its caption or its name is not UTF-8"))
-            continue
         clips.append(
             video_clips.Clip(
                 item=str(found[0]),
@@ -198,11 +196,3 @@ def _match(
         )
     rejects += [base.Reject(str(path), "no caption") for path in videos.paths if path not in used]
     return clips, rejects
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -214,6 +215,9 @@ def test_damaged_index_is_found(tmp_path):
     path.write_text(text.replace('"length": 20', '"length": 21'))
     with pytest.raises(errors.DataError, match="index is damaged"):
         episodes.EpisodeStore(tmp_path)
+    path.write_text(text.replace('"frames_per_record": 1', '"frames_per_record": 2'))
+    with pytest.raises(errors.DataError, match="index is damaged"):
+        episodes.EpisodeStore(tmp_path)
     header = json.loads(text.splitlines()[0]) | {"schema": 99}
     path.write_text(json.dumps(header) + "\n")
     with pytest.raises(errors.DataError, match="schema 99"):
@@ -256,6 +260,13 @@ def test_damaged_image_names_the_episode(tmp_path):
         ({"actions": np.full((20, 2), np.nan, np.float32)}, "actions are not finite at step 0"),
         ({"instructions": ()}, "no instruction"),
         ({"fps": 0.0}, "fps"),
+        ({"fps": float("inf")}, "fps"),
+        ({"instructions": ("ok", "\ud800 hi")}, r"instructions '\\ud800 hi' is not UTF-8"),
+        ({"source": "x\udcff"}, "source .* is not UTF-8"),
+        ({"frames": {"\udcff": [b"x"]}, "actions": None}, "cameras .* is not UTF-8"),
+        ({"metadata": {"file": "x\udcff"}}, "metadata are not UTF-8"),
+        ({"metadata": {"value": float("nan")}}, "metadata cannot be written"),
+        ({"metadata": {"value": b"bytes"}}, "metadata cannot be written"),
     ],
 )
 def test_episode_refuses_what_contradicts_the_schema(changes, message):
@@ -268,3 +279,36 @@ def test_a_file_in_the_place_of_a_store_is_a_user_error(tmp_path):
     with pytest.raises(errors.UserError, match=r"File exists.*choose another --output"):
         episodes.EpisodeWriter(tmp_path / "file", source="s")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("per_record", [2, 7])
+def test_records_are_those_that_the_index_promises(tmp_path, per_record):
+    _write(tmp_path, ["a", "b"])
+    path = tmp_path / "episodes-0-00000.index.jsonl"
+    first, *lines = path.read_text().split("\n")[:-1]
+    header = json.loads(first) | {"frames_per_record": per_record}
+    path.write_text(episode_files.index_text(header, lines))
+    store = episodes.EpisodeStore(tmp_path)
+    with pytest.raises(errors.DataError, match=r"records (hold other|lack) frames"):
+        store.frames(0, "static", [3])
+    with pytest.raises(errors.DataError, match="frames where actions should be"):
+        store.actions(0)
+
+
+def test_a_store_of_the_first_schema_is_readable(tmp_path):
+    _write(tmp_path, ["a"])
+    path = tmp_path / "episodes-0-00000.index.jsonl"
+    first, body = path.read_bytes().split(b"\n", 1)
+    header = json.loads(first) | {"schema": 1, "sha256": hashlib.sha256(body).hexdigest()}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    assert len(episodes.EpisodeStore(tmp_path)) == 1
+
+
+def test_writer_that_cannot_publish_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(episode_files, "sync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        _write(tmp_path, ["a"])
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,9 @@
-import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from data_pipelines import convert, episodes, media, validate
+from data_pipelines import convert, episode_files, episodes, media, validate
 from defi_jax import errors
 
 
@@ -97,10 +96,9 @@ def test_records_that_are_not_the_index_s_are_found(tmp_path):
     with episodes.EpisodeWriter(tmp_path, source="test") as writer:
         writer.write(_episode("a"))
     (path,) = tmp_path.glob("*.index.jsonl")
-    first, body = path.read_bytes().split(b"\n", 1)
-    body = json.dumps(json.loads(body) | {"sha256": "0" * 64}).encode() + b"\n"
-    header = json.loads(first) | {"sha256": hashlib.sha256(body).hexdigest()}
-    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    first, line = path.read_text().splitlines()
+    line = json.dumps(json.loads(line) | {"sha256": "0" * 64})
+    path.write_text(episode_files.index_text(json.loads(first), [line]))
     (finding,) = validate.validate(tmp_path, progress=False)[0]
     assert finding.check == "damaged" and "digest" in finding.what
 
