@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from data_pipelines import episode_files, episodes, named_mixtures, statistics
-from data_pipelines.sources import synthetic
+from data_pipelines.sources import rlds, synthetic
 from data_pipelines.standardize import registry
 from defi_jax import embodiment, errors
 
@@ -97,12 +98,7 @@ def load(
         )
     absent = [name for name, directory in directories.items() if not _is_store(directory)]
     if absent:
-        found = [path.name for path in _subdirectories(pathlib.Path(root)) if _is_store(path)]
-        raise errors.UserError(
-            f"no episode store named {', '.join(absent)}", f"data.root={root}",
-            f"available: {', '.join([*found, synthetic.NAME])}; "
-            "write stores with `python launch/data.py convert`",
-        )  # fmt: skip
+        raise _absent_error(absent, root)
     sources = {name: _open(directories.get(name), make_synthetic) for name in mixture.weights}
     return [
         Component(
@@ -113,6 +109,36 @@ def load(
         )
         for name, weight in mixture.weights.items()
     ]
+
+
+def find_records(root: str, name: str) -> epath.Path | None:
+    """Returns the RLDS directory of a dataset: <root>/<name>, or root itself of that name."""
+    places = [epath.Path(root) / name]
+    places += [epath.Path(root)] if epath.Path(root).name == name else []
+    return next((place for place in places if rlds.is_dataset(place)), None)
+
+
+def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
+    """Says which of these names have nothing, or only RLDS files, and what there is."""
+    where, convert = f"data.root={root}", "python launch/data.py convert --source=rlds"
+    missing = [name for name in absent if find_records(root, name) is None]
+    if not missing:
+        return errors.UserError(
+            f"{', '.join(absent)}: RLDS files, and the other names of the mixture are none; it is "
+            "streamed as a whole or read from stores as a whole",
+            where,
+            f"write stores of them: `{convert}`",
+        )
+    below = _subdirectories(epath.Path(root))
+    found = [path.name for path in below if _is_store(pathlib.Path(path))]
+    records = [path.name for path in below if rlds.is_dataset(path)]
+    streamed = f"; as RLDS files: {', '.join(records)}" if records else ""
+    return errors.UserError(
+        f"no episode store or RLDS directory named {', '.join(missing)}",
+        where,
+        f"available: {', '.join([*found, synthetic.NAME])}{streamed}; "
+        "write stores with `python launch/data.py convert`",
+    )
 
 
 def check_actions(components: Sequence[Component], where: str) -> None:
@@ -152,5 +178,5 @@ def _is_store(directory: pathlib.Path) -> bool:
     return directory.is_dir() and next(directory.glob(pattern), None) is not None
 
 
-def _subdirectories(root: pathlib.Path) -> list[pathlib.Path]:
+def _subdirectories(root: epath.Path) -> list[epath.Path]:
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []

@@ -87,12 +87,9 @@ def find_directories(mixture: str, root: str) -> dict[str, epath.Path]:
     """Returns name -> RLDS directory of a mixture; nothing where not every name has one."""
     if not root or not mixture:
         return {}
-    found = {}
-    for name in mixtures.parse(mixture).weights:
-        places = [epath.Path(root) / name]
-        places += [epath.Path(root)] if epath.Path(root).name == name else []
-        found[name] = next((place for place in places if rlds.is_dataset(place)), None)
-    return {} if None in found.values() else found
+    found = {name: mixtures.find_records(root, name) for name in mixtures.parse(mixture).weights}
+    present = {name: directory for name, directory in found.items() if directory is not None}
+    return present if len(present) == len(found) else {}
 
 
 def _make_stream_loader(

@@ -59,15 +59,26 @@ def test_load_opens_stores_and_synthetic(tmp_path):
 def test_all_absent_stores_are_in_one_error(tmp_path):
     _store(tmp_path / "there")
     (tmp_path / "empty").mkdir()
-    message = r"no episode store named gone, empty: .*available: there, synthetic"
+    message = r"no episode store or RLDS directory named gone, empty: .*available: there, synthetic"
     with pytest.raises(errors.UserError, match=message):
         mixtures.load("there,gone,empty", str(tmp_path), _synthetic)
+
+
+def test_rlds_directories_are_no_absent_stores(write_rlds, rlds_tools, tmp_path):
+    write_rlds([[rlds_tools["episode"](0)]])
+    with pytest.raises(errors.UserError) as caught:
+        mixtures.load("bridge_dataset,foo,bar", str(tmp_path), _synthetic)
+    assert "directory named foo, bar: " in str(caught.value)
+    assert "available: synthetic; as RLDS files: bridge_dataset; " in str(caught.value)
+    _store(tmp_path / "there")
+    with pytest.raises(errors.UserError, match=r"bridge_dataset: RLDS files.*convert --source"):
+        mixtures.load("there,bridge_dataset", str(tmp_path), _synthetic)
 
 
 def test_missing_root_is_named():
     with pytest.raises(errors.UserError, match=r"data\.root is empty"):
         mixtures.load("a,b", "", _synthetic)
-    with pytest.raises(errors.UserError, match=r"no episode store named a: data\.root=/nowhere"):
+    with pytest.raises(errors.UserError, match=r"named a: data\.root=/nowhere"):
         mixtures.load("a", "/nowhere", _synthetic)
 
 
