@@ -256,6 +256,12 @@ class JointReader:
         t = self.window(meta.length, sample)
         stored = source.actions(i)
         assert stored is not None, "`needs_actions` leaves episodes without actions out"
+        width = len(self.normalizer.mask)
+        if stored.shape[1] != width:
+            raise errors.DataError(
+                f"actions have {stored.shape[1]} dimensions, data.action_dim is {width}",
+                f"episode {meta.episode_id!r}", "convert embodiments separately",
+            )  # fmt: skip
         following = action.recorded(stored, meta.metadata)[t : t + self.chunk.horizon]
         actions, mask = self.chunk(self.normalizer.apply(following), 0)
         arrays = {"actions": actions, "action_mask": mask}

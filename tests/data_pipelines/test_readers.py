@@ -205,3 +205,29 @@ def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
     assert masks == [[2, 1, 0], [3, 2, 1]]
     found = statistics.of_source(store)["actions"]
     assert found.count == 5 and found.mean[0] == (1 + 2 + 1 + 2 + 50) / 5
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_actions_of_another_width_are_damaged_samples(tmp_path, width):
+    frames = {"static": [media.encode_png(np.zeros((8, 8, 3), np.uint8))] * 3}
+    with episodes.EpisodeWriter(tmp_path, source="s") as writer:
+        for name, own in (("a", 7), ("b", width)):
+            actions = np.ones((3, own), np.float32)
+            writer.write(
+                episodes.Episode(
+                    episode_id=name, source="s", embodiment="x", instructions=("go",),
+                    frames=frames, actions=actions, states=None, fps=1.0,
+                )
+            )  # fmt: skip
+    normal = statistics.compute(np.arange(14.0).reshape(2, 7))
+    reader = readers.JointReader(
+        window=trajectory.Window(stride=1),
+        chunk=action.Chunk(horizon=2),
+        cameras=("static",),
+        prepare=frame.prepare(8, augment=False),
+        normalizer=statistics.Normalizer(kind="normal", statistics=normal, mask=(True,) * 7),
+    )
+    store, rng = episodes.EpisodeStore(tmp_path), np.random.default_rng(0)
+    assert reader(store, 0, 0, rng)()["actions"].shape == (2, 7)
+    with pytest.raises(errors.DataError, match=rf"have {width} dimensions.*is 7.*episode 'b'"):
+        reader(store, 1, 0, rng)
