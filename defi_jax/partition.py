@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from defi_jax.array_typing import Params
+from defi_jax.array_typing import Array, Params
 
 AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")
@@ -58,7 +59,7 @@ def param_spec(
     return jax.P(*axes)
 
 
-def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dtype: Any) -> Any:
+def over_examples(fn: Callable[..., Any], params: Params, *batch: Array, dtype: Any = None) -> Any:
     """Returns `fn(params, *batch)`, each device of the mesh in context on its own examples.
 
     Parameters are gathered whole by the devices, kernels in `dtype` (which is what the layers cast
@@ -67,13 +68,14 @@ def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dty
     (docs/scaling.md).
 
     Args:
-        fn: computes each example (first axis) from that example alone.
+        fn: computes each example (first axis) from that example alone; scalars among its outputs
+            are means over the examples.
         params: nested dict of parameters.
         *batch: arrays [B, ...].
-        dtype: element type in which `fn` uses kernels.
+        dtype: element type in which `fn` uses kernels; None for the stored one.
 
     Returns:
-        A tree of arrays [B, ...].
+        What `fn` returns.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
@@ -84,17 +86,22 @@ def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dty
         params,
     )
 
+    is_mean: Any = None
+
     def on_one_device(params: Params, *batch: jax.Array) -> Any:
-        return fn(jax.tree_util.tree_map_with_path(whole, params, specs), *batch)
+        nonlocal is_mean
+        outputs = fn(jax.tree_util.tree_map_with_path(whole, params, specs), *batch)
+        is_mean = jax.tree.map(lambda leaf: leaf.ndim == 0, outputs)
+        return jax.tree.map(jnp.atleast_1d, outputs)
 
     def whole(path: Any, leaf: jax.Array, spec: jax.P) -> jax.Array:
         if "fsdp" not in spec:
             return leaf
         is_kernel = path_string(path).endswith("kernel")
-        leaf = leaf.astype(dtype) if is_kernel else leaf
+        leaf = leaf.astype(dtype) if is_kernel and dtype is not None else leaf
         return lax.all_gather(leaf, "fsdp", axis=list(spec).index("fsdp"), tiled=True)
 
-    return jax.shard_map(
+    outputs = jax.shard_map(
         on_one_device,
         mesh=mesh,
         in_specs=(specs, *[BATCH_SPEC] * len(batch)),
@@ -103,6 +110,7 @@ def over_examples(fn: Callable[..., Any], params: Params, *batch: jax.Array, dty
         axis_names=set(BATCH_AXES if mesh.shape["tensor"] > 1 else AXES),
         check_vma=False,
     )(params, *batch)
+    return jax.tree.map(lambda leaf, mean: jnp.mean(leaf) if mean else leaf, outputs, is_mean)
 
 
 def _fsdp_only(spec: jax.P) -> jax.P:

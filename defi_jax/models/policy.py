@@ -87,6 +87,19 @@ PRESETS: dict[str, PolicyConfig] = {
 
 
 @flax.struct.dataclass
+class Observation:
+    """What is seen, the instruction's goal left out.
+
+    Attributes:
+        video_tokens: [B, N, D] of the Video Former.
+        latent_action: tokens, z_e, indices and VQ losses.
+    """
+
+    video_tokens: jax.Array
+    latent_action: latent_action.LatentActionOutput
+
+
+@flax.struct.dataclass
 class PolicyContext:
     """Everything inferred from one observation.
 
@@ -149,9 +162,19 @@ class Policy(nnx.Module):
             features: of the forward model, camera 0 static.
             text: features of the instruction for the latent-action encoder.
             text_mask: False for padding.
-            goal: [B, Dg] or [B, 1, Dg] pooled features of the instruction.
+            goal: see `add_goal`.
             dropout_rng: None for no dropout.
         """
+        seen = self.observe(features, text, text_mask)
+        return self.add_goal(seen, goal, dropout_rng=dropout_rng)
+
+    def observe(
+        self,
+        features: Float[Array, "B cams T h w C"],
+        text: Float[Array, "B L Dt"],
+        text_mask: Bool[Array, "B L"],
+    ) -> Observation:
+        """The part of `context` that computes each example alone, without dropout."""
         if self.config.normalize_features:
             features = _standardize(features)
         features = features.astype(self.dtype)
@@ -162,13 +185,30 @@ class Policy(nnx.Module):
         latent = self.latent_action(pair, text.astype(self.dtype), text_mask)
         # Tokens of a frame: all of camera 0, then all of camera 1, ...
         by_frame = jnp.moveaxis(features, 1, 2).reshape(batch_size, num_frames, -1, channels)
-        video_tokens = self.video_former(by_frame)
-        goal = goal.reshape(batch_size, 1, goal.shape[-1]).astype(self.dtype)
+        return Observation(video_tokens=self.video_former(by_frame), latent_action=latent)
+
+    def add_goal(
+        self,
+        seen: Observation,
+        goal: Float[Array, "B *one Dg"],
+        *,
+        dropout_rng: PRNGKey | None = None,
+    ) -> PolicyContext:
+        """The other part of `context`.
+
+        Args:
+            seen: from `observe`.
+            goal: [B, Dg] or [B, 1, Dg] pooled features of the instruction.
+            dropout_rng: None for no dropout.
+        """
+        goal = goal.reshape(len(goal), 1, goal.shape[-1]).astype(self.dtype)
         denoiser_context = self.denoiser.encode_context(
-            latent.tokens, video_tokens, goal, dropout_rng=dropout_rng
+            seen.latent_action.tokens, seen.video_tokens, goal, dropout_rng=dropout_rng
         )
         return PolicyContext(
-            denoiser=denoiser_context, video_tokens=video_tokens, latent_action=latent
+            denoiser=denoiser_context,
+            video_tokens=seen.video_tokens,
+            latent_action=seen.latent_action,
         )
 
     @typed

@@ -167,8 +167,12 @@ class GFDMObjective:
     def _encode(self, params: Params, video: Any, tokens: batch_lib.TextTokens):
         """Returns scaled latents and text features."""
         frozen = params_lib.subtree(params, "encoders")
-        x = self.latents.encode(params_lib.subtree(frozen, "latents"), video)
-        text = self.text.encode(params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask)
+        x = partition.over_examples(
+            self.latents.encode, params_lib.subtree(frozen, "latents"), video
+        )
+        text = partition.over_examples(
+            self.text.encode, params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask
+        )
         return x, text.tokens
 
     def _predict(self, params: Params, batch: batch_lib.GFDMBatch, rng: PRNGKey) -> jax.Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
+from defi_jax import partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.models import encoders, gidm, vector_quantizer
 from defi_jax.models import params as params_lib
@@ -148,16 +149,17 @@ class GIDMObjective:
         return {"objective": self.name, "encoders": dict(self.config.encoders)}
 
     def _encode(self, params: Params, batch: batch_lib.GIDMBatch) -> jax.Array:
-        frozen = params_lib.subtree(params, "encoders")
-        return self.features.encode(params_lib.subtree(frozen, "features"), batch.frames)
+        frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), "features")
+        return partition.over_examples(self.features.encode, frozen, batch.frames)
 
     def _apply(self, params: Params, batch: batch_lib.GIDMBatch) -> gidm.GIDMOutput:
-        frozen = params_lib.subtree(params, "encoders")
-        text = self.text.encode(
-            params_lib.subtree(frozen, "gidm_text"), batch.text.ids, batch.text.mask
-        )
-        model = params_lib.bind(self._make, params["gidm"])
-        return model(self._encode(params, batch), text.tokens, text.mask)
+        frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), "gidm_text")
+        text = partition.over_examples(self.text.encode, frozen, batch.text.ids, batch.text.mask)
+        return partition.over_examples(
+            lambda params, *inputs: params_lib.bind(self._make, params)(*inputs),
+            params["gidm"], self._encode(params, batch), text.tokens, text.mask,
+            dtype=self.config.compute_dtype,
+        )  # fmt: skip
 
     def _evaluate_batch(
         self, params: Params, batch: batch_lib.GIDMBatch

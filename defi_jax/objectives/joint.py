@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import embodiment, errors
+from defi_jax import embodiment, errors, partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import encoders, gfdm, policy
@@ -271,33 +271,39 @@ class JointObjective:
     def _encode(self, params, role, text):
         """Instructions' features by the role's frozen text encoder."""
         frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), f"{role}_text")
-        return self.texts[role].encode(frozen, text[role].ids, text[role].mask)
+        return partition.over_examples(
+            self.texts[role].encode, frozen, text[role].ids, text[role].mask
+        )
 
     def _context(self, params, model, features, text, dropout_rng):
         """Equation (2), for features computed now or once."""
         instruction = self._encode(params, "gidm", text)
-        return model.context(
-            features.astype(jnp.float32),
-            instruction.tokens,
-            instruction.mask,
-            self._encode(params, "goal", text).pooled,
-            dropout_rng=dropout_rng,
-        )
+        seen = partition.over_examples(
+            lambda params, *inputs: params_lib.bind(self._make_policy, params).observe(*inputs),
+            params["policy"], features.astype(jnp.float32), instruction.tokens, instruction.mask,
+            dtype=self.config.compute_dtype,
+        )  # fmt: skip
+        goal = self._encode(params, "goal", text).pooled
+        return model.add_goal(seen, goal, dropout_rng=dropout_rng)
 
     def _features(self, params, images, text, noise):
         """Equation (1): [B, cams, T, h, w, C]; cameras are further examples of one batch."""
         batch, cameras = images.shape[:2]
         frozen = params_lib.subtree(params, "encoders")
-        latents = self.latents.encode(
+        latents = partition.over_examples(
+            self.latents.encode,
             params_lib.subtree(frozen, "latents"),
             images.reshape(batch * cameras, *images.shape[2:]),
         )
         tokens = self._encode(params, "gfdm", text).tokens
         per_camera = jnp.broadcast_to(tokens[:, None], (batch, cameras, *tokens.shape[1:]))
-        features = params_lib.bind(self._make_gfdm, params["gfdm"]).features(
+        features = partition.over_examples(
+            lambda params, *inputs: params_lib.bind(self._make_gfdm, params).features(*inputs),
+            params["gfdm"],
             noise.reshape(batch * cameras, *noise.shape[2:]),
             latents / self.latents.scale,
             per_camera.reshape(batch * cameras, *tokens.shape[1:]),
+            dtype=self.config.compute_dtype,
         )
         features = features.reshape(batch, cameras, *features.shape[1:])
         if "gfdm/" not in TRAIN_PARTS[self.config.train_parts]:

@@ -93,10 +93,10 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     chip, devices = find_devices(topology, num_slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
-    objective = objectives.make(config)
+    objective, mathematics = objectives.make(config), _model_flops(config)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         abstract, _ = step.abstract_state(config, objective, mesh)
-        plan = _before_compiling(config, topology, mesh, chip, abstract)
+        plan = _before_compiling(config, topology, mesh, chip, abstract, mathematics)
         start = time.monotonic()
         try:
             with returned_memory():
@@ -184,7 +184,9 @@ def _cpu_devices(topology: str, count: str, num_slices: int) -> Sequence[Any]:
     return available[: int(count)]
 
 
-def _before_compiling(config: Any, topology: str, mesh: Any, chip: Any, abstract: Any) -> Plan:
+def _before_compiling(
+    config: Any, topology: str, mesh: Any, chip: Any, abstract: Any, mathematics: flops.Flops
+) -> Plan:
     """The plan as far as shapes tell."""
     stored = {
         name: sharding.place({name: getattr(abstract, name)}, mesh).bytes_per_device
@@ -192,7 +194,6 @@ def _before_compiling(config: Any, topology: str, mesh: Any, chip: Any, abstract
     }
     trained = params_lib.count(abstract.params)
     forward = config.model.get("gfdm") if config.objective == "joint" else config.model
-    mathematics = _model_flops(config)
     return Plan(
         objective=config.objective,
         preset=config.preset,
