@@ -175,14 +175,14 @@ def _parse_annotation(
     for number, (text, task, (first, last)) in enumerate(zip(texts, tasks, windows, strict=True)):
         if not isinstance(text, str) or not isinstance(task, str):
             raise ValueError(f"annotation {number} has no text")
-        if not 0 <= int(first) <= int(last):
+        if not isinstance(first, int) or not isinstance(last, int) or not 0 <= first <= last:
             raise ValueError(f"annotation {number} is from step {first} to {last}")
         yield Segment(
             # The number, because a window may have several annotations.
-            episode_id=f"{prefix}/{number:05d}-{int(first):07d}-{int(last):07d}",
+            episode_id=f"{prefix}/{number:05d}-{first:07d}-{last:07d}",
             folder=folder,
-            first=int(first),
-            last=int(last),
+            first=first,
+            last=last,
             text=text.strip(),
             task=task,
         )
@@ -192,6 +192,11 @@ def _play(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Pat
     path = folder / "ep_start_end_ids.npy"
     segments = []
     for start, end in _recordings(path):
+        if not _step_path(folder, end).exists():
+            raise errors.DataError(
+                f"the recording from step {start} to {end} has no last step", str(path),
+                "download it again",
+            )  # fmt: skip
         for first in range(start, end + 1, PLAY_STEPS):
             last = min(first + PLAY_STEPS - 1, end)
             segments.append(
@@ -234,7 +239,7 @@ def _read(
     columns: dict[str, list[np.ndarray]] = {actions: [], "robot_obs": []}
     try:
         for number in range(segment.first, last + 1):
-            step = _read_step(segment.folder / f"episode_{number:07d}.npz", actions)
+            step = _read_step(_step_path(segment.folder, number), actions)
             for camera, field in _CAMERAS.items():
                 frames[camera].append(options.encode(step[field]))
             for field, rows in columns.items():
@@ -256,6 +261,10 @@ def _read(
         )
     except (errors.DataError, ValueError) as error:
         return base.Reject(segment.item, str(error))
+
+
+def _step_path(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"episode_{number:07d}.npz"
 
 
 def _read_step(path: pathlib.Path, actions: Actions) -> dict[str, np.ndarray]:

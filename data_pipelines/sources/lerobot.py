@@ -17,7 +17,7 @@ are left out. What an action means, LeRobot does not say: the manifest keeps its
 from __future__ import annotations
 
 import functools
-import json
+import math
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ import pyarrow
 from pyarrow import parquet
 
 from data_pipelines import contents, episodes, media, video
-from data_pipelines.sources import base, video_clips
+from data_pipelines.sources import base, json_files, video_clips
 from defi_jax import errors
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -149,7 +149,8 @@ def open_source(
 
 # What wrong or missing values raise; pyarrow's errors are ValueErrors or OSErrors, mostly.
 _FORMAT_ERRORS = (
-    KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, pyarrow.ArrowException,
+    KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, OSError,
+    pyarrow.ArrowException,
 )  # fmt: skip
 
 
@@ -157,20 +158,25 @@ def _load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
     path = directory / "meta" / "info.json"
     if not path.is_file():
         raise errors.UserError("no LeRobot dataset", str(directory), f"expected {path}")
+    content = json_files.load(path, what="info.json", fix=_FIX)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         version = str(content["codebase_version"])
         if version not in VERSIONS:
             raise errors.UserError(
                 f"unknown LeRobot version '{version}'", str(path),
                 f"known: {', '.join(VERSIONS)}; convert the dataset with the lerobot package",
             )  # fmt: skip
+        fps = float(content["fps"])
+        if not 0 < fps < math.inf:
+            raise ValueError(f"fps is {fps}")
+        if not version.startswith("v3") and int(content["chunks_size"]) < 1:
+            raise ValueError(f"chunks_size is {content['chunks_size']}")
         features = content["features"]
         cameras = _name_cameras(_images(features), primary, wrist, path)
         return Info(
             directory=directory,
             version=version,
-            fps=float(content["fps"]),
+            fps=fps,
             cameras=cameras,
             videos=frozenset(f for f in cameras.values() if features[f]["dtype"] == "video"),
             columns={
@@ -296,6 +302,8 @@ def _of_splits(
     wanted: set[int] = set()
     for split in splits:
         first, last = (int(number) for number in known[split].split(":"))
+        if not 0 <= first <= last <= len(recordings):
+            raise ValueError(f"split {split} is {known[split]} of {len(recordings)} episodes")
         wanted |= set(range(first, last))
     return [recording for recording in recordings if recording.index in wanted]
 
@@ -322,7 +330,7 @@ def _recipe(
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    return [json_files.parse(line) for line in lines if line.strip()]
 
 
 def _read_table(

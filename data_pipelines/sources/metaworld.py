@@ -33,6 +33,7 @@ from defi_rollout import errors as rollout_errors
 from defi_rollout.benchmarks import metaworld_env
 
 from data_pipelines import episode_files, episodes, media
+from data_pipelines.sources import json_files
 from defi_jax import errors
 
 SOURCE = "metaworld"
@@ -206,7 +207,7 @@ def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
     path = directory / SETTINGS_FILE
     wanted = dataclasses.asdict(settings)
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_files.load(path, what="settings", fix="choose another output directory")
         differing = sorted(name for name in wanted if found.get(name, None) != wanted[name])
         if differing:
             pairs = ", ".join(f"{name} {found.get(name)} not {wanted[name]}" for name in differing)

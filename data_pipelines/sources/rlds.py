@@ -8,7 +8,6 @@ shard must hold. Images stay the JPEG or PNG bytes they are; only requested fiel
 from __future__ import annotations
 
 import functools
-import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,7 +19,7 @@ from absl import logging
 from etils import epath
 
 from data_pipelines import contents, episodes, isolation, tfrecord
-from data_pipelines.sources import base
+from data_pipelines.sources import base, json_files
 from data_pipelines.standardize import base as standardize_base
 from data_pipelines.standardize import columns, exported, registry
 from data_pipelines.standardize import episode as episode_builder
@@ -91,7 +90,7 @@ def load_info(directory: epath.PathLike, *, splits: Collection[str] | None = Non
     directory = _version_directory(epath.Path(directory))
     try:
         return _parse_info(directory, splits)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise errors.DataError(
             f"dataset_info.json or features.json is not as TFDS writes it ({error!r})",
             str(directory),
@@ -331,12 +330,16 @@ class RldsSource:
         """
         where = f"{shard.path} record {index}"
         features = tfrecord.parse_example(record, where=where)
+        try:
+            metadata = self._metadata(features)
+        except (ValueError, TypeError, IndexError, zlib.error) as error:
+            return base.Reject(where, f"a field of the episode does not fit ({error})")
         found = episode_builder.build(
             self.standard,
             RawSteps(features, self.info.step_fields, where),
             episode_id=self.episode_id(shard, index),
             source=self.name,
-            metadata=self._metadata(features),
+            metadata=metadata,
             where=where,
         )
         if self._is_export and isinstance(found, episodes.Episode):
@@ -455,12 +458,7 @@ def _versions(directory: epath.Path) -> list[epath.Path]:
 
 
 def _load_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise errors.DataError(
-            f"description cannot be read ({error})", str(path), "download it again"
-        ) from error
+    return json_files.load(path, what="description", fix="download it again")
 
 
 def _shards(
@@ -518,6 +516,10 @@ def _leaf(node: Mapping[str, Any]) -> Field:
     if "tensor" not in node:
         return Field(kind="other")
     tensor = node["tensor"]
+    try:
+        np.dtype(tensor["dtype"])
+    except TypeError:
+        return Field(kind="other")  # a sort of number that numpy does not know
     dimensions = [int(size) for size in tensor["shape"].get("dimensions", [])]
     return Field(
         kind="text" if tensor["dtype"] in ("string", "object") else "tensor",

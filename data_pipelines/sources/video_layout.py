@@ -19,7 +19,6 @@ The published videos play at 3 frames a second, whatever the robot's rate; give 
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -28,13 +27,14 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import contents, episodes
-from data_pipelines.sources import base, video_clips
+from data_pipelines.sources import base, json_files, video_clips
 from data_pipelines.transforms import action
 from defi_jax import errors
 from defi_jax.weights import torch_archive
 
 ANNOTATION = "annotation"
 _OTHER_LATENTS = "latent_videos_svd"
+_FIX = "correct or remove it"
 _CAMERAS = ("static", "gripper")  # of CALVIN, the only published data with two
 
 
@@ -198,21 +198,16 @@ def _load_clip(directory: pathlib.Path, path: pathlib.Path, episode_id: str) -> 
     annotation = _load_json(path)
     try:
         return _parse_clip(directory, path, episode_id, annotation)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise _unusable(path, error) from error
 
 
 def _load_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unusable(path, error) from error
+    return json_files.load(path, what="annotation", fix=_FIX)
 
 
 def _unusable(path: pathlib.Path, error: Exception) -> errors.DataError:
-    return errors.DataError(
-        f"annotation cannot be used ({error!r})", str(path), "correct or remove it"
-    )
+    return errors.DataError(f"annotation cannot be used ({error!r})", str(path), _FIX)
 
 
 def _load_latent(directory: pathlib.Path, relative: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines import episodes
+from data_pipelines.sources import json_files
 from data_pipelines.standardize import base, columns
 from defi_jax import embodiment, errors
 
@@ -55,7 +56,7 @@ def restore(episode: episodes.Episode, where: str) -> episodes.Episode:
         DataError: the description is damaged.
     """
     try:
-        kept = json.loads(episode.metadata[FIELD])
+        kept = json_files.parse(episode.metadata[FIELD])
         frames = {
             camera: episode.frames[f"{IMAGE}{number}"]
             for number, camera in enumerate(kept["cameras"])

@@ -150,6 +150,25 @@ def test_other_number_of_texts_than_windows_is_a_data_error(calvin_root):
         _read(calvin_root)
 
 
+@pytest.mark.parametrize("window", [(0.9, 3.9), ("0", "3"), (0, float("inf")), (4, 3)])
+def test_windows_are_whole_numbers(calvin_root, window):
+    _write_annotation(calvin_root / "training", [window], ["a"])
+    with pytest.raises(errors.DataError, match="annotation 0 is from step"):
+        _read(calvin_root)
+
+
+def test_a_recording_without_its_last_step_is_refused(calvin_root):
+    np.save(calvin_root / "training" / "ep_start_end_ids.npy", np.array([[3, 2**62]]))
+    with pytest.raises(errors.DataError, match=r"no last step.*ep_start_end_ids\.npy"):
+        _read(calvin_root, part="play")
+
+
+def test_a_text_that_is_not_utf8_is_rejected(calvin_root):
+    _write_annotation(calvin_root / "training", [(3, 4), (5, 6)], ["\ud800", "push"])
+    rejected, found = _read(calvin_root, splits=["training"])
+    assert "not UTF-8" in rejected.reason and found.length == 2
+
+
 def test_usage_errors_name_what_to_do(calvin_root):
     with pytest.raises(errors.UserError, match=r"no split test.*training, validation"):
         _read(calvin_root, splits=["test"])

@@ -283,12 +283,44 @@ def test_flipped_bytes_of_a_table_never_raise_anything_else(tmp_path):
 
 @pytest.mark.parametrize("write", [_write_v2, _write_v3])
 @pytest.mark.parametrize(
-    "change", [{"total_frames": 20}, {"total_episodes": 2}, {"data_path": "../{x}"}, {"fps": "x"}]
+    "change",
+    [
+        {"total_frames": 20},
+        {"total_episodes": 2},
+        {"data_path": "../{x}"},
+        {"fps": "x"},
+        {"fps": 0},
+        {"fps": 10**400},
+        {"splits": {"train": "2:1"}},
+        {"splits": {"train": "0:9"}},
+    ],
 )
 def test_a_description_that_contradicts_itself_is_a_data_error(tmp_path, write, change):
     write(tmp_path, **change)
     with pytest.raises(errors.DataError, match="cannot be used"):
+        _read(tmp_path, splits=["train"] if "splits" in change else None)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("info.json", "[" * 99999), ("tasks.jsonl", "[" * 99999), ("info.json", None)],
+)
+def test_an_unusable_description_is_a_data_error(tmp_path, file, text):
+    _write_v2(tmp_path, chunks_size=0)
+    path = tmp_path / "meta" / file
+    if text:
+        _write_v2(tmp_path)
+        path.write_text(text)
+    with pytest.raises(errors.DataError, match=r"cannot be used.*meta"):
         _read(tmp_path)
+
+
+def test_a_task_that_is_not_utf8_is_rejected(tmp_path):
+    _write_v2(tmp_path)
+    tasks = [{"task_index": 0, "task": "\ud800 hi"}, {"task_index": 1, "task": "push"}]
+    _write_lines(tmp_path / "meta" / "tasks.jsonl", tasks)
+    first, second, _ = _read(tmp_path)
+    assert "not UTF-8" in first.reason and isinstance(second, episodes.Episode)
 
 
 def test_paths_stay_inside_the_dataset(tmp_path):

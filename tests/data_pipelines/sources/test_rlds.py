@@ -321,3 +321,34 @@ def test_records_behind_a_damaged_length_are_each_lost(write_rlds, episode):
     assert "the rest of the file is lost" in behind.reason and "record 1" in behind.reason
     with pytest.raises(errors.DataError, match="record 1"):
         list(rlds.RldsSource(directory, max_damaged=1).read())
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([], np.int64), [], [b"seven"], np.array([np.nan], np.float32)]
+)
+def test_a_field_of_the_episode_that_does_not_fit_rejects_it(write_rlds, episode, value):
+    spoilt = episode(0) | {"episode_metadata/episode_id": value}
+    directory = write_rlds([[spoilt, episode(1)]])
+    description = (directory / "features.json").read_text()
+    (directory / "features.json").write_text(description.replace('"int32"', '"float32"'))
+    rejected, good = rlds.RldsSource(directory).read()
+    assert isinstance(rejected, base.Reject) and good.length == 4
+    assert "metadata cannot be written" in rejected.reason or "does not fit" in rejected.reason
+
+
+def test_an_unknown_sort_of_number_is_no_tensor(write_rlds, episode):
+    directory = write_rlds([[episode(0)]])
+    description = json.loads((directory / "features.json").read_text())
+    fields = description["featuresDict"]["features"]
+    fields["episode_metadata"]["featuresDict"]["features"]["episode_id"]["tensor"]["dtype"] = "i99"
+    (directory / "features.json").write_text(json.dumps(description))
+    (found,) = rlds.RldsSource(directory).read()
+    assert "episode_metadata/episode_id" not in found.metadata
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_a_description_nested_too_deeply_is_a_data_error(write_rlds, episode, file):
+    directory = write_rlds([[episode(0)]])
+    (directory / file).write_text("[" * 99999)
+    with pytest.raises(errors.DataError, match=rf"nested too deeply.*{file}"):
+        rlds.RldsSource(directory)

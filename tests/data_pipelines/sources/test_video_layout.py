@@ -94,6 +94,8 @@ def test_stride_with_actions_is_refused(tmp_path):
         ({"action": [[1.0] * 7] * 3, "video_length": 5}, "actions"),
         ({"videos": []}, "names no video"),
         ({"video_length": "5"}, "video_length"),
+        ({"action": [[10**400] * 7] * 5}, "too large"),
+        ({"texts": ["\ud800 hi"]}, "not UTF-8"),
     ],
 )
 def test_unusable_annotation_is_rejected_and_the_others_go_on(tmp_path, change, reason):
@@ -104,12 +106,21 @@ def test_unusable_annotation_is_rejected_and_the_others_go_on(tmp_path, change, 
     assert rejected.item.endswith("1.json") and isinstance(clip, episodes.Episode)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", '{"texts": ["a"]}'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"texts": ["a"]}', "[" * 99999])
 def test_other_json_is_rejected(tmp_path, text):
     _write_clip(tmp_path, "1")
     (tmp_path / "annotation" / "val" / "1.json").write_text(text)
     (reject,) = _read(tmp_path)
     assert "annotation cannot be used" in reject.reason
+
+
+def test_a_name_that_is_not_utf8_is_rejected_and_the_others_go_on(tmp_path):
+    _write_clip(tmp_path, "1")
+    _write_clip(tmp_path, "2")
+    path = tmp_path / "annotation" / "val" / "1.json"
+    path.rename(path.with_name("x\udcff.json"))
+    clip, rejected = _read(tmp_path)
+    assert clip.episode_id == "set/val/2" and "not UTF-8" in rejected.reason
 
 
 def test_human_video_finds_the_layout(tmp_path):
