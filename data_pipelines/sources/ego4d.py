@@ -21,6 +21,7 @@ square: `sample_fps=2`, `square_crop`; the extra last frame is left out here.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,8 @@ FILE = "fho_main.json"
 _FOLDERS = (".", "annotations", "v2/annotations", "v1/annotations")
 _HEAD_BYTES = 1 << 20  # an annotation names its first interval within these
 _BLOCK_CHARACTERS = 1 << 22  # the file has gigabytes and is read in blocks
+_DAMAGED = "its annotation cannot be used"
+_FORMAT_ERRORS = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 _SEPARATORS = " \t\r\n,"
 _WEARER = re.compile(r"#\s*c\s+c\s+", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*unsure", re.IGNORECASE)
@@ -55,15 +58,19 @@ def find_clips(directory: pathlib.Path, annotation: pathlib.Path, name: str) -> 
     """Lists the actions whose video is below the directory.
 
     Raises:
-        DataError: the annotation is damaged or of another form.
+        DataError: the annotation is damaged.
     """
     videos = video_clips.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
     rejects: list[base.Reject] = []
     try:
-        for entry in stream_array(annotation, "videos"):
-            _add_video(entry, videos, name, clips, rejects)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        for place, entry in enumerate(stream_array(annotation, "videos")):
+            for made in _try_video(entry, videos, name, f"{annotation}, video {place}"):
+                if isinstance(made, base.Reject):
+                    rejects.append(made)
+                else:
+                    clips.append(made)
+    except (ValueError, RecursionError) as error:
         raise errors.DataError(
             f"Ego4D annotation cannot be used ({error!r})", str(annotation), "download it again"
         ) from error
@@ -82,7 +89,7 @@ def stream_array(path: pathlib.Path, key: str) -> Iterator[Any]:
         ValueError: no such array, or damaged json.
     """
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
         text = file.read(_BLOCK_CHARACTERS)
         start = re.search(rf'"{key}"\s*:\s*\[', text)
         if start is None:
@@ -118,15 +125,23 @@ def _next_element(decoder: json.JSONDecoder, text: str, file: TextIO) -> tuple[A
             text += more
 
 
-def _add_video(
-    entry: Mapping[str, Any],
-    videos: video_clips.VideoFolder,
-    name: str,
-    clips: list[video_clips.Clip],
-    rejects: list[base.Reject],
-) -> None:
-    """Adds the actions of one video."""
+def _try_video(
+    entry: Any, videos: video_clips.VideoFolder, name: str, item: str
+) -> Iterator[video_clips.Clip | base.Reject]:
+    """Like `_read_video`; where the entry is of another form, a reject is the last."""
+    try:
+        yield from _read_video(entry, videos, name)
+    except _FORMAT_ERRORS as error:
+        yield base.Reject(item, f"{_DAMAGED} ({error!r})")
+
+
+def _read_video(
+    entry: Mapping[str, Any], videos: video_clips.VideoFolder, name: str
+) -> Iterator[video_clips.Clip | base.Reject]:
+    """Yields the actions of one video."""
     uid, rate = entry["video_uid"], float(entry["video_metadata"]["fps"])
+    if not 0 < rate < math.inf:
+        raise ValueError(f"video {uid} has {rate} frames a second")
     for number, interval in enumerate(entry["annotated_intervals"]):
         actions = interval["narrated_actions"]
         clip_uid = interval["clip_uid"]
@@ -134,26 +149,27 @@ def _add_video(
         found = videos.find(clip_uid if is_clip else uid)
         if len(found) != 1:
             reason = f"{len(found) or 'no'} such videos ({len(actions)} actions)"
-            rejects.append(base.Reject(f"{uid}, clip {clip_uid}", reason))
+            yield base.Reject(f"{uid}, clip {clip_uid}", reason)
             continue
         for index, action in enumerate(actions):
             item = f"{found[0]}, action {number}-{index}"
-            frames = action["clip_critical_frames" if is_clip else "critical_frames"]
-            reason = _unusable(interval, action, frames)
+            try:
+                frames = action["clip_critical_frames" if is_clip else "critical_frames"]
+                reason = _unusable(interval, action, frames)
+            except _FORMAT_ERRORS as error:
+                reason = f"{_DAMAGED} ({error!r})"
             if reason:
-                rejects.append(base.Reject(item, reason))
+                yield base.Reject(item, reason)
                 continue
-            clips.append(
-                video_clips.Clip(
-                    item=item,
-                    episode_id=f"{name}/{uid}/{number:03d}-{index:03d}",
-                    videos={"static": found[0]},
-                    instructions=(caption(action["narration_text"]),),
-                    window=video_clips.Window(
-                        start=frames["pre_frame"] / rate, end=frames["post_frame"] / rate, rate=rate
-                    ),
-                    metadata={"narration": action["narration_text"], "uid": action.get("uid")},
-                )
+            yield video_clips.Clip(
+                item=item,
+                episode_id=f"{name}/{uid}/{number:03d}-{index:03d}",
+                videos={"static": found[0]},
+                instructions=(caption(action["narration_text"]),),
+                window=video_clips.Window(
+                    start=frames["pre_frame"] / rate, end=frames["post_frame"] / rate, rate=rate
+                ),
+                metadata={"narration": action["narration_text"], "uid": action.get("uid")},
             )
 
 

@@ -12,6 +12,7 @@ The field names and an example row come from the official description; no real v
 
 from __future__ import annotations
 
+import collections
 import csv
 import pathlib
 import re
@@ -63,22 +64,26 @@ def find_clips(
     videos = video_clips.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
     rejects: list[base.Reject] = []
-    without_video: dict[str, int] = {}
+    without_video: collections.Counter[tuple[str, int]] = collections.Counter()
     for table in tables:
-        for row in _read_table(table):
+        for number, row in enumerate(_read_table(table), 1):
+            absent = [column for column in _COLUMNS if row[column] is None]
+            if absent:
+                reason = f"row is cut short, without {', '.join(absent)}"
+                rejects.append(base.Reject(f"{table.name}, segment {number}", reason))
+                continue
             found = videos.find(row["video_id"])
             if len(found) != 1:
-                key = f"{row['video_id']}: {len(found) or 'no'} such videos"
-                without_video[key] = without_video.get(key, 0) + 1
+                without_video[row["video_id"], len(found)] += 1
                 continue
             made = _clip(row, found[0], name, table)
             if isinstance(made, base.Reject):
                 rejects.append(made)
             else:
                 clips.append(made)
-    for key, count in without_video.items():
-        video, reason = key.split(": ")
-        rejects.append(base.Reject(video, f"{reason} ({count} segments)"))
+    for (video, matches), count in without_video.items():
+        reason = f"{matches or 'no'} such videos ({count} segments)"
+        rejects.append(base.Reject(video, reason))
     recipe = {
         "kind": "epic_kitchens",
         "captions": [video_clips.describe_file(table) | {"field": "narration"} for table in tables],
@@ -102,7 +107,7 @@ def seconds(timestamp: str) -> float:
 
 def _read_table(path: pathlib.Path) -> list[dict[str, str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file)
             missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
             if missing:
@@ -120,11 +125,11 @@ def _clip(
     item = f"{table.name}, {row['narration_id']}"
     try:
         start, end = seconds(row["start_timestamp"]), seconds(row["stop_timestamp"])
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         return base.Reject(item, str(error))
     if not start < end:
         return base.Reject(item, f"it ends at {end:g} s, before it starts at {start:g} s")
-    if not (row["narration"] or "").strip():
+    if not row["narration"].strip():
         return base.Reject(item, "no narration")
     return video_clips.Clip(
         item=item,

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-from data_pipelines.sources import base, ego4d, epic_kitchens, video_clips, video_layout
+from data_pipelines.sources import base, ego4d, epic_kitchens, json_files, video_clips, video_layout
 from defi_jax import errors
 
 _FORMATS = "expected captions.json {file: caption}, a csv with columns file,caption, or annotation/"
@@ -90,73 +90,83 @@ def _find_clips(
     path = None if captions is None else pathlib.Path(captions)
     if path is not None and not path.is_file():
         raise errors.UserError("no such caption file", str(path), "check --captions")
+    tables = epic_kitchens.find(directory, splits) if path is None else [path]
+    if splits and (path is not None or not tables):
+        raise errors.UserError(
+            f"no split {', '.join(splits)}", str(path or directory),
+            "only annotation/<split> and EPIC_100_<split>.csv have splits; leave out --splits",
+        )  # fmt: skip
     annotation = ego4d.find(directory) if path is None else path
     if annotation is not None and ego4d.is_annotation(annotation):
         return ego4d.find_clips(directory, annotation, name)
-    tables = epic_kitchens.find(directory, splits) if path is None else [path]
     if tables and all(epic_kitchens.is_annotation(table) for table in tables):
         return epic_kitchens.find_clips(directory, tables, name)
     path = path or _find_captions(directory)
-    clips, rejects = _match(directory, name, load_captions(path))
+    captions_of, unusable = load_captions(path)
+    clips, rejects = _match(directory, name, captions_of)
     recipe = {
         "kind": "captioned folder",
         "captions": video_clips.describe_file(path),
         "selection": "every video that has a caption, whole",
     }
-    return clips, rejects, recipe
+    return clips, unusable + rejects, recipe
 
 
-def load_captions(path: str | pathlib.Path) -> Captions:
+def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[base.Reject]]:
     """Reads a caption file: json object, json list, or csv, as described above.
 
     Bytes that are not UTF-8 become lone surrogates, which no episode may hold: such a caption is
     rejected alone.
 
+    Returns:
+        The captions by file, and entries that are none.
+
     Raises:
         DataError: unreadable, of another form, or without captions.
     """
     path = pathlib.Path(path)
+    captions: Captions = {}
+    rejects = []
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         if "\0" in text:
             raise ValueError("not UTF-8 but perhaps UTF-16")
-        captions = _parse_csv(text) if path.suffix == ".csv" else _parse_json(json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        is_csv = path.suffix == ".csv"
+        entries = _parse_csv(text) if is_csv else _parse_json(json_files.parse(text))
+        for number, (file, caption) in enumerate(entries, 1):
+            if isinstance(file, str) and isinstance(caption, str):
+                captions[file] = (*captions.get(file, ()), caption.strip())
+            else:
+                reason = f"caption {caption!r} of file {file!r}: both must be texts"
+                rejects.append(base.Reject(f"{path.name}, entry {number}", reason))
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise errors.DataError(
             f"caption file cannot be used ({error!r})", str(path), _FORMATS
         ) from error
     if not captions:
         raise errors.DataError("caption file names no video", str(path), _FORMATS)
-    return captions
+    return captions, rejects
 
 
-def _parse_csv(text: str) -> Captions:
-    captions: Captions = {}
+def _parse_csv(text: str) -> Iterator[tuple[Any, Any]]:
+    """Yields file and caption, None where a row is too short."""
     for row in csv.DictReader(io.StringIO(text, newline="")):
-        captions[row["file"]] = (*captions.get(row["file"], ()), _text(row["caption"]))
-    return captions
+        yield row["file"], row["caption"]
 
 
-def _parse_json(content: object) -> Captions:
+def _parse_json(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields file and caption, whatever they are."""
     if isinstance(content, list):
-        captions: Captions = {}
         for entry in content:
-            file, text = ("file", "caption") if "file" in entry else ("id", "label")
-            key = str(entry[file])
-            captions[key] = (*captions.get(key, ()), _text(entry[text]))
-        return captions
-    if isinstance(content, Mapping):
-        return {
-            file: tuple(_text(text) for text in (value if isinstance(value, list) else [value]))
-            for file, value in content.items()
-        }
-    raise ValueError("neither an object nor a list")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"caption {value!r} is not a text")
-    return value.strip()
+            fields = entry if isinstance(entry, Mapping) else {}
+            file, text = ("file", "caption") if "file" in fields else ("id", "label")
+            yield (str(fields[file]) if file in fields else None), fields.get(text)
+    elif isinstance(content, Mapping):
+        for file, value in content.items():
+            for text in (value or [""]) if isinstance(value, list) else [value]:
+                yield file, text
+    else:
+        raise ValueError("neither an object nor a list")
 
 
 def _find_captions(directory: pathlib.Path) -> pathlib.Path:
@@ -190,7 +200,7 @@ def _match(
                 item=str(found[0]),
                 episode_id=f"{name}/{relative}",
                 videos={"static": found[0]},
-                instructions=texts or ("",),
+                instructions=texts,
                 metadata={"file": relative},
             )
         )

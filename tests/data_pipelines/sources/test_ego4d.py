@@ -158,7 +158,45 @@ def test_the_annotation_is_read_in_blocks(tmp_path, monkeypatch, size):
     assert list(ego4d.stream_array(tmp_path / "a.json", "videos")) == elements
 
 
-@pytest.mark.parametrize("text", ['{"videos": [{"annotated_intervals": [', '{"videos": [{}]}'])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"narration_text": None}, "annotation cannot be used"),
+        ({"clip_critical_frames": [1]}, "annotation cannot be used"),
+        ({"narration_text": "#C C \udcff"}, "not UTF-8"),
+    ],
+)
+def test_a_damaged_action_is_rejected_and_the_others_go_on(tmp_path, change, reason):
+    _write_video(tmp_path / "clips" / "clip.mp4", 60)
+    _annotate(tmp_path, [_action(**change), _action()])
+    rejected, clip = _read(tmp_path)
+    assert reason in rejected.reason and isinstance(clip, episodes.Episode)
+
+
+@pytest.mark.parametrize("entry", [{}, 3, {"video_uid": "w", "video_metadata": {"fps": 0}}])
+def test_a_damaged_video_is_rejected_and_the_others_go_on(tmp_path, entry):
+    _write_video(tmp_path / "clips" / "clip.mp4", 60)
+    _annotate(tmp_path, [_action()])
+    path = tmp_path / "annotations" / "fho_main.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"videos": [entry, *content["videos"]]}))
+    rejected, clip = _read(tmp_path)
+    assert rejected.item.endswith("fho_main.json, video 0") and "cannot be used" in rejected.reason
+    assert isinstance(clip, episodes.Episode)
+
+
+def test_a_byte_that_is_not_utf8_costs_its_action_alone(tmp_path):
+    _write_video(tmp_path / "clips" / "clip.mp4", 60)
+    _annotate(tmp_path, [_action(narration_text="#C C lifts XX"), _action()])
+    path = tmp_path / "annotations" / "fho_main.json"
+    path.write_bytes(path.read_bytes().replace(b"XX", b"\xff"))
+    rejected, clip = _read(tmp_path)
+    assert "not UTF-8" in rejected.reason and isinstance(clip, episodes.Episode)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"videos": [{"annotated_intervals": [', '{"videos": [' + "[" * 99999]
+)
 def test_a_damaged_annotation_is_a_data_error(tmp_path, text):
     (tmp_path / "fho_main.json").write_text(text + " " * 10 + '"annotated_intervals"')
     with pytest.raises(errors.DataError, match=r"Ego4D annotation.*fho_main\.json"):

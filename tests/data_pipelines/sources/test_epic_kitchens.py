@@ -77,6 +77,21 @@ def test_segments_without_video_are_one_reject(root):
     assert isinstance(clip, episodes.Episode)
 
 
+def test_damaged_rows_are_rejected_and_the_others_go_on(root):
+    _write(root, ROW.replace("take knife and plate", "take XX"), "P01_102_7,P01,P01_102,00:00")
+    (table,) = root.glob("*/EPIC_100_train.csv")
+    odd = ROW.replace("P01_102,", "a: b,").replace("P01_102_0", "a_0")
+    text = table.read_bytes().replace(b"XX", b"\xff") + f"{odd}\n{ROW}\n".encode()
+    table.write_bytes(text.replace(b"P01_102_0", b"P01_102_1", 1))
+    found = _read(root)
+    reasons = [f"{r.item}: {r.reason}" for r in found if isinstance(r, base.Reject)]
+    assert [clip.episode_id for clip in found if isinstance(clip, episodes.Episode)] == [
+        "epic/P01_102_0"
+    ]
+    assert reasons[0].startswith("EPIC_100_train.csv, segment 2: row is cut short, without start")
+    assert reasons[1] == "a: b: no such videos (1 segments)" and "not UTF-8" in reasons[2]
+
+
 def test_a_repeated_segment_is_rejected(root):
     _write(root, ROW, ROW)
     assert "there already" in _read(root)[0].reason

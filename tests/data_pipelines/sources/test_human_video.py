@@ -154,3 +154,26 @@ def test_damaged_csv_is_a_data_error(folder, text):
     (folder / "captions.csv").write_text(text)
     with pytest.raises(errors.DataError, match=r"captions\.csv"):
         _read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.csv", "caption,file\npush\nx,a.mp4\n"),
+        ("c.csv", "file,caption\nb.mp4\na.mp4,x\n"),
+        ("c.json", '{"b.mp4": null, "a.mp4": "x"}'),
+        ("c.json", '[{"file": "b.mp4"}, 7, {"file": "a.mp4", "caption": "x"}]'),
+    ],
+)
+def test_an_entry_that_is_no_caption_costs_itself_alone(folder, name, content):
+    (folder / name).write_text(content)
+    found = _read(folder)
+    assert isinstance(found[0], base.Reject) and "both must be texts" in found[0].reason
+    assert f"{name}, entry 1" in found[0].item
+    assert [r.episode_id for r in found if isinstance(r, episodes.Episode)] == ["clips/a.mp4"]
+
+
+def test_splits_of_a_folder_without_are_refused(folder):
+    _caption(folder, {"a.mp4": "x"})
+    with pytest.raises(errors.UserError, match=r"no split train.*leave out --splits"):
+        _read(folder, splits=["train"])
