@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data_pipelines import episodes, media, tfrecord
+from data_pipelines import episode_files, episodes, media, tfrecord
 from data_pipelines.standardize import exported
 from defi_jax import errors
 
@@ -56,8 +56,8 @@ def export_tfds(
         `directory, episodes, frames, shards, bytes`.
 
     Raises:
-        UserError: TFDS does not allow the name, the dataset exists, or episodes differ in cameras,
-            actions or states.
+        UserError: TFDS does not allow the name, the dataset exists or cannot be written, or
+            episodes differ in cameras, actions or states.
         DataError: a record is damaged.
     """
     if not _NAME.fullmatch(name):
@@ -73,7 +73,7 @@ def export_tfds(
         )
     partial = target.with_name(f".writing-{VERSION}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
-    partial.mkdir(parents=True)
+    episode_files.make_directory(partial)
     try:
         shards = _Shards(partial, name, shard_bytes)
         schema = _write_episodes(store, shards, progress)

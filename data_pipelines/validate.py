@@ -163,7 +163,7 @@ def _check_columns(store: episodes.EpisodeStore, name: str) -> Iterator[Finding]
             column = getattr(store, name)(i)
         except errors.DataError:
             continue  # reported as damaged
-        if column is None:
+        if column is None or not len(column):
             continue
         where = f"episode {store.meta(i).episode_id}"
         if low is None:
@@ -191,14 +191,15 @@ def _check_grippers(store: episodes.EpisodeStore) -> Iterator[Finding]:
         members.setdefault((meta.source, meta.embodiment), []).append(int(i))
     for (source, robot), indices in members.items():
         try:
-            actions = [store.actions(i) for i in indices]
+            columns = {i: store.actions(i) for i in indices}
         except errors.DataError:
             continue  # reported as damaged
         convention = mixtures.convention_of(store.meta(indices[0]))
-        found = _gripper_columns([a for a in actions if a is not None], convention)
+        actions = {i: column for i, column in columns.items() if column is not None and len(column)}
+        found = _gripper_columns(list(actions.values()), convention)
         if not found:
             continue
-        names = [store.meta(i).episode_id for i in indices]
+        names = [store.meta(i).episode_id for i in actions]
         said = "unknown" if convention is None else convention.gripper
         yield from _check_gripper(found, names, said, f"{source}, {robot}")
 

@@ -114,6 +114,15 @@ def test_a_failure_leaves_nothing_and_a_killed_run_is_written_over(tmp_path, mon
     assert len(list(rlds.RldsSource(done["directory"]).read())) == 2
 
 
+@pytest.mark.parametrize("place", ["file", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, place):
+    store = _store(tmp_path / "store", _episode(0))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.UserError, match=r"cannot be made.*choose another --output"):
+        _export(store, tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_command_takes_the_stores_name_and_says_which_tfds_allows(tmp_path):
     _store(tmp_path / "My-Store", _episode(0))
     store, output = str(tmp_path / "My-Store"), str(tmp_path / "o")

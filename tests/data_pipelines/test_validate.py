@@ -123,6 +123,22 @@ def test_values_that_the_writer_refuses_are_still_looked_for(tmp_path, monkeypat
     }
 
 
+@pytest.mark.parametrize("kept", [[], ["a"]])
+def test_columns_without_rows_are_reported(tmp_path, monkeypatch, kept):
+    class Empty(episodes.EpisodeStore):
+        def actions(self, i):
+            column = super().actions(i)
+            return column if self.meta(i).episode_id in kept else column[:0]
+
+    with episodes.EpisodeWriter(tmp_path, source="test") as writer:
+        for name in ("a", "b"):
+            writer.write(_episode(name, embodiment="franka_panda"))
+    monkeypatch.setattr(episodes, "EpisodeStore", Empty)
+    findings, _ = validate.validate(tmp_path, progress=False)
+    found = [f.where for f in findings if f.what == "0 actions for 5 frames"]
+    assert found == [f"episode {name}" for name in ("a", "b") if name not in kept]
+
+
 def test_interrupted_conversion_is_an_error(tmp_path):
     (tmp_path / convert.MANIFEST).write_text('{"complete": false}')
     (finding,) = _findings(tmp_path, _episode("a"))
