@@ -61,7 +61,7 @@ def _on_each_device(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
         mesh=mesh,
         in_specs=(spec, spec, spec),
         out_specs=spec,
-        axis_names=set(free),
+        axis_names=set(mesh.auto_axes),  # those of size 1 too: the kernel refuses any other
         check_vma=False,
     )(query, key, value)
 

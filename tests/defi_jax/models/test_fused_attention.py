@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from defi_jax import partition
 from defi_jax.models import fused_attention
 
 
@@ -39,3 +41,14 @@ def test_many_tokens_lower_to_the_kernel_on_tpus_and_to_plain_attention_elsewher
     assert "tpu_custom_call" in text("tpu", 256)
     for platform, tokens in (("cpu", 256), ("tpu", 64), ("tpu", 200), ("tpu", 320)):
         assert "tpu_custom_call" not in text(platform, tokens), (platform, tokens)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
+def test_the_kernel_lowers_for_a_mesh_of_several_devices(sizes):
+    auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+    mesh = jax.sharding.AbstractMesh(sizes, partition.AXES, axis_types=auto)
+    where = jax.sharding.NamedSharding(mesh, partition.BATCH_SPEC)
+    args = [jax.ShapeDtypeStruct((4, 1, 256, 2, 64), "float32", sharding=where)] * 3
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = jax.jit(fused_attention.attend).trace(*args).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()
