@@ -181,6 +181,7 @@ class Loader:
         self.bad_samples: dict[str, int] = {}
         self.still_pairs: dict[str, int] = {}
         self.normalizer, self.rules = opened.normalizer, opened.rules
+        self._components = opened.components
 
     @property
     def fingerprint(self) -> str:
@@ -254,6 +255,10 @@ class Loader:
         """
         for part in self.batches.parts:
             latents.cache_of(part.source).check_encoder(encoder, rebuild)
+
+    def check_robot(self, robot: str) -> None:
+        """Checks that the actions are those of a robot; see `mixtures.check_robot`."""
+        mixtures.check_robot(self._components, robot)
 
     def use_features(self, path: str | os.PathLike) -> None:
         """Takes the features of the batches from a .npy file with a row a sample, as `scan`."""

@@ -142,22 +142,52 @@ def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
 
 
 def check_actions(components: Sequence[Component], where: str) -> None:
-    """Checks that the actions of all components mean the same, by their first episodes.
+    """Checks that the actions of all datasets and robots of the components mean the same.
 
     Raises:
-        UserError: they do not; see `embodiment.check_mix`.
+        UserError: they do not, see `embodiment.check_mix`; or nothing is known of some, and these
+            are not the only ones, of one dataset and robot.
     """
-    conventions = {}
-    for component in components:
-        rows = np.flatnonzero(component.source.has_actions)
-        if not len(rows):
-            continue
-        convention = convention_of(component.source.meta(int(rows[0])))
+    known, unknown = {}, {}
+    for name, meta in _kinds(components).items():
+        convention = convention_of(meta)
         if convention is None:
-            logging.warning("%s: nothing is known of what its actions mean", component.name)
+            unknown[name] = (meta.source, meta.embodiment)
         else:
-            conventions[component.name] = convention
-    embodiment.check_mix(conventions, where)
+            known[name] = convention
+    embodiment.check_mix(known, where)
+    if len(set(unknown.values())) > (0 if known else 1):
+        raise errors.UserError(
+            f"nothing is known of what the actions of {', '.join(unknown)} mean"
+            + (f", and those of {', '.join(known)} are known" if known else ""),
+            where,
+            "train joint on each alone, take the others as action-free video (convert "
+            "--strip_actions), or describe the robots in defi_jax/embodiment.py",
+        )
+    for name in unknown:
+        logging.warning("%s: nothing is known of what its actions mean", name)
+
+
+def check_robot(components: Sequence[Component], robot: str) -> None:
+    """Checks that the components' actions are those of a robot; see `embodiment.check_robot`."""
+    for name, meta in _kinds(components).items():
+        convention = convention_of(meta)
+        if convention is not None:
+            embodiment.check_robot(robot, convention, name)
+
+
+def _kinds(components: Sequence[Component]) -> dict[str, episodes.EpisodeMeta]:
+    """Returns an episode of each dataset and robot that the components have actions of, by name."""
+    found = {}
+    for component in components:
+        source = component.source
+        metas = (source.meta(int(i)) for i in np.flatnonzero(source.has_actions))
+        pairs = {(meta.source, meta.embodiment): meta for meta in metas}
+        for (dataset, robot), meta in sorted(pairs.items()):
+            is_alone = len(pairs) == 1
+            name = component.name if is_alone else f"{component.name} ({dataset}, {robot})"
+            found[name] = meta
+    return found
 
 
 def convention_of(meta: episodes.EpisodeMeta) -> embodiment.Convention | None:

@@ -216,3 +216,30 @@ def check_mix(conventions: Mapping[str, Convention], where: str) -> None:
             "train joint on datasets of one convention, and take the others as action-free video "
             "(gfdm and gidm mix them; convert --strip_actions)",
         )
+
+
+def check_robot(name: str, convention: Convention, dataset: str) -> None:
+    """Refuses actions that mean something else than a robot's.
+
+    Args:
+        name: of the robot; nothing is checked where it is unknown.
+        convention: of the actions; facts that are unknown there or here are not compared.
+        dataset: what an error names.
+
+    Raises:
+        UserError: a fact differs.
+    """
+    robot = EMBODIMENTS.get(name)
+    if robot is None:
+        return
+    differing = []
+    for fact in (field.name for field in dataclasses.fields(Convention)):
+        own, theirs = getattr(robot, fact), getattr(convention, fact)
+        if UNKNOWN not in (own, theirs) and own != theirs:
+            differing.append(f"{fact} is {theirs}, not {own}")
+    if differing:
+        raise errors.UserError(
+            f"actions of {dataset} are not those of {name}: {' | '.join(differing)}",
+            "config.embodiment",
+            "set --config.embodiment to the robot of the data",
+        )

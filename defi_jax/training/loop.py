@@ -102,13 +102,13 @@ def train(
 def _open_loaders(
     config: Any, objective: base.Objective, make_loader: Callable[..., Any]
 ) -> tuple[Any, Any]:
-    """Opens the training split, and the held-out one or None."""
+    """Opens the training split, and the held-out one or None; joint's actions are its robot's."""
     spec = objective.batch_spec(config.global_batch)
     image_spec = feature_cache.image_spec(objective, config.global_batch)
-    return (
-        startup.open_loader(config, spec, make_loader, "train"),
-        startup.open_loader(config, image_spec, make_loader, "eval"),
-    )
+    loader = startup.open_loader(config, spec, make_loader, "train")
+    if objective.name == "joint":
+        loader.check_robot(config.embodiment)
+    return loader, startup.open_loader(config, image_spec, make_loader, "eval")
 
 
 def _loop(

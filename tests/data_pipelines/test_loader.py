@@ -78,7 +78,10 @@ def _loader(name="gidm", *, split="train", seed=0, global_batch=8, process=0, co
     )
 
 
-def _store(directory, name, count=12, *, width=2, cameras=("static",), has_actions=True, length=9):
+def _store(
+    directory, name, count=12, *, source="lab", width=2, cameras=("static",), has_actions=True,
+    length=9,
+):  # fmt: skip
     """Writes a store whose pixels tell the frame's number."""
     encoded = [media.encode_png(np.full((16, 16, 3), 10 * t, np.uint8)) for t in range(length)]
     with episodes.EpisodeWriter(directory / name, source=name) as writer:
@@ -87,7 +90,7 @@ def _store(directory, name, count=12, *, width=2, cameras=("static",), has_actio
             writer.write(
                 episodes.Episode(
                     episode_id=f"{name}-{number}",
-                    source=name,
+                    source=source,
                     embodiment="robot",
                     instructions=(f"{name} {number}",),
                     frames=dict.fromkeys(cameras, encoded),
@@ -391,12 +394,16 @@ def test_joint_refuses_what_it_cannot_train_on(tmp_path):
 
 
 def test_joint_refuses_actions_of_other_meaning_that_gidm_mixes(tmp_path):
-    _store(tmp_path, "bridge_dataset", width=7)
-    _store(tmp_path, "bc_z", width=7)
+    for name in ("bridge_dataset", "bc_z"):
+        _store(tmp_path, name, source=name, width=7)
     mixed = {"root": str(tmp_path), "mixture": "bridge_dataset,bc_z", "action_dim": 7}
     with pytest.raises(errors.UserError, match="rotation is euler xyz in bridge_dataset"):
         _loader("joint", **mixed)
     next(_loader("gidm", **mixed))
+    alone = _loader("joint", **mixed | {"mixture": "bridge_dataset"})
+    alone.check_robot("widowx250")
+    with pytest.raises(errors.UserError, match=r"bridge_dataset are not those of franka_panda: "):
+        alone.check_robot("franka_panda")
 
 
 def test_nothing_held_out_is_an_error(tmp_path):

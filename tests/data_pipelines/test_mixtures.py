@@ -105,8 +105,47 @@ def test_actions_of_one_convention_mix(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     _store(tmp_path / "b", source="bridge_oxe", action_dim=7)
     _store(tmp_path / "video", source="bc_z")  # without actions, so without a say
-    _store(tmp_path / "own", source="mine", embodiment="mine", action_dim=2)  # nobody knows
-    mixtures.check_actions(mixtures.load("a,b,video,own", str(tmp_path), _synthetic), "here")
+    mixtures.check_actions(mixtures.load("a,b,video", str(tmp_path), _synthetic), "here")
+
+
+def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
+    for name, robot in (("one", "mine"), ("two", "mine"), ("other", "yours")):
+        _store(tmp_path / name, source="unit", embodiment=robot, action_dim=7)
+    _store(tmp_path / "known", source="bridge_dataset", action_dim=7)
+
+    def check(text):
+        mixtures.check_actions(mixtures.load(text, str(tmp_path), _synthetic), "data.mixture")
+
+    check("one,two")
+    check("other")
+    with pytest.raises(errors.UserError, match="actions of one, other mean: data"):
+        check("one,other")
+    with pytest.raises(errors.UserError, match="of one mean, and those of known are known"):
+        check("known,one")
+
+
+def test_all_datasets_and_robots_of_a_store_are_checked(tmp_path):
+    frames = {"static": [_PNG]}
+    with episodes.EpisodeWriter(tmp_path / "both", source="unit") as writer:
+        for dataset in ("bridge_dataset", "bc_z"):
+            writer.write(
+                episodes.Episode(
+                    episode_id=dataset, source=dataset, embodiment="x", instructions=("go",),
+                    frames=frames, actions=np.zeros((1, 7), np.float32), states=None, fps=1.0,
+                )
+            )  # fmt: skip
+    loaded = mixtures.load("both", str(tmp_path), _synthetic)
+    with pytest.raises(errors.UserError, match=r"axis-angle in both \(bc_z, x\)"):
+        mixtures.check_actions(loaded, "data.mixture")
+
+
+def test_actions_are_those_of_the_robot(tmp_path):
+    _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
+    loaded = mixtures.load("synthetic,a", str(tmp_path), _synthetic)
+    for robot in ("widowx250", "google_robot", "nobody knows"):  # the second's units are unknown
+        mixtures.check_robot(loaded, robot)
+    with pytest.raises(errors.UserError, match=r"actions of a are not those of metaworld_sawyer: "):
+        mixtures.check_robot(loaded, "metaworld_sawyer")
 
 
 def test_actions_of_other_meaning_are_refused_with_all_differences(tmp_path):

@@ -28,6 +28,16 @@ def train(workdir, *, objective=None, loader=None, **changes):
     return loop.train(toy_run.config(**changes), objective, make_loader, workdir)
 
 
+def test_joint_actions_are_checked_against_the_robot(tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(toy_run.ToyObjective, "name", "joint")
+    monkeypatch.setattr(
+        toy_run.ToyLoader, "check_robot", lambda own, robot: checked.append(robot), raising=False
+    )
+    train(tmp_path, steps=1, embodiment="mine")
+    assert checked == ["mine"]
+
+
 def killed_at(batch):
     def on_batch(position):
         if position > batch:
