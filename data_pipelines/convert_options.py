@@ -22,7 +22,19 @@ from data_pipelines.sources import (
 )
 from defi_jax import errors
 
-SOURCES = ("rlds", "human_video", "video_layout", "calvin", "lerobot", "metaworld")
+_FILES = {
+    "input", "name", "splits", "item_seconds", "item_memory_mb", "workers", "strip_actions",
+}  # fmt: skip
+_FRAMES = {"shorter_side", "square_crop", "every", "sample_fps", "max_frames", "image_format"}
+_USED = {
+    "rlds": _FILES | {"max_damaged"},
+    "human_video": _FILES | _FRAMES | {"embodiment", "captions", "fps"},
+    "video_layout": _FILES | _FRAMES | {"embodiment", "fps"},
+    "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_actions"},
+    "lerobot": _FILES | _FRAMES | {"embodiment", "primary", "wrist", "fps"},
+    "metaworld": {"tasks", "episodes", "image_size", "seed", "workers", "strip_actions"},
+}
+SOURCES = tuple(_USED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +190,18 @@ def define_flags() -> None:
 
 
 def from_flags() -> ConvertOptions:
-    """Returns what the command line says."""
-    names = (field.name for field in dataclasses.fields(ConvertOptions))
+    """Returns what the command line says.
+
+    Raises:
+        UserError: it gives a flag that the source does not use.
+    """
+    names = [field.name for field in dataclasses.fields(ConvertOptions)]
     values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    used = _USED.get(values["source"], set(names)) | {"source", "output"}
+    unused = [f"--{name}" for name in names if flags.FLAGS[name].present and name not in used]
+    if unused:
+        raise errors.UserError(
+            f"--source={values['source']} does not use {', '.join(unused)}", "command line",
+            "leave it out",
+        )  # fmt: skip
     return ConvertOptions(**values)

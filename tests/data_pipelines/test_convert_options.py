@@ -1,7 +1,9 @@
 import dataclasses
+import functools
 import json
 
 import pytest
+from absl import flags
 
 from data_pipelines import convert_options
 from defi_jax import errors
@@ -52,3 +54,50 @@ def test_every_source_is_opened_by_its_name(source, message):
 def test_input_is_needed():
     with pytest.raises(errors.UserError, match="--input"):
         convert_options.open_source(dataclasses.replace(OPTIONS, input=""))
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    """Parses flags into `ConvertOptions`."""
+    values = flags.FlagValues()
+    for define in ("string", "list", "integer", "bool", "float", "enum"):
+        name = f"DEFINE_{define}"
+        monkeypatch.setattr(
+            flags, name, functools.partial(getattr(flags, name), flag_values=values)
+        )
+    monkeypatch.setattr(flags, "FLAGS", values)
+    convert_options.define_flags()
+    flags.DEFINE_string("output", "", "of launch/data.py.")
+
+    def parse(*arguments: str) -> convert_options.ConvertOptions:
+        values(["data.py", *arguments])
+        return convert_options.from_flags()
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    ("source", "flag"),
+    [
+        ("rlds", "--embodiment=robot"), ("rlds", "--captions=a"), ("rlds", "--primary=top"),
+        ("rlds", "--every=2"), ("rlds", "--max_frames=3"), ("calvin", "--fps=5"),
+        ("calvin", "--max_damaged=1"),
+        ("human_video", "--calvin_part=play"), ("metaworld", "--input=a"), ("lerobot", "--seed=1"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_the_source_does_not_use_is_refused(command_line, source, flag):
+    name = flag.split("=")[0]
+    with pytest.raises(errors.UserError, match=f"--source={source} does not use {name}:"):
+        command_line(f"--source={source}", flag)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "value"),
+    [
+        ("calvin", "calvin_part", "play"), ("rlds", "max_damaged", 2), ("lerobot", "fps", 5.0),
+        ("metaworld", "seed", 7), ("unknown", "every", 2),  # which `run_convert` names
+    ],
+)  # fmt: skip
+def test_flags_that_the_source_uses_are_taken(command_line, source, name, value):
+    options = command_line(f"--source={source}", "--output=o", f"--{name}={value}")
+    assert (getattr(options, name), options.output, options.shorter_side) == (value, "o", 256)
