@@ -44,13 +44,16 @@ class Opened:
         components: of the mixture.
         rules: of each, by name.
         readers: of each, by name.
-        normalizer: of the actions of all.
+        normalizer: of the actions of all together.
+        normalizers: of the actions of each, by name, as they are read; joint has one head and
+            takes `normalizer` for all.
     """
 
     components: tuple[mixtures.Component, ...]
     rules: Mapping[str, rules_lib.Rules]
     readers: Mapping[str, readers.Reader]
     normalizer: statistics.Normalizer
+    normalizers: Mapping[str, statistics.Normalizer]
 
     def describe(self, config: Any) -> dict[str, Any]:
         """Returns what decides how a sample is read, for the fingerprint."""
@@ -58,7 +61,13 @@ class Opened:
             "transforms": readers.describe(config),
             "rules": {name: dataclasses.asdict(own) for name, own in self.rules.items()},
             "normalizer": self.normalizer.to_json(),
+            **self._describe_own(),
         }
+
+    def _describe_own(self) -> dict[str, Any]:
+        own = {name: normalizer.to_json() for name, normalizer in self.normalizers.items()}
+        is_one = all(values == self.normalizer.to_json() for values in own.values())
+        return {} if is_one else {"normalizers": own}
 
 
 def prepare(
@@ -71,24 +80,33 @@ def prepare(
     with_images: bool,
 ) -> Opened:
     """Returns the components with their readers; see `readers.make_reader`."""
-    normalizer = make_normalizer(config, objective_name, components)
+    normalizer, normalizers = make_normalizers(config, objective_name, components)
     return Opened(
         components=tuple(components),
         rules=rules,
         readers={
             name: readers.make_reader(
-                config, objective_name, own, normalizer, train=train, with_images=with_images
+                config,
+                objective_name,
+                own,
+                normalizers[name],
+                train=train,
+                with_images=with_images,
             )
             for name, own in rules.items()
         },
         normalizer=normalizer,
+        normalizers=normalizers,
     )
 
 
-def make_normalizer(
+def make_normalizers(
     config: Any, objective_name: str, components: Sequence[mixtures.Component]
-) -> statistics.Normalizer:
-    """Returns the actions' normaliser, from the statistics of all components that have actions.
+) -> tuple[statistics.Normalizer, dict[str, statistics.Normalizer]]:
+    """Returns the actions' normaliser of all components together, and that of each by name.
+
+    Statistics are those of the components that have actions of data.action_dim. GIDM takes each
+    dataset's own, as officially; joint, whose actions mean the same, one for all.
 
     Raises:
         DataError: joint is given actions of another width than data.action_dim.
@@ -108,9 +126,18 @@ def make_normalizer(
             logging.warning("%s: %d-D actions stay out of the probe", component.name, width)
     kind = config.normalization
     if kind == "none" or objective_name == "gfdm" or not used:
-        return statistics.Normalizer(kind="none", statistics=None, mask=mask)
-    parts = [component.statistics()["actions"] for component in used]
-    return statistics.Normalizer(kind=kind, statistics=statistics.merge(parts), mask=mask)
+        none = statistics.Normalizer(kind="none", statistics=None, mask=mask)
+        return none, {component.name: none for component in components}
+    parts = {component.name: component.statistics()["actions"] for component in used}
+    merged = statistics.merge(list(parts.values()))
+    together = statistics.Normalizer(kind=kind, statistics=merged, mask=mask)
+    normalizers = {component.name: together for component in components}
+    if objective_name == "gidm":
+        normalizers |= {
+            name: statistics.Normalizer(kind=kind, statistics=own, mask=mask)
+            for name, own in parts.items()
+        }
+    return together, normalizers
 
 
 def _action_width(component: mixtures.Component) -> int | None:

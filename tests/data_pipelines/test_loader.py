@@ -370,6 +370,17 @@ def test_normalisation_is_of_all_named_stores_and_leaves_the_gripper(tmp_path):
     assert actions[..., 1].max() > 1
 
 
+def test_each_data_set_of_gidm_has_a_normalisation_of_its_own(tmp_path):
+    _store(tmp_path, "low", count=3)  # values 0 to 10
+    _store(tmp_path, "high", count=9)  # 0 to 16
+    settings = {"root": str(tmp_path), "normalization": "bounds", "unnormalized_dims": ()}
+    mixed = _loader("gidm", mixture="low,high", **settings)
+    highs = {part.name: part.reader.normalizer.statistics.max[0] for part in mixed.batches.parts}
+    assert highs == {"low": 10, "high": 16}
+    state, alone = mixed.state(), _loader("gidm", mixture="low", **settings).state()
+    assert "normalizers" in state["pipeline"] and "normalizers" not in alone["pipeline"]
+
+
 def test_gidm_masks_what_has_no_actions(tmp_path):
     _store(tmp_path, "video", has_actions=False)
     _store(tmp_path, "other", width=7)
