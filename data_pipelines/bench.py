@@ -11,7 +11,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class _Recorder:
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Callable[[], np.ndarray]:
+    ) -> Iterator[np.ndarray]:
         """See `episodes.EpisodeStore`."""
         self._encoded += self._source.frame_bytes(i, camera, indices)
         return self._source.fetch(i, camera, indices)

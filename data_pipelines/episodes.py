@@ -25,7 +25,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgpack
@@ -127,8 +127,8 @@ class EpisodeSource(Protocol):
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Callable[[], np.ndarray]:
-        """Reads frames without decoding them; returns what decodes them, see `frames`."""
+    ) -> Iterator[np.ndarray]:
+        """Reads the given frames now; yields uint8[H, W, 3], each decoded when it is taken."""
         ...
 
     def actions(self, i: int) -> np.ndarray | None:
@@ -392,15 +392,15 @@ class EpisodeStore:
         Returns:
             uint8[k, H, W, 3] in the order of `indices`.
         """
-        return self.fetch(i, camera, indices)()
+        return np.stack(list(self.fetch(i, camera, indices)))
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Callable[[], np.ndarray]:
-        """Reads the given frames now; returns what decodes them, see `frames`."""
+    ) -> Iterator[np.ndarray]:
+        """Reads the given frames now, but decodes each when it is taken; see `frames`."""
         encoded = self.frame_bytes(i, camera, indices)
         where = f"episode {self._lines[i]['episode_id']!r}, camera {camera!r} in {self.directory}"
-        return lambda: media.decode_images(encoded, where=where)
+        return media.decode_images(encoded, where=where)
 
     def actions(self, i: int) -> np.ndarray | None:
         """Returns float32[n, A], or None where the episode has no actions."""

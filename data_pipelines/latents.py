@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,8 +178,8 @@ class EncodedSource:
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Callable[[], np.ndarray]:
-        """Returns what decodes the frames."""
+    ) -> Iterator[np.ndarray]:
+        """Yields uint8[H, W, 3] each."""
         return self._source.fetch(i, camera, indices)
 
     def actions(self, i: int) -> np.ndarray | None:

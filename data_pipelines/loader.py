@@ -1,7 +1,7 @@
 """The data loader: mixture of episode sources -> batches of an objective.
 
     episodes -> samples of the objective -> shuffled, mixed by weight -> read, replaced if damaged
-    -> batch of this process -> worker processes or read-ahead threads -> `Loader`
+    -> batch of this process -> worker processes or a read-ahead thread -> `Loader`
 
 Batch k is a pure function of the config, the seed and k. The state is therefore one number, and
 resuming is exact with any number of workers, processes or hosts that divides the global batch.
@@ -38,7 +38,7 @@ Keys of the `data` section that are read here:
     holdout_percent   of the episodes, by a hash of their id
     augment           crop and colour changes in training, the same for all frames of a sample
     correlated_augment one number drives all of them
-    workers           processes that read; 0 reads in threads of this one. Each takes 2 CPU seconds
+    workers           processes that read; 0 reads in a thread of this one. Each takes 2 CPU seconds
                       and 220 MiB to start, as grain imports jax and orbax: on a busy machine the
                       first batch may take minutes
     max_bad_fraction  of the samples read that may be damaged before the run stops
@@ -68,7 +68,8 @@ from defi_jax import batch as batch_lib
 from defi_jax import errors
 
 SPLITS = ("train", "eval")
-READ_AHEAD = 4  # batches, and threads that read them, without worker processes
+READ_AHEAD = 2  # batches, without worker processes
+READ_THREADS = 1  # several wait for the interpreter's lock and cost a third more; take workers
 WORKER_AHEAD = 2  # batches each worker process keeps ready
 BAD_WINDOW = 10_000  # samples over which max_bad_fraction counts at least
 STATE_VERSION = 2
@@ -233,7 +234,7 @@ class Loader:
             batch_size=spec.actions.shape[0],
             blank={n: np.zeros(getattr(spec, n).shape[1:], getattr(spec, n).dtype) for n in names},
         )
-        options = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
+        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
         iterator = iter(grain.MapDataset.source(scan).to_iter_dataset(options))
         try:
             for raw in iterator:
@@ -329,8 +330,8 @@ class Loader:
 
     def _start(self) -> grain.DatasetIterator:
         """Starts reading ahead from the next batch."""
-        threads = READ_AHEAD if self._workers == 0 else 1
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        ahead = READ_AHEAD if self._workers == 0 else 1
+        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=ahead)
         dataset = grain.MapDataset.source(self.batches).to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import PIL.Image
@@ -49,7 +49,7 @@ def decode_image(data: bytes, *, where: str = "image") -> np.ndarray:
         DataError: the bytes are damaged, too large, or of another kind.
     """
     if data[:3] == _JPEG_MAGIC:
-        return _decode_jpeg(data, np.empty((*image_size(data, where=where), 3), np.uint8), where)
+        return _decode_jpeg(data, where)
     if data[:8] == _PNG_MAGIC:
         return _decode_png(data, where)
     kind = "no bytes" if not data else f"bytes that start with {data[:8].hex(' ')}"
@@ -58,29 +58,24 @@ def decode_image(data: bytes, *, where: str = "image") -> np.ndarray:
     )
 
 
-def decode_images(encoded: Sequence[bytes], *, where: str = "images") -> np.ndarray:
-    """Decodes images of one size, JPEG straight to their places; see `decode_image`.
+def decode_images(encoded: Sequence[bytes], *, where: str = "images") -> Iterator[np.ndarray]:
+    """Decodes images of one size, each when it is taken; see `decode_image`.
 
-    Returns:
-        uint8[k, H, W, 3], RGB.
+    Yields:
+        uint8[H, W, 3], RGB.
 
     Raises:
-        DataError: also where sizes differ.
+        DataError: also where sizes differ, before the first.
     """
-    sizes = [image_size(data, where=where) for data in encoded]
-    if len(set(sizes)) != 1:
-        found = ", ".join(f"{width} x {height}" for height, width in sorted(set(sizes)))
+    sizes = {image_size(data, where=where) for data in encoded}
+    if len(sizes) > 1:
+        found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
         raise errors.DataError(
             f"frames of one camera differ in size ({found})", where,
             "store frames of one size, or each camera under a name of its own",
         )  # fmt: skip
-    images = np.empty((len(encoded), *sizes[0], 3), np.uint8)
-    for data, image in zip(encoded, images, strict=True):
-        if data[:3] == _JPEG_MAGIC:
-            _decode_jpeg(data, image, where)
-        else:
-            image[:] = decode_image(data, where=where)
-    return images
+    for data in encoded:
+        yield decode_image(data, where=where)
 
 
 def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
@@ -103,8 +98,8 @@ def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
     return height, width
 
 
-def _decode_jpeg(data: bytes, image: np.ndarray, where: str) -> np.ndarray:
-    """Fills and returns an image of the size that the header names."""
+def _decode_jpeg(data: bytes, where: str) -> np.ndarray:
+    image = np.empty((*image_size(data, where=where), 3), np.uint8)
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=image, strict=True)
     except ValueError as error:

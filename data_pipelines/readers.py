@@ -126,8 +126,8 @@ class GFDMReader(_ClipReader):
         """See `Reader`."""
         meta = source.meta(i)
         camera = self.cameras(meta, rng)
-        decode = source.fetch(i, camera, self.clip(meta.length, sample))
-        return lambda: {"video": self.prepare(decode(), rng)}
+        frames = source.fetch(i, camera, self.clip(meta.length, sample))
+        return lambda: {"video": self.prepare(frames, rng)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,12 +186,12 @@ class GIDMReader:
         meta = source.meta(i)
         camera = self.cameras(meta, rng)
         pair = self.pair(meta.length, sample, rng)
-        decode = source.fetch(i, camera, pair)
+        encoded = source.fetch(i, camera, pair)
         arrays = self._action(source, i, pair)
 
         def read() -> Arrays:
             draws = self.prepare.draws(rng)
-            frames = self.prepare.cut(decode(), draws)
+            frames = self.prepare.cut(encoded, draws)
             self._check_motion(frames)
             return {"frames": self.prepare.recolour(frames, draws), **arrays}
 
@@ -268,10 +268,10 @@ class JointReader:
         if not self.with_images:
             return lambda: arrays
 
-        decoders = [source.fetch(i, name, [t]) for name in self.cameras]
+        encoded = [source.fetch(i, name, [t]) for name in self.cameras]
 
         def read() -> Arrays:
-            images = [self.prepare(decode(), rng)[0] for decode in decoders]
+            images = [self.prepare(frame, rng)[0] for frame in encoded]
             return {"images": np.stack(images), **arrays}
 
         return read

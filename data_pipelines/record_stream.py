@@ -82,16 +82,16 @@ class EpisodeView:
 
     def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `episodes.EpisodeSource`."""
-        return self.fetch(i, camera, indices)()
+        return np.stack(list(self.fetch(i, camera, indices)))
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Callable[[], np.ndarray]:
+    ) -> Iterator[np.ndarray]:
         """See `episodes.EpisodeSource`."""
         del i
         encoded = self._episode.frames[camera]
         where = f"episode {self._episode.episode_id!r}, camera {camera!r}"
-        return lambda: media.decode_images([encoded[int(t)] for t in indices], where=where)
+        return media.decode_images([encoded[int(t)] for t in indices], where=where)
 
     def actions(self, i: int) -> np.ndarray | None:
         """See `episodes.EpisodeSource`."""

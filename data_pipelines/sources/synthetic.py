@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -134,9 +134,9 @@ class SyntheticSource:
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Callable[[], np.ndarray]:
-        """Returns what draws the frames."""
-        return lambda: self.frames(i, camera, indices)
+    ) -> Iterator[np.ndarray]:
+        """Yields the given frames, drawn when the first is taken."""
+        yield from self.frames(i, camera, indices)
 
     def actions(self, i: int) -> np.ndarray:
         """Returns float32[n, A] in [-1, 1]."""

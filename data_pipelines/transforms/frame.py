@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -59,18 +60,18 @@ class Resize:
         if self.size < 1:
             raise ValueError(f"impossible resize: {self}")
 
-    def __call__(self, frames: np.ndarray, box: Box = FULL) -> np.ndarray:
-        """Returns uint8[k, size, size, 3]."""
-        height, width = frames.shape[1:3]
-        if box == FULL:
-            return np.stack([media.resize(frame, (self.size, self.size)) for frame in frames])
-        pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    def __call__(self, frames: Iterable[np.ndarray], box: Box = FULL) -> np.ndarray:
+        """Returns uint8[k, size, size, 3] of k times uint8[H, W, 3]."""
+        return np.stack([self._one(frame, box) for frame in frames])
+
+    def _one(self, frame: np.ndarray, box: Box) -> np.ndarray:
         target = (self.size, self.size)
-        resized = [
-            PIL.Image.fromarray(frame).resize(target, PIL.Image.Resampling.BILINEAR, box=pixels)
-            for frame in frames
-        ]
-        return np.stack([np.asarray(image) for image in resized])
+        if box == FULL:
+            return media.resize(frame, target)
+        height, width = frame.shape[:2]
+        pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+        image = PIL.Image.fromarray(frame)
+        return np.asarray(image.resize(target, PIL.Image.Resampling.BILINEAR, box=pixels))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +161,8 @@ class Prepare:
     colour: RandomColour | None
     correlated: bool = False
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8[k, size, size, 3] of uint8[k, H, W, 3]."""
+    def __call__(self, frames: Iterable[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8[k, size, size, 3] of k times uint8[H, W, 3]."""
         draws = self.draws(rng)
         return self.recolour(self.cut(frames, draws), draws)
 
@@ -169,8 +170,8 @@ class Prepare:
         """Returns what `cut` and then `recolour` draw with for one sample."""
         return SharedDraw(rng.random()) if self.correlated else rng
 
-    def cut(self, frames: np.ndarray, draws: Draws) -> np.ndarray:
-        """Returns uint8[k, size, size, 3] of uint8[k, H, W, 3], colours as they are."""
+    def cut(self, frames: Iterable[np.ndarray], draws: Draws) -> np.ndarray:
+        """Returns uint8[k, size, size, 3] of k times uint8[H, W, 3], colours as they are."""
         return self.resize(frames, FULL if self.crop is None else self.crop(draws))
 
     def recolour(self, frames: np.ndarray, draws: Draws) -> np.ndarray:
