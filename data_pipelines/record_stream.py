@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from data_pipelines import episodes, media
-from data_pipelines.sources import base, rlds
+from data_pipelines.sources import base, rlds, rlds_info
 from defi_jax import errors
 
 
@@ -37,7 +37,7 @@ class Position:
 class Record:
     """One record as it lies in its file; in the place of a lost one's bytes, what is wrong."""
 
-    shard: rlds.Shard
+    shard: rlds_info.Shard
     index: int
     data: bytes | errors.DataError
 
@@ -139,7 +139,7 @@ class Records:
         divisor = 1 if by_shard else max(1, min(process_count, sum(counts)))
         self._own_record = (process_index % divisor, divisor)
 
-    def _places(self, shard: rlds.Shard) -> list[int]:
+    def _places(self, shard: rlds_info.Shard) -> list[int]:
         """Returns which records of a shard belong to the split."""
         numbers = range(shard.num_records)
         return [n for n in numbers if self._accept(self._source.episode_id(shard, n))]

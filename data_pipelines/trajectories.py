@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import tfrecord
-from data_pipelines.sources import rlds
+from data_pipelines.sources import rlds, rlds_info
 
 Nested = dict[str, Any]  # of arrays, or of further dicts
 Map = Callable[[Nested], Nested]
@@ -48,13 +48,13 @@ class Trajectories:
         """Opens the TFRecord files of an RLDS dataset, on disk or in a bucket.
 
         Args:
-            directory: see `rlds.load_info`.
-            splits: see `rlds.load_info`.
+            directory: see `rlds_info.load_info`.
+            splits: see `rlds_info.load_info`.
 
         Raises:
-            UserError, DataError: see `rlds.load_info`; while reading see `rlds.read_shard`.
+            UserError, DataError: see `rlds_info.load_info`; while reading see `rlds.read_shard`.
         """
-        info = rlds.load_info(directory, splits=splits)
+        info = rlds_info.load_info(directory, splits=splits)
         return cls(lambda: _read(info))
 
     def __iter__(self) -> Iterator[Nested]:
@@ -100,7 +100,7 @@ def leaves(tree: Nested, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", node
 
 
-def _read(info: rlds.DatasetInfo) -> Iterator[Nested]:
+def _read(info: rlds_info.DatasetInfo) -> Iterator[Nested]:
     number = 0
     for shard in info.shards:
         for index, record in enumerate(rlds.read_shard(shard)):
@@ -108,7 +108,7 @@ def _read(info: rlds.DatasetInfo) -> Iterator[Nested]:
             number += 1
 
 
-def _trajectory(info: rlds.DatasetInfo, record: bytes, number: int, *, where: str) -> Nested:
+def _trajectory(info: rlds_info.DatasetInfo, record: bytes, number: int, *, where: str) -> Nested:
     features = tfrecord.parse_example(record, where=where)
     steps = rlds.RawSteps(features, info.step_fields, where)
     known = [name for name, field in info.step_fields.items() if field.kind != "other"]

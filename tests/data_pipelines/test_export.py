@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import commands, episodes, export, media, mixtures
-from data_pipelines.sources import rlds
+from data_pipelines.sources import rlds, rlds_info
 from defi_jax import errors
 
 TEXTS = ("öffne die Schublade", "open it")
@@ -70,7 +70,7 @@ def test_video_without_actions_and_with_frames_of_several_sizes(tmp_path):
 
 def test_steps_carry_what_rlds_asks_for(tmp_path):
     done = _export(_store(tmp_path / "s", _episode(0)), tmp_path / "o")
-    info = rlds.load_info(done["directory"])
+    info = rlds_info.load_info(done["directory"])
     (record,) = rlds.read_shard(info.shards[0])
     features = rlds.tfrecord.parse_example(record, where="")
     steps = rlds.RawSteps(features, info.step_fields, "")
