@@ -160,8 +160,14 @@ class _Worker:
         self.task = task
         patience = self._limits.seconds if self._is_ready else _START_SECONDS
         self.deadline = time.monotonic() + patience
+        if self._is_ready:
+            self._send()
+
+    def _send(self) -> None:
+        """Sends the task's item; only to a process that reads it, as a full pipe would block."""
+        assert self.task is not None
         with contextlib.suppress(OSError):  # it died meanwhile, `receive` will find out
-            self.pipe.send(task[1])
+            self.pipe.send(self.task[1])
 
     def receive(self) -> Any:
         """Takes what waits in the pipe: the task's result, or that the work begins only now."""
@@ -176,6 +182,7 @@ class _Worker:
         if kind == "ready":
             self._is_ready = True
             self.deadline = time.monotonic() + self._limits.seconds
+            self._send()
             return None
         self.task = None
         if kind == "error":

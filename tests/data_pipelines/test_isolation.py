@@ -51,6 +51,23 @@ def test_a_crash_and_a_hoard_cost_their_own_item_only():
     assert found["hoard"] == isolation.Failure("needed more than 256 MiB of memory")
 
 
+class _HangsAtStart:
+    """A function whose module takes for ever to import."""
+
+    def __call__(self, item):
+        return item
+
+    def __reduce__(self):
+        return time.sleep, (60,)
+
+
+def test_a_large_item_does_not_wait_for_a_process_that_hangs_at_its_start(monkeypatch):
+    monkeypatch.setattr(isolation, "_START_SECONDS", 1.0)
+    item = b"x" * (1 << 22)  # more than a pipe holds
+    ((found, result),) = isolation.run(_HangsAtStart(), [item], workers=1, limits=LIMITS)
+    assert found == item and isinstance(result, isolation.Failure)
+
+
 def test_a_hanging_call_ends_at_its_deadline():
     limits = isolation.Limits(seconds=3)
     found = list(isolation.run(_hang, [0, 60, 0], workers=1, limits=limits))
