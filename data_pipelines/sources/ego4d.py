@@ -36,6 +36,7 @@ _HEAD_BYTES = 1 << 20  # an annotation names its first interval within these
 _BLOCK_CHARACTERS = 1 << 22  # the file has gigabytes and is read in blocks
 _DAMAGED = "its annotation cannot be used"
 _FORMAT_ERRORS = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
+_ELEMENT_CHARACTERS = 1 << 26  # a video's annotation has megabytes
 _SEPARATORS = " \t\r\n,"
 _WEARER = re.compile(r"#\s*c\s+c\s+", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*unsure", re.IGNORECASE)
@@ -86,7 +87,7 @@ def stream_array(path: pathlib.Path, key: str) -> Iterator[Any]:
     """Yields the elements of the array at a key of a json file's object, in bounded memory.
 
     Raises:
-        ValueError: no such array, or damaged json.
+        ValueError: no such array, an element too long, or damaged json.
     """
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
@@ -117,7 +118,9 @@ def _next_element(decoder: json.JSONDecoder, text: str, file: TextIO) -> tuple[A
         try:
             element, end = decoder.raw_decode(text)
             return element, text[end:]
-        except ValueError:
+        except ValueError as error:
+            if len(text) > _ELEMENT_CHARACTERS:
+                raise ValueError(f"an element without an end ({error})") from error
             # It goes on in the next block; doubling keeps retries few.
             more = file.read(max(_BLOCK_CHARACTERS, len(text)))
             if not more:

@@ -24,6 +24,7 @@ from defi_jax import errors
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
 MAX_FRAMES = 20_000  # of one clip; longer ones are films that somebody forgot to cut
 _RATES_DIFFER = 0.01  # relative
+_RATES_CONTRADICT = 4.0  # times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +303,10 @@ def _decode(path: pathlib.Path, clip: Clip, options: ClipOptions) -> _Decoded:
     if clip.has_columns or clip.num_frames is not None:  # one frame a step, whatever its time
         chosen, is_uneven = list(range(len(frames))), False
     else:
-        chosen, rate, is_uneven = place_evenly(times, rate)
+        chosen, mean, is_uneven = place_evenly(times, rate)
+        if is_uneven:
+            _check_mean(times, mean, rate, path)
+        rate = mean
     fps = (options.fps or rate) / options.every
     return _Decoded([frames[i] for i in chosen[:: options.every]], fps, is_uneven, size)
 
@@ -348,6 +352,17 @@ def place_evenly(times: Sequence[float], rate: float) -> tuple[list[int], float,
     after = np.clip(np.searchsorted(found, grid), 1, len(found) - 1)
     is_before = grid - found[after - 1] < found[after] - grid
     return np.where(is_before, after - 1, after).tolist(), mean, True
+
+
+def _check_mean(times: Sequence[float], mean: float, rate: float, path: pathlib.Path) -> None:
+    """Refuses uneven frames whose mean rate is far from their container's or their usual one."""
+    usual = max(rate, float(1 / np.median(np.diff(times))))
+    if usual > mean * _RATES_CONTRADICT or mean > rate * _RATES_CONTRADICT:
+        raise errors.DataError(
+            f"times of its frames are damaged: {mean:.4g} Hz on average, {usual:.4g} Hz is usual",
+            str(path),
+            "replace the video",
+        )
 
 
 def _check_rate(rate: float, clip: Clip, options: ClipOptions, path: pathlib.Path) -> None:

@@ -158,6 +158,23 @@ def test_the_annotation_is_read_in_blocks(tmp_path, monkeypatch, size):
     assert list(ego4d.stream_array(tmp_path / "a.json", "videos")) == elements
 
 
+def test_damage_within_an_element_does_not_read_the_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(ego4d, "_BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(ego4d, "_ELEMENT_CHARACTERS", 1000)
+    elements = json.dumps([{"text": "x" * 80} for _ in range(100)])
+    (tmp_path / "a.json").write_text('{"videos": ' + elements.replace('"text"', "text", 1) + "}")
+    read = []
+    decode = json.JSONDecoder.raw_decode
+    monkeypatch.setattr(
+        json.JSONDecoder,
+        "raw_decode",
+        lambda own, text: read.append(len(text)) or decode(own, text),
+    )
+    with pytest.raises(ValueError, match="an element without an end"):
+        list(ego4d.stream_array(tmp_path / "a.json", "videos"))
+    assert max(read) <= 2000
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

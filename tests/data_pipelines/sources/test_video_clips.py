@@ -65,6 +65,12 @@ def test_uneven_video_plays_at_its_true_speed(tmp_path):
     assert clip.fps == pytest.approx(7 / 1.5) and clip.metadata["uneven_times"] is True
 
 
+def test_times_that_no_camera_has_are_rejected(tmp_path):
+    reject = _read(_write(tmp_path / "wild.mkv", [0, 1, 2, 3, 60]))
+    assert isinstance(reject, base.Reject)
+    assert "0.6667 Hz on average, 10 Hz is usual" in reject.reason
+
+
 def test_sample_fps_takes_the_nearest_frames_by_time(tmp_path):
     path = _write(tmp_path / "a.mkv", range(30), first_pts=4)
     clip = _read(path, video_clips.ClipOptions(sample_fps=3))
