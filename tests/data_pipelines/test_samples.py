@@ -191,6 +191,28 @@ class _Numbers:
         return lambda: {"place": np.array([source.lengths[0], i, sample])}
 
 
+class _Noting:
+    """Notes the order of its two steps."""
+
+    def __init__(self):
+        self.steps = []
+
+    def __call__(self, source, i, sample, rng):
+        self.steps.append("small")
+
+        def read():
+            self.steps.append("pixels")
+            return {"episode": np.array(i)}
+
+        return read
+
+
+def test_small_work_of_a_batch_comes_before_its_pixels():
+    reader = _Noting()
+    _batches(parts=(_part("a", [1] * 8, reader=reader),))[0]
+    assert reader.steps == ["small"] * 4 + ["pixels"] * 4
+
+
 @pytest.mark.parametrize("fixed", [True, False])
 def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
     batches = _batches(
