@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,9 +68,9 @@ def validate(
     for i in bar:
         try:
             findings += _check_episode(store, i, images)
+            store.verify(i)
         except errors.DataError as error:
             findings.append(Finding("error", "damaged", error.what, error.where))
-    findings += _check_digests(store, findings)
     findings += _check_cameras(store)
     for name in ("actions", "states"):
         findings += _check_columns(store, name)
@@ -136,15 +136,6 @@ def _check_images(frames: Sequence[bytes], where: str) -> Iterator[Finding]:
         yield Finding("warning", "black", "all frames are black", where)
 
 
-def _check_digests(store: episodes.EpisodeStore, findings: Iterable[Finding]) -> Iterator[Finding]:
-    if any(finding.check == "damaged" for finding in findings):
-        return  # named already, and `verify` stops at the first
-    try:
-        store.verify()
-    except errors.DataError as error:
-        yield Finding("error", "damaged", error.what, error.where)
-
-
 def _check_cameras(store: episodes.EpisodeStore) -> Iterator[Finding]:
     everywhere = {camera for i in range(len(store)) for camera in store.meta(i).cameras}
     for i in range(len(store)):
@@ -183,6 +174,15 @@ def _check_columns(store: episodes.EpisodeStore, name: str) -> Iterator[Finding]
 # ---- grippers ----
 
 
+@dataclass(frozen=True)
+class _Gripper:
+    """The gripper's first, smallest and largest value in one episode."""
+
+    first: float
+    low: float
+    high: float
+
+
 def _check_grippers(store: episodes.EpisodeStore) -> Iterator[Finding]:
     """Compares each dataset's gripper with what its convention says."""
     members: dict[tuple[str, str], list[int]] = {}
@@ -190,52 +190,62 @@ def _check_grippers(store: episodes.EpisodeStore) -> Iterator[Finding]:
         meta = store.meta(int(i))
         members.setdefault((meta.source, meta.embodiment), []).append(int(i))
     for (source, robot), indices in members.items():
+        convention = mixtures.convention_of(store.meta(indices[0]))
         try:
-            columns = {i: store.actions(i) for i in indices}
+            grippers = _grippers(store, indices, convention)
         except errors.DataError:
             continue  # reported as damaged
-        convention = mixtures.convention_of(store.meta(indices[0]))
-        actions = {i: column for i, column in columns.items() if column is not None and len(column)}
-        found = _gripper_columns(list(actions.values()), convention)
-        if not found:
+        if not grippers:
             continue
-        names = [store.meta(i).episode_id for i in actions]
+        names, found = [store.meta(i).episode_id for i in grippers], list(grippers.values())
         said = "unknown" if convention is None else convention.gripper
         yield from _check_gripper(found, names, said, f"{source}, {robot}")
 
 
-def _gripper_columns(
-    actions: Sequence[np.ndarray], convention: embodiment.Convention | None
-) -> list[np.ndarray]:
-    """Returns the gripper column of each episode; [] where there is none that we know of.
+def _grippers(
+    store: episodes.EpisodeStore,
+    indices: Sequence[int],
+    convention: embodiment.Convention | None,
+) -> dict[int, _Gripper]:
+    """Returns the gripper of each episode by its number; {} where there is none that we know of.
 
     Without a convention, a last dimension of two values is taken for one.
     """
-    widths = {column.shape[1] for column in actions}
-    if len(widths) != 1 or not widths.pop():
-        return []
-    if convention is None:
-        last = [column[:, -1] for column in actions]
-        return last if len(np.unique(np.concatenate(last))) == 2 else []
-    names = convention.action_names
-    if "gripper" not in names or len(names) != actions[0].shape[1]:
-        return []
-    return [column[:, names.index("gripper")] for column in actions]
+    names = () if convention is None else convention.action_names
+    if convention is not None and "gripper" not in names:
+        return {}
+    number = names.index("gripper") if names else -1
+    found: dict[int, _Gripper] = {}
+    widths: set[int] = {len(names)} if names else set()
+    values: set[float] = set()
+    for i in indices:
+        actions = store.actions(i)
+        if actions is None or not len(actions):
+            continue  # reported
+        widths.add(actions.shape[1])
+        if len(widths) > 1 or not actions.shape[1]:
+            return {}
+        column = actions[:, number]
+        if not names:
+            values.update(np.unique(column).tolist())
+            if len(values) > 2:
+                return {}
+        found[i] = _Gripper(float(column[0]), float(column.min()), float(column.max()))
+    return found if names or len(values) == 2 else {}
 
 
 def _check_gripper(
-    columns: Sequence[np.ndarray], names: Sequence[str], said: str, where: str
+    found: Sequence[_Gripper], names: Sequence[str], said: str, where: str
 ) -> Iterator[Finding]:
     """Looks at the gripper of one dataset.
 
     Args:
-        columns: float32[n] of each episode.
+        found: of each episode.
         names: their ids.
         said: its convention, for example "1 opens, 0 closes", or "unknown".
         where: the dataset.
     """
-    values = np.concatenate(columns)
-    low, high = float(values.min()), float(values.max())
+    low, high = min(one.low for one in found), max(one.high for one in found)
     polarity = {word: float(number) for number, word in _POLARITY.findall(said)}
     if len(polarity) == 2:
         bounds = sorted(polarity.values())
@@ -250,11 +260,11 @@ def _check_gripper(
     middle = (opens + closes) / 2
     closed = [
         name
-        for name, column in zip(names, columns, strict=True)
-        if (column[0] - middle) * (opens - closes) < 0
+        for name, one in zip(names, found, strict=True)
+        if (one.first - middle) * (opens - closes) < 0
     ]
-    is_suspicious = len(closed) >= _BEGINS_CLOSED_SHARE * len(columns)
-    if is_suspicious and len(columns) >= _BEGINS_CLOSED_EPISODES:
-        what = f"gripper begins closed in {len(closed)} of {len(columns)} episodes"
+    is_suspicious = len(closed) >= _BEGINS_CLOSED_SHARE * len(found)
+    if is_suspicious and len(found) >= _BEGINS_CLOSED_EPISODES:
+        what = f"gripper begins closed in {len(closed)} of {len(found)} episodes"
         what += f" if {opens:g} opens; the sign may be inverted"
         yield Finding("warning", "gripper", what, f"{where}, for example {closed[0]}")

@@ -64,7 +64,8 @@ def test_store_returns_what_was_written(tmp_path):
     np.testing.assert_array_equal(store.actions(1)[3], [6, 7])
     assert store.states(0) is None
     assert store.episode(1).frames["static"][5] == _png(5)
-    store.verify()
+    for i in range(len(store)):
+        store.verify(i)
 
 
 @pytest.mark.parametrize(("frames_per_record", "records"), [(1, [20, 37]), (4, [5, 9])])

@@ -92,15 +92,17 @@ def test_flipped_bits_in_the_records_are_found(tmp_path):
     assert counts["errors"] >= 1 and any(f.check == "damaged" for f in findings)
 
 
-def test_records_that_are_not_the_index_s_are_found(tmp_path):
+def test_all_records_that_are_not_the_index_s_are_found(tmp_path):
     with episodes.EpisodeWriter(tmp_path, source="test") as writer:
-        writer.write(_episode("a"))
+        for name in "abc":
+            writer.write(_episode(name))
     (path,) = tmp_path.glob("*.index.jsonl")
-    first, line = path.read_text().splitlines()
-    line = json.dumps(json.loads(line) | {"sha256": "0" * 64})
-    path.write_text(episode_files.index_text(json.loads(first), [line]))
-    (finding,) = validate.validate(tmp_path, progress=False)[0]
-    assert finding.check == "damaged" and "digest" in finding.what
+    first, a, b, c = path.read_text().splitlines()
+    a, c = (json.dumps(json.loads(line) | {"sha256": "0" * 64}) for line in (a, c))
+    path.write_text(episode_files.index_text(json.loads(first), [a, b, c]))
+    one, other = validate.validate(tmp_path, progress=False)[0]
+    assert one.check == other.check == "damaged" and "digest" in one.what
+    assert "'a'" in one.where and "'c'" in other.where
 
 
 class _Spoilt(episodes.EpisodeStore):
