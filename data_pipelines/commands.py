@@ -304,9 +304,15 @@ def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> st
 
 def run_list(root: str) -> Result:
     """Lists the episode stores below a directory, and what can be converted and mixed."""
-    stores = [_describe_store(path) for path in _stores(pathlib.Path(root))] if root else []
+    stores, damaged = [], {}
+    for path in _stores(pathlib.Path(root)) if root else []:
+        try:
+            stores.append(_describe_store(path))
+        except errors.DataError as error:
+            damaged[path.name] = str(error)
     result = {
         "stores": stores,
+        "damaged": damaged,
         "sources": list(convert_options.SOURCES),
         "rlds_datasets": sorted(registry.standards()),
         "mixtures": sorted(named_mixtures.NAMED),
@@ -316,7 +322,8 @@ def run_list(root: str) -> Result:
         f"{'with' if s['actions'] else 'without'} actions, cameras {', '.join(s['cameras'])}"
         for s in stores
     ]
-    lines += [f"{key}: {', '.join(result[key]) or 'none'}" for key in list(result)[1:]]
+    lines += [f"{name}: damaged, {text}" for name, text in damaged.items()]
+    lines += [f"{key}: {', '.join(result[key]) or 'none'}" for key in list(result)[2:]]
     return result, "\n".join(lines)
 
 

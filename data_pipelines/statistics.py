@@ -61,18 +61,22 @@ class Statistics:
         return cls(**arrays, count=int(values["count"]))
 
 
-def compute(values: np.ndarray) -> Statistics:
+def compute(values: np.ndarray, where: str = "") -> Statistics:
     """Returns the statistics of [count, A].
+
+    Args:
+        values: of all steps.
+        where: what an error names.
 
     Raises:
         DataError: a value is not finite, or there are none.
     """
     if len(values) == 0:
-        raise errors.DataError("no steps to compute statistics of")
+        raise errors.DataError("no steps to compute statistics of", where)
     finite = np.isfinite(values).all(axis=0)
     if not finite.all():
         dims = np.flatnonzero(~finite).tolist()
-        raise errors.DataError(f"values of dimensions {dims} are not finite")
+        raise errors.DataError(f"values of dimensions {dims} are not finite", where)
     values = np.asarray(values, np.float64)
     q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
     return Statistics(
@@ -86,8 +90,12 @@ def compute(values: np.ndarray) -> Statistics:
     )
 
 
-def of_source(source: episodes.EpisodeSource) -> dict[str, Statistics]:
+def of_source(source: episodes.EpisodeSource, where: str = "") -> dict[str, Statistics]:
     """Returns the statistics of the columns that the source has, "actions" and "states".
+
+    Args:
+        source: the episodes.
+        where: what an error about all of them names.
 
     Raises:
         DataError: an episode's width differs from the others', or values are not finite.
@@ -106,7 +114,11 @@ def of_source(source: episodes.EpisodeSource) -> dict[str, Statistics]:
                     f"episode {source.meta(i).episode_id!r}", "convert embodiments separately",
                 )  # fmt: skip
             columns[name].append(column)
-    return {name: compute(np.concatenate(parts)) for name, parts in columns.items() if parts}
+    return {
+        name: compute(np.concatenate(parts), f"{name} of {where}")
+        for name, parts in columns.items()
+        if parts
+    }
 
 
 def cached(source: episodes.EpisodeSource, directory: pathlib.Path | None) -> dict[str, Statistics]:
@@ -120,7 +132,7 @@ def cached(source: episodes.EpisodeSource, directory: pathlib.Path | None) -> di
             return {name: Statistics.from_json(values) for name, values in content.items()}
         except (ValueError, KeyError, TypeError) as error:
             logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
-    found = of_source(source)
+    found = of_source(source, str(directory))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text(json.dumps({k: v.to_json() for k, v in found.items()}, indent=1))

@@ -104,7 +104,9 @@ def _compute(dataset: rlds.RldsSource, workers: base.Workers) -> Scan:
     return Scan(
         steps=steps,
         statistics={
-            name: statistics.compute(np.concatenate([parts[key] for key in sorted(parts)]))
+            name: statistics.compute(
+                np.concatenate([parts[key] for key in sorted(parts)]), f"{name} of {dataset.name}"
+            )
             for name, parts in columns.items()
             if parts
         },

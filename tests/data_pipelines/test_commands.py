@@ -45,6 +45,15 @@ def test_store_goes_through_all_commands(store, tmp_path):
         json.dumps(result)
 
 
+def test_a_damaged_store_is_listed_as_such_beside_the_others(store):
+    other = store.parent / "a"
+    other.mkdir()
+    (other / "episodes-0-00000.index.jsonl").write_text("no index")
+    listed, text = commands.run_list(str(store.parent))
+    assert [entry["name"] for entry in listed["stores"]] == ["b"]
+    assert list(listed["damaged"]) == ["a"] and "a: damaged, " in text and "b: 3 episodes" in text
+
+
 def test_robot_data_becomes_action_free_video(write_rlds, rlds_tools, tmp_path):
     directory = write_rlds([[rlds_tools["episode"](i) for i in range(2)]])
     output = str(tmp_path / "video")

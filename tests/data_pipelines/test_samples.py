@@ -1,4 +1,5 @@
 import collections
+import zlib
 
 import numpy as np
 import pytest
@@ -48,6 +49,10 @@ def test_held_out_split_is_by_id_alone():
     share = np.mean([samples.is_held_out(name, 10) for name in ids])
     assert 0.07 < share < 0.13
     assert not any(samples.is_held_out(name, 0) for name in ids)
+    assert all(samples.is_held_out(name, 100) for name in ids)
+    small = np.mean([samples.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
+    assert 0.004 < small < 0.006
+    assert samples.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
     nested = [name for name in ids if samples.is_held_out(name, 5)]
     assert all(samples.is_held_out(name, 10) for name in nested)
 

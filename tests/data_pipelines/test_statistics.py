@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import episodes, media, statistics
+from data_pipelines.sources import synthetic
 from defi_jax import errors
 
 _PNG = media.encode_png(np.zeros((4, 4, 3), np.uint8))
@@ -133,3 +134,10 @@ def test_width_that_changes_names_the_episode(tmp_path):
     actions = {"x": np.zeros((3, 2), np.float32), "y": np.zeros((3, 4), np.float32)}
     with pytest.raises(errors.DataError, match="4 wide, 2 in earlier episodes: episode 'y'"):
         statistics.of_source(_store(tmp_path, actions))
+
+
+def test_values_that_are_not_finite_are_named_with_their_store(tmp_path):
+    source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=2)
+    source.actions = lambda i: np.full((3, 2), np.nan, np.float32)
+    with pytest.raises(errors.DataError, match=f"not finite: actions of {tmp_path}"):
+        statistics.cached(source, tmp_path)
