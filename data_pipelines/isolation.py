@@ -123,6 +123,11 @@ class _Pool:
                 if worker.task is None:
                     self._results[number] = result
             elif time.monotonic() >= worker.deadline:
+                if not worker.is_ready:  # no fault of the item
+                    raise errors.UserError(
+                        f"a worker process did not start within {_START_SECONDS:g} s", "--workers",
+                        "run the same command again with fewer, or when the machine is less busy",
+                    )  # fmt: skip
                 worker.replace()
                 self._results[number] = Failure(f"took more than {self._limits.seconds:g} s")
 
@@ -137,6 +142,7 @@ class _Worker:
     Attributes:
         task: (number, item), or None while idle.
         deadline: of the task, in `time.monotonic`.
+        is_ready: whether the process has started, so that the deadline is the task's own.
         pipe: this process' end.
     """
 
@@ -153,14 +159,14 @@ class _Worker:
         self._process.start()
         theirs.close()
         self.task: tuple[int, Any] | None = None
-        self._is_ready = False
+        self.is_ready = False
         self.deadline = 0.0
 
     def start(self, task: tuple[int, Any]) -> None:
         self.task = task
-        patience = self._limits.seconds if self._is_ready else _START_SECONDS
+        patience = self._limits.seconds if self.is_ready else _START_SECONDS
         self.deadline = time.monotonic() + patience
-        if self._is_ready:
+        if self.is_ready:
             self._send()
 
     def _send(self) -> None:
@@ -180,7 +186,7 @@ class _Worker:
             cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit {code}"
             return Failure(f"its worker process died ({cause})")
         if kind == "ready":
-            self._is_ready = True
+            self.is_ready = True
             self.deadline = time.monotonic() + self._limits.seconds
             self._send()
             return None
