@@ -168,7 +168,8 @@ def train(root, workdir, objective=None, *, kill_at=None, **changes):
         return _Interrupted(one, kill_at, kill)
 
     settings = {"global_batch": BATCH, "eval_batches": 1, **changes}
-    return loop.train(toy_run.config(**settings), objective, make_loader, workdir)
+    config = toy_run.config(embodiment="robot", **settings)
+    return loop.train(config, objective, make_loader, workdir)
 
 
 def assert_equal(left, right):
