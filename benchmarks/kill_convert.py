@@ -127,7 +127,7 @@ def _size(store: pathlib.Path) -> int:
 def _digests(store: pathlib.Path) -> dict[str, str]:
     """File -> sha256 of its bytes."""
     digests = {}
-    for path in sorted(store.glob("*")):
+    for path in sorted(store.glob("[!.]*")):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
