@@ -2,175 +2,81 @@ import functools
 import json
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
-from configs import common
-from data_pipelines import episodes, loader, media
+from data_pipelines import episodes, loader
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.models import tokenizers
-
-_LENGTH = 24
-_ROLES = {"gfdm": ("gfdm",), "gidm": ("gidm",), "joint": ("gfdm", "gidm", "goal")}
-
-
-def _config(**changes):
-    values = {
-        "root": "",
-        "mixture": "synthetic",
-        "image_size": 16,
-        "cameras": ("static",),
-        "num_frames": 3,
-        "frame_stride": 4,
-        "pair_offset": (2, 5),
-        "action_horizon": 4,
-        "window_stride": 1,
-        "action_dim": 2,
-        "normalization": "bounds_q99",
-        "unnormalized_dims": (),
-        "holdout_percent": 10,
-        "augment": True,
-        "workers": 0,
-        "max_bad_fraction": 0.001,
-    }
-    return ml_collections.ConfigDict(common.data().to_dict() | values | changes)
-
-
-def _spec(name, config):
-    text = batch_lib.tokens_spec(1, _LENGTH)
-    size = (config.image_size, config.image_size, 3)
-
-    def leaf(dtype, *shape):
-        return jax.ShapeDtypeStruct((1, *shape), dtype)
-
-    if name == "gfdm":
-        return batch_lib.GFDMBatch(video=leaf(np.uint8, config.num_frames, *size), text=text)
-    if name == "gidm":
-        return batch_lib.GIDMBatch(
-            frames=leaf(np.uint8, 2, *size),
-            text=text,
-            action=leaf(np.float32, config.action_dim),
-            action_mask=leaf(np.bool_),
-        )
-    return batch_lib.JointBatch(
-        images=leaf(np.uint8, len(config.cameras), *size),
-        text=dict.fromkeys(_ROLES["joint"], text),
-        actions=leaf(np.float32, config.action_horizon, config.action_dim),
-        action_mask=leaf(np.bool_, config.action_horizon),
-    )
-
-
-def _loader(name="gidm", *, split="train", seed=0, global_batch=8, process=0, count=1, **changes):
-    config = _config(**changes)
-    tokenizer = tokenizers.BytesTokenizer(length=_LENGTH, lower_case=True, strip_punctuation=False)
-    return loader.make_loader(
-        config,
-        name,
-        _spec(name, config),
-        tokenizers=dict.fromkeys(_ROLES[name], tokenizer),
-        split=split,
-        seed=seed,
-        global_batch=global_batch,
-        process_index=process,
-        process_count=count,
-    )
-
-
-def _store(
-    directory, name, count=12, *, source="lab", width=2, cameras=("static",), has_actions=True,
-    length=9,
-):  # fmt: skip
-    """Writes a store whose pixels tell the frame's number."""
-    encoded = [media.encode_png(np.full((16, 16, 3), 10 * t, np.uint8)) for t in range(length)]
-    with episodes.EpisodeWriter(directory / name, source=name) as writer:
-        for number in range(count):
-            rows = np.arange(length, dtype=np.float32)[:, None] + number
-            writer.write(
-                episodes.Episode(
-                    episode_id=f"{name}-{number}",
-                    source=source,
-                    embodiment="robot",
-                    instructions=(f"{name} {number}",),
-                    frames=dict.fromkeys(cameras, encoded),
-                    actions=np.tile(rows, (1, width)) if has_actions else None,
-                    states=None,
-                    fps=10.0,
-                )
-            )
-    return directory / name
-
-
-def _equal(one, two):
-    jax.tree.map(np.testing.assert_array_equal, one, two)
+from tests.data_pipelines import loaders
 
 
 @pytest.mark.parametrize("name", ["gfdm", "gidm", "joint"])
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_synthetic_batches_fit_the_spec(name, split):
-    batch = next(_loader(name, split=split))
+    batch = next(loaders.make(name, split=split))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
     assert all(len(leaf) == 8 for leaf in jax.tree.leaves(batch))
 
 
 @pytest.mark.parametrize("name", ["gfdm", "gidm", "joint"])
 def test_resume_in_the_middle_is_identical(name):
-    straight = _loader(name)
+    straight = loaders.make(name)
     for _ in range(3):
         next(straight)
     state = json.loads(json.dumps(straight.state()))
     expected = [next(straight) for _ in range(3)]
-    resumed = _loader(name)
+    resumed = loaders.make(name)
     next(resumed)
     resumed.restore(state)
     for batch in expected:
-        _equal(next(resumed), batch)
+        loaders.assert_equal(next(resumed), batch)
     assert resumed.state() == straight.state()
 
 
 def test_four_processes_continue_as_two():
-    processes = [_loader(process=p, count=4) for p in range(4)]
+    processes = [loaders.make(process=p, count=4) for p in range(4)]
     for process in processes:
         next(process)
     state = processes[1].state()
     expected = _gathered(processes)
-    halves = [_loader(process=p, count=2) for p in range(2)]
+    halves = [loaders.make(process=p, count=2) for p in range(2)]
     for half in halves:
         half.restore(state)
-    _equal(_gathered(halves), expected)
+    loaders.assert_equal(_gathered(halves), expected)
 
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing(tmp_path):
-    _store(tmp_path, "a")
+    loaders.write_store(tmp_path, "a")
     with_store = {"root": str(tmp_path), "mixture": "a,synthetic"}
-    plain = _loader(**with_store)
+    plain = loaders.make(**with_store)
     expected = [next(plain) for _ in range(6)]
-    working = _loader(**with_store, workers=2)
+    working = loaders.make(**with_store, workers=2)
     for batch in expected[:3]:
-        _equal(next(working), batch)
+        loaders.assert_equal(next(working), batch)
     state = working.state()
     working.close()
-    resumed = _loader(**with_store, workers=2)
+    resumed = loaders.make(**with_store, workers=2)
     resumed.restore(state)
     for batch in expected[3:]:
-        _equal(next(resumed), batch)
+        loaders.assert_equal(next(resumed), batch)
     resumed.close()
     assert plain.fingerprint == working.fingerprint
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_epochs_over_a_resume_on_fewer_hosts_have_each_sample_once_each(tmp_path, workers):
-    _store(tmp_path, "a")
+    loaders.write_store(tmp_path, "a")
     settings = {"root": str(tmp_path), "mixture": "a", "holdout_percent": 0, "augment": False}
-    straight = _loader(**settings)
+    straight = loaders.make(**settings)
     expected = [next(straight) for _ in range(24)]  # two epochs, of 12 episodes x 8 pairs
     first, state = _read_by_hosts(4, 5, None, workers=workers, **settings)
     rest, _ = _read_by_hosts(2, 19, state, workers=workers, **settings)
     read = first + rest
     for batch, whole in zip(read, expected, strict=True):
-        _equal(batch, whole)
+        loaders.assert_equal(batch, whole)
     for batches in (read[:12], read[12:]):
         seen = [
             (bytes(text[text > 0].astype(np.uint8) - 1), int(frames[0, 0, 0, 0]))
@@ -184,7 +90,7 @@ def _read_by_hosts(count, num_batches, state, **settings):
     """The next global batches and the state after them, each host's loader on its own."""
     read, states = [], []
     for process in range(count):
-        own = _loader(**settings, process=process, count=count)
+        own = loaders.make(**settings, process=process, count=count)
         if state is not None:
             own.restore(state)
         read.append([next(own) for _ in range(num_batches)])
@@ -200,114 +106,15 @@ def _gathered(processes):
     return jax.tree.map(lambda *x: np.concatenate(x), *[next(p) for p in processes])
 
 
-def _official(root):
-    """Stores of the four names of the official mixture, and their rules at T = 3."""
-    both = ("static", "gripper")
-    for name, length in (("sthv2", 5), ("bridge", 12), ("rt1", 7), ("calvin", 6)):
-        _store(root, name, 8, length=length, cameras=both)
-    whole = {"frame_stride": 0, "max_frames": 11}
-    calvin = {"frame_stride": 2, "cameras": both, "camera_weights": (0.75, 0.25)}
-    return {"sthv2": whole, "rt1": whole, "calvin": calvin}
-
-
-def test_one_run_follows_the_rules_of_every_data_set(tmp_path):
-    table = _official(tmp_path)
-    settings = {
-        "root": str(tmp_path), "mixture": "sthv2:0.4,bridge:0.2,rt1:0.2,calvin:0.2",
-        "per_dataset": table, "holdout_percent": 0, "augment": False,
-    }  # fmt: skip
-    one = _loader("gfdm", global_batch=10, **settings)
-    clips = {name: set() for name in ("sthv2", "bridge", "rt1", "calvin")}
-    shares = dict.fromkeys(clips, 0)
-    for _ in range(20):
-        batch = next(one)
-        for text, video in zip(batch.text.ids, batch.video, strict=True):
-            name = bytes(text[text > 0].astype(np.uint8) - 1).decode().split()[0]
-            clips[name].add(tuple((video[:, 0, 0, 0] // 10).tolist()))
-            shares[name] += 1
-    assert clips == {
-        "sthv2": {(0, 2, 4)},
-        "rt1": {(0, 3, 6)},
-        "calvin": {(0, 2, 4), (2, 4, 5), (4, 5, 5)},
-        "bridge": {(0, 4, 8), (4, 8, 11), (8, 11, 11)},  # those of the section: every fourth
-    }
-    assert shares == {"sthv2": 80, "bridge": 40, "rt1": 40, "calvin": 40}
-    rules = {part["name"]: part["rules"] for part in one.describe()}
-    assert rules["calvin"]["camera_weights"] == (0.75, 0.25)
-    assert rules["bridge"]["frame_stride"] == 4
-    samples = {part["name"]: part["samples"] for part in one.describe()}
-    assert samples == {"sthv2": 8, "bridge": 24, "rt1": 8, "calvin": 24}
-
-    state = json.loads(json.dumps(one.state()))
-    assert len(json.dumps(state)) < 500
-    resumed = _loader("gfdm", global_batch=10, **settings)
-    resumed.restore(state)
-    _equal(next(resumed), next(one))
-    other = table | {"rt1": {"frame_stride": 0, "max_frames": 12}}
-    changed = _loader("gfdm", global_batch=10, **settings | {"per_dataset": other})
-    with pytest.raises(errors.UserError, match="rules changed"):
-        changed.restore(state)
-
-
-def test_a_data_set_of_longer_clips_alone_says_so(tmp_path):
-    _store(tmp_path, "a")
-    table = {"a": {"max_frames": 8}}
-    with pytest.raises(errors.DataError, match=r"usable length.*raise data\.max_frames"):
-        _loader("gfdm", root=str(tmp_path), mixture="a", per_dataset=table)
-
-
-def test_a_camera_that_only_one_data_set_has(tmp_path):
-    _store(tmp_path, "a", cameras=("wrist",))
-    _store(tmp_path, "b")
-    mixed = {"root": str(tmp_path), "mixture": "a,b"}
-    with pytest.raises(errors.DataError, match="no episode has the cameras static"):
-        _loader("joint", **mixed)
-    next(_loader("joint", **mixed, per_dataset={"a": {"cameras": ("wrist",)}}))
-
-
-def test_still_pairs_are_counted_and_the_count_is_restored(tmp_path):
-    moving, still = [10 * t for t in range(9)], [10, 10, 10, 10, 10, 10, 10, 50, 90]
-    for name, levels in (("moving", moving), ("still", still)):
-        encoded = [media.encode_png(np.full((16, 16, 3), v, np.uint8)) for v in levels]
-        _write_frames(tmp_path, name, encoded)
-    settings = {
-        "root": str(tmp_path), "mixture": "moving,still", "pair_offset": (1, 1),
-        "drop_still": 2.0, "holdout_percent": 0, "augment": False,
-    }  # fmt: skip
-    one, plain = _loader(**settings), _loader(**settings | {"drop_still": 0.0})
-    seen = [next(one) for _ in range(6)]
-    for batch in seen:
-        assert (batch.frames[:, 0] != batch.frames[:, 1]).all()
-    assert any((next(plain).frames[:, 0] == next(plain).frames[:, 1]).any() for _ in range(3))
-    assert one.still_pairs.keys() == {"still"} and one.bad_samples == {}
-    assert one.still_pairs["still"] > 24
-    resumed = _loader(**settings)
-    resumed.restore(json.loads(json.dumps(one.state())))
-    assert resumed.still_pairs == one.still_pairs
-    _equal(next(resumed), next(one))
-
-
-def _write_frames(directory, name, encoded, count=12):
-    with episodes.EpisodeWriter(directory / name, source=name) as writer:
-        for number in range(count):
-            writer.write(
-                episodes.Episode(
-                    episode_id=f"{name}-{number}", source=name, embodiment="robot",
-                    instructions=(f"{name} {number}",), frames={"static": encoded},
-                    actions=None, states=None, fps=10.0,
-                )
-            )  # fmt: skip
-
-
 def test_closing_keeps_the_position():
-    straight, closed = _loader(), _loader()
+    straight, closed = loaders.make(), loaders.make()
     for _ in range(2):
-        _equal(next(closed), next(straight))
+        loaders.assert_equal(next(closed), next(straight))
         closed.close()
 
 
 def test_state_of_another_pipeline_is_refused():
-    state = _loader().state()
+    state = loaders.make().state()
     for change, key in (
         ({"seed": 1}, "seed"),
         ({"global_batch": 4}, "global_batch"),
@@ -316,24 +123,24 @@ def test_state_of_another_pipeline_is_refused():
         ({"normalization": "none"}, "normalizer"),
     ):
         with pytest.raises(errors.UserError, match=f"{key} changed"):
-            _loader(**change).restore(state)
-    _loader(workers=2).restore(state)
+            loaders.make(**change).restore(state)
+    loaders.make(workers=2).restore(state)
 
 
 def test_first_is_finite_and_leaves_the_position_alone():
-    evaluation = _loader(split="eval")
+    evaluation = loaders.make(split="eval")
     one = list(evaluation.first(2))
-    _equal(next(evaluation), one[0])
+    loaders.assert_equal(next(evaluation), one[0])
     two = list(evaluation.first(2))
     assert len(one) == len(two) == 2
-    _equal(one[1], two[1])
+    loaders.assert_equal(one[1], two[1])
 
 
 def test_splits_share_no_episode(tmp_path):
-    _store(tmp_path, "a", count=40)
+    loaders.write_store(tmp_path, "a", count=40)
     found = {}
     for split in loader.SPLITS:
-        one = _loader(split=split, root=str(tmp_path), mixture="a", holdout_percent=30)
+        one = loaders.make(split=split, root=str(tmp_path), mixture="a", holdout_percent=30)
         ids = set()
         for batch in one.first(40):
             ids |= {row.tobytes() for row in batch.text.ids}
@@ -344,8 +151,8 @@ def test_splits_share_no_episode(tmp_path):
 
 
 def test_joint_actions_are_those_after_the_image(tmp_path):
-    _store(tmp_path, "a", count=5)
-    one = _loader("joint", root=str(tmp_path), mixture="a", holdout_percent=0, augment=False,
+    loaders.write_store(tmp_path, "a", count=5)
+    one = loaders.make("joint", root=str(tmp_path), mixture="a", holdout_percent=0, augment=False,
                   normalization="none")  # fmt: skip
     for batch in one.first(5):
         for row in range(8):
@@ -359,9 +166,9 @@ def test_joint_actions_are_those_after_the_image(tmp_path):
 
 
 def test_normalisation_is_of_all_named_stores_and_leaves_the_gripper(tmp_path):
-    _store(tmp_path, "a", count=3)
-    _store(tmp_path, "b", count=9)
-    one = _loader("joint", root=str(tmp_path), mixture="a,b", normalization="bounds",
+    loaders.write_store(tmp_path, "a", count=3)
+    loaders.write_store(tmp_path, "b", count=9)
+    one = loaders.make("joint", root=str(tmp_path), mixture="a,b", normalization="bounds",
                   unnormalized_dims=(1,), holdout_percent=0)  # fmt: skip
     assert one.normalizer.statistics.max.tolist() == [16, 16]
     assert one.normalizer.mask == (True, False)
@@ -371,56 +178,56 @@ def test_normalisation_is_of_all_named_stores_and_leaves_the_gripper(tmp_path):
 
 
 def test_each_data_set_of_gidm_has_a_normalisation_of_its_own(tmp_path):
-    _store(tmp_path, "low", count=3)  # values 0 to 10
-    _store(tmp_path, "high", count=9)  # 0 to 16
+    loaders.write_store(tmp_path, "low", count=3)  # values 0 to 10
+    loaders.write_store(tmp_path, "high", count=9)  # 0 to 16
     settings = {"root": str(tmp_path), "normalization": "bounds", "unnormalized_dims": ()}
-    mixed = _loader("gidm", mixture="low,high", **settings)
+    mixed = loaders.make("gidm", mixture="low,high", **settings)
     highs = {part.name: part.reader.normalizer.statistics.max[0] for part in mixed.batches.parts}
     assert highs == {"low": 10, "high": 16}
-    state, alone = mixed.state(), _loader("gidm", mixture="low", **settings).state()
+    state, alone = mixed.state(), loaders.make("gidm", mixture="low", **settings).state()
     assert "normalizers" in state["pipeline"] and "normalizers" not in alone["pipeline"]
 
 
 def test_gidm_masks_what_has_no_actions(tmp_path):
-    _store(tmp_path, "video", has_actions=False)
-    _store(tmp_path, "other", width=7)
-    _store(tmp_path, "robot")
+    loaders.write_store(tmp_path, "video", has_actions=False)
+    loaders.write_store(tmp_path, "other", width=7)
+    loaders.write_store(tmp_path, "robot")
     for name, known in (("video", False), ("other", False), ("robot", True)):
-        batch = next(_loader(root=str(tmp_path), mixture=name))
+        batch = next(loaders.make(root=str(tmp_path), mixture=name))
         assert (batch.action_mask == known).all()
         assert (batch.action == 0).all() == (not known)
 
 
 def test_joint_refuses_what_it_cannot_train_on(tmp_path):
-    _store(tmp_path, "video", has_actions=False)
-    _store(tmp_path, "wide", width=7)
-    _store(tmp_path, "robot")
+    loaders.write_store(tmp_path, "video", has_actions=False)
+    loaders.write_store(tmp_path, "wide", width=7)
+    loaders.write_store(tmp_path, "robot")
     root = str(tmp_path)
     with pytest.raises(errors.DataError, match=r"no episode has actions.*'video'.*leave it out"):
-        _loader("joint", root=root, mixture="robot,video")
+        loaders.make("joint", root=root, mixture="robot,video")
     with pytest.raises(errors.DataError, match=r"7 dimensions.*'wide'.*action_dim=7"):
-        _loader("joint", root=root, mixture="wide")
+        loaders.make("joint", root=root, mixture="wide")
     with pytest.raises(errors.DataError, match=r"cameras static, gripper.*available: static"):
-        _loader("joint", root=root, mixture="robot", cameras=("static", "gripper"))
+        loaders.make("joint", root=root, mixture="robot", cameras=("static", "gripper"))
 
 
 def test_joint_refuses_actions_of_other_meaning_that_gidm_mixes(tmp_path):
     for name in ("bridge_dataset", "bc_z"):
-        _store(tmp_path, name, source=name, width=7)
+        loaders.write_store(tmp_path, name, source=name, width=7)
     mixed = {"root": str(tmp_path), "mixture": "bridge_dataset,bc_z", "action_dim": 7}
     with pytest.raises(errors.UserError, match="rotation is euler xyz in bridge_dataset"):
-        _loader("joint", **mixed)
-    next(_loader("gidm", **mixed))
-    alone = _loader("joint", **mixed | {"mixture": "bridge_dataset"})
+        loaders.make("joint", **mixed)
+    next(loaders.make("gidm", **mixed))
+    alone = loaders.make("joint", **mixed | {"mixture": "bridge_dataset"})
     alone.check_robot("widowx250")
     with pytest.raises(errors.UserError, match=r"bridge_dataset are not those of franka_panda: "):
         alone.check_robot("franka_panda")
 
 
 def test_nothing_held_out_is_an_error(tmp_path):
-    _store(tmp_path, "a", count=2)
+    loaders.write_store(tmp_path, "a", count=2)
     with pytest.raises(errors.UserError, match=r"a is held out.*data\.holdout_percent=0"):
-        _loader(split="eval", root=str(tmp_path), mixture="a", holdout_percent=0)
+        loaders.make(split="eval", root=str(tmp_path), mixture="a", holdout_percent=0)
 
 
 @pytest.mark.parametrize(
@@ -433,14 +240,14 @@ def test_nothing_held_out_is_an_error(tmp_path):
     ],
 )
 def test_impossible_numbers_are_an_error(tmp_path, objective, numbers):
-    _store(tmp_path, "a", count=3)
+    loaders.write_store(tmp_path, "a", count=3)
     with pytest.raises(errors.UserError, match=r"impossible.*change these numbers"):
-        _loader(objective, root=str(tmp_path), mixture="a", **numbers)
+        loaders.make(objective, root=str(tmp_path), mixture="a", **numbers)
 
 
 def test_uneven_global_batch_is_an_error():
     with pytest.raises(errors.UserError, match="multiple of 3"):
-        _loader(count=3)
+        loaders.make(count=3)
 
 
 def _damage(directory, episode_id):
@@ -458,21 +265,21 @@ def _damage(directory, episode_id):
 
 
 def test_damaged_episode_is_replaced_counted_and_resumed(tmp_path):
-    _damage(_store(tmp_path, "a"), "a-3")
+    _damage(loaders.write_store(tmp_path, "a"), "a-3")
     settings = {"root": str(tmp_path), "mixture": "a", "holdout_percent": 0}
-    one = _loader(**settings, max_bad_fraction=0.01)
+    one = loaders.make(**settings, max_bad_fraction=0.01)
     for _ in range(12):  # 96 samples, one epoch
         next(one)
     assert one.bad_samples["a"] >= 8
-    resumed = _loader(**settings, max_bad_fraction=0.01)
+    resumed = loaders.make(**settings, max_bad_fraction=0.01)
     resumed.restore(one.state())
     assert resumed.bad_samples == one.bad_samples
-    _equal(next(resumed), next(one))
+    loaders.assert_equal(next(resumed), next(one))
 
 
 def test_too_many_damaged_samples_stop_with_their_records(tmp_path):
-    _damage(_store(tmp_path, "a"), "a-3")
-    one = _loader(root=str(tmp_path), mixture="a", holdout_percent=0, max_bad_fraction=0.0)
+    _damage(loaders.write_store(tmp_path, "a"), "a-3")
+    one = loaders.make(root=str(tmp_path), mixture="a", holdout_percent=0, max_bad_fraction=0.0)
     with pytest.raises(errors.DataError, match=r"max_bad_fraction=0\.0 \(last: a/a-3#"):
         for _ in range(12):
             next(one)
@@ -481,13 +288,15 @@ def test_too_many_damaged_samples_stop_with_their_records(tmp_path):
 def _feature_loader(directory, **changes):
     """A joint loader of features, and one of images, of the same stores."""
     settings = {"root": str(directory), "mixture": "a,b", "holdout_percent": 0, "augment": False}
-    config = _config(**settings | changes)
-    spec = _spec("joint", config)
+    config = loaders.config(**settings | changes)
+    spec = loaders.spec("joint", config)
     with_features = spec.replace(images=None, features=jax.ShapeDtypeStruct((1, 1, 2), np.float16))
-    tokenizer = tokenizers.BytesTokenizer(length=_LENGTH, lower_case=True, strip_punctuation=False)
+    tokenizer = tokenizers.BytesTokenizer(
+        length=loaders.LENGTH, lower_case=True, strip_punctuation=False
+    )
     made = [
         loader.make_loader(
-            config, "joint", one, tokenizers=dict.fromkeys(_ROLES["joint"], tokenizer),
+            config, "joint", one, tokenizers=dict.fromkeys(loaders.ROLES["joint"], tokenizer),
             split="train", seed=0, global_batch=8, process_index=0, process_count=1,
         )
         for one in (with_features, spec)
@@ -509,8 +318,8 @@ def _write_features(one, spec, path):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_batches_carry_the_features_of_their_own_samples(tmp_path, stride):
-    _store(tmp_path, "a", count=3)
-    _store(tmp_path, "b", count=2)
+    loaders.write_store(tmp_path, "a", count=3)
+    loaders.write_store(tmp_path, "b", count=2)
     one, images, spec = _feature_loader(tmp_path, window_stride=stride)
     assert one.num_samples == 5 * len(range(0, 9, stride))
     _write_features(one, spec, tmp_path / "rows.npy")
@@ -518,22 +327,24 @@ def test_batches_carry_the_features_of_their_own_samples(tmp_path, stride):
     for _ in range(10):
         batch, expected = next(one), next(images)
         assert batch.images is None
-        _equal(batch.actions, expected.actions)
-        _equal(batch.features[:, 0, 0], expected.images.mean(axis=(1, 2, 3, 4)).astype(np.float16))
-        _equal(batch.features[:, 0, 1], batch.actions[:, 0, 0].astype(np.float16))
+        loaders.assert_equal(batch.actions, expected.actions)
+        loaders.assert_equal(
+            batch.features[:, 0, 0], expected.images.mean(axis=(1, 2, 3, 4)).astype(np.float16)
+        )
+        loaders.assert_equal(batch.features[:, 0, 1], batch.actions[:, 0, 0].astype(np.float16))
     state = one.state()
     expected = next(one)
     resumed, *_ = _feature_loader(tmp_path, window_stride=stride)
     resumed.restore(state)
     resumed.use_features(tmp_path / "rows.npy")
-    _equal(next(resumed), expected)
+    loaders.assert_equal(next(resumed), expected)
     with pytest.raises(errors.UserError, match="features changed"):
         images.restore(state)
 
 
 def test_samples_that_could_not_be_scanned_are_replaced(tmp_path):
-    _damage(_store(tmp_path, "a", count=3), "a-1")
-    _store(tmp_path, "b", count=2)
+    _damage(loaders.write_store(tmp_path, "a", count=3), "a-1")
+    loaders.write_store(tmp_path, "b", count=2)
     one, _, spec = _feature_loader(tmp_path, max_bad_fraction=0.01)
     rows = _write_features(one, spec, tmp_path / "rows.npy")
     assert np.isnan(rows[:, 0]).sum() == 9
@@ -544,6 +355,6 @@ def test_samples_that_could_not_be_scanned_are_replaced(tmp_path):
 
 
 def test_window_stride_is_part_of_the_fingerprint():
-    every, second = _loader("joint"), _loader("joint", window_stride=2)
+    every, second = loaders.make("joint"), loaders.make("joint", window_stride=2)
     assert every.fingerprint != second.fingerprint
     assert every.num_samples == 2 * second.num_samples
