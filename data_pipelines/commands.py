@@ -17,6 +17,7 @@ from data_pipelines import (
     episodes,
     export,
     media,
+    mixtures,
     named_mixtures,
     preview,
     statistics,
@@ -204,8 +205,8 @@ def run_bench(config: Any, objective: Any, seconds: float) -> Result:
     return dataclasses.asdict(result), text
 
 
-def encoding_config(config: Any, store: str, output: str) -> Any:
-    """Returns the experiment whose encoders to use, of one store where that is given.
+def open_for_encoding(config: Any, store: str, output: str) -> tuple[Any, list[mixtures.Component]]:
+    """Returns the experiment whose encoders to use and what to encode, one store where it is given.
 
     Raises:
         UserError: there is no experiment, no place to write to, or stores are absent.
@@ -219,12 +220,12 @@ def encoding_config(config: Any, store: str, output: str) -> Any:
         config.data.root, config.data.mixture = str(path.parent), path.name
     config.data.latents = ""  # what the caches are made from is pixels
     _require(output, "--output")
-    parts_lib.open_components(config.data)
-    return config
+    return config, parts_lib.open_components(config.data)
 
 
 def run_encode(
     config: Any,
+    components: Sequence[mixtures.Component],
     encoder: Any,
     output: str,
     *,
@@ -235,14 +236,13 @@ def run_encode(
     process_count: int,
     barrier: Callable[[str], None],
 ) -> Result:
-    """Writes the latent caches of all stores of a config's mixture; see `encode.encode`.
+    """Writes the latent caches of all components of a config's mixture; see `encode.encode`.
 
     `official_latents` is the video layout, if any, whose latents are taken as they are.
     """
     from data_pipelines import encode  # they take a second to import
 
     start, caches = time.monotonic(), {}
-    components = parts_lib.open_components(config.data)
     given = video_layout.LatentFiles(official_latents) if official_latents else None
     rules = rules_lib.by_component(config.data, components, config.seed)
     for component in components:

@@ -105,22 +105,15 @@ def encode(
         DataError: too many frames are damaged, or given latents do not fit.
         NumericsError: a latent or embedding is not finite in that dtype.
     """
-    if dtype not in latents.DTYPES:
-        known = ", ".join(latents.DTYPES)
-        raise errors.UserError(f"unknown dtype {dtype!r}", "--dtype", f"known: {known}")
     directory = pathlib.Path(directory)
     plan = _Plan(source, cameras, max_bad_fraction)
     start = _beginning(plan, encoder, dtype, is_given=given is not None)
     if process_index == 0:
         _begin(directory, start, overwrite)
     barrier("the cache is begun")
-    own = plan.names[process_index::process_count]
-    total = sum(plan.size(name) for name in own)
-    bar = tqdm.tqdm(desc=directory.name, total=total, unit="record", disable=not progress)
-    with bar, episode_files.alone(directory, f".lock-{process_index}"):
+    with episode_files.alone(directory, f".lock-{process_index}"):
         writer = _Writer(directory, encoder, plan, dtype, given)
-        for name in own:
-            writer.write(name, bar.update)
+        writer.write_all(plan.names[process_index::process_count], progress)
     barrier("all shards are written")
     if process_index == 0:
         cache = latents.LatentCache(directory, partial=True)  # every shard is there
@@ -132,6 +125,9 @@ def encode(
 
 def _beginning(plan: _Plan, encoder: Encoder, dtype: str, *, is_given: bool) -> dict[str, Any]:
     """Returns what decides a cache's content, as it comes back from the manifest."""
+    if dtype not in latents.DTYPES:
+        known = ", ".join(latents.DTYPES)
+        raise errors.UserError(f"unknown dtype {dtype!r}", "--dtype", f"known: {known}")
     start = {
         "schema": latents.SCHEMA_VERSION, "store": plan.source.fingerprint(),
         "cameras": plan.cameras, "dtype": dtype, "encoder": dict(encoder.facts),
@@ -210,6 +206,14 @@ class _Writer:
         self._directory, self._encoder, self._plan, self._given = directory, encoder, plan, given
         self._dtype = np.dtype(dtype)
         self._num_damaged = 0
+
+    def write_all(self, names: Sequence[str], progress: bool) -> None:
+        """Writes those of the shards that are not there."""
+        total = sum(self._plan.size(name) for name in names)
+        label = self._directory.name
+        with tqdm.tqdm(desc=label, total=total, unit="record", disable=not progress) as bar:
+            for name in names:
+                self.write(name, bar.update)
 
     def write(self, name: str, report: Callable[[int], Any]) -> None:
         """Writes a shard unless it is there; `report` is told how many records are done."""

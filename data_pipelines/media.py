@@ -65,17 +65,22 @@ def decode_images(encoded: Sequence[bytes], *, where: str = "images") -> Iterato
         uint8[H, W, 3], RGB.
 
     Raises:
-        DataError: also where sizes differ, before the first.
+        DataError: also where sizes differ.
     """
-    sizes = {image_size(data, where=where) for data in encoded}
-    if len(sizes) > 1:
-        found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
-        raise errors.DataError(
-            f"frames of one camera differ in size ({found})", where,
-            "store frames of one size, or each camera under a name of its own",
-        )  # fmt: skip
+    size = None
     for data in encoded:
-        yield decode_image(data, where=where)
+        image = decode_image(data, where=where)
+        if size not in (None, image.shape):
+            raise errors.DataError(
+                f"frames of one camera differ in size ({_pixels(size)}, {_pixels(image.shape)})",
+                where, "store frames of one size, or each camera under a name of its own",
+            )  # fmt: skip
+        size = image.shape
+        yield image
+
+
+def _pixels(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
 
 
 def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:

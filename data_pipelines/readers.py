@@ -93,10 +93,9 @@ class Cameras:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _ClipReader:
-    """What the two readers of clips share: the same draws give the same clips."""
+class _OneCameraReader:
+    """What readers share that draw one camera a sample."""
 
-    clip: trajectory.Clip
     cameras: Cameras
     needs_actions: bool = False
 
@@ -105,13 +104,20 @@ class _ClipReader:
         """See `Reader`."""
         return self.cameras.names
 
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.clip.num_samples(lengths)
-
     def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
         """See `Reader`."""
         return self.cameras.present(source)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipReader(_OneCameraReader):
+    """What the two readers of clips share: the same draws give the same clips."""
+
+    clip: trajectory.Clip
+
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
+        """See `Reader`."""
+        return self.clip.num_samples(lengths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +152,7 @@ class EncodedGFDMReader(_ClipReader):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GIDMReader:
+class GIDMReader(_OneCameraReader):
     """Frame pairs: `frames` uint8[2, H, W, 3], `action` float32[A], `action_mask` bool[].
 
     Attributes:
@@ -155,25 +161,14 @@ class GIDMReader:
     """
 
     pair: trajectory.FramePair
-    cameras: Cameras
     prepare: frame.Prepare
     normalizer: statistics.Normalizer
     action_dim: int
     min_motion: float = 0.0
-    needs_actions: bool = False
-
-    @property
-    def camera_names(self) -> tuple[str, ...]:
-        """See `Reader`."""
-        return self.cameras.names
 
     def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """See `Reader`."""
         return self.pair.num_samples(lengths)
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return self.cameras.present(source)
 
     def __call__(
         self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator

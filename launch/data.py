@@ -78,7 +78,7 @@ def _encode() -> commands.Result:
     from defi_jax import objectives
     from defi_jax.training import latent_cache, supervisor
 
-    config = commands.encoding_config(_CONFIG.value, _F.store, _F.output)
+    config, components = commands.open_for_encoding(_CONFIG.value, _F.store, _F.output)
     with supervisor.processes():
         encoder = latent_cache.make_encoder(
             config, objectives.make(config),
@@ -86,7 +86,7 @@ def _encode() -> commands.Result:
             frames_per_device=_F.frames_per_device,
         )  # fmt: skip
         return commands.run_encode(
-            config, encoder, _F.output, dtype=_F.dtype, overwrite=_F.overwrite,
+            config, components, encoder, _F.output, dtype=_F.dtype, overwrite=_F.overwrite,
             official_latents=_F.official_latents,
             process_index=jax.process_index(), process_count=jax.process_count(),
             barrier=supervisor.barrier,

@@ -201,7 +201,7 @@ class Policy(nnx.Module):
             goal: [B, Dg] or [B, 1, Dg] pooled features of the instruction.
             dropout_rng: None for no dropout.
         """
-        goal = goal.reshape(len(goal), 1, goal.shape[-1]).astype(self.dtype)
+        goal = goal.reshape(goal.shape[0], 1, goal.shape[-1]).astype(self.dtype)
         denoiser_context = self.denoiser.encode_context(
             seen.latent_action.tokens, seen.video_tokens, goal, dropout_rng=dropout_rng
         )

@@ -76,7 +76,7 @@ class GIDMObjective:
     ) -> tuple[jax.Array, base.LossOutput]:
         """Equation (3)."""
         del rng
-        output = self._apply(params, batch)
+        output = self._apply(params, batch, self._encode(params, batch))
         loss = (
             output.recon_loss
             + output.codebook_loss
@@ -152,12 +152,14 @@ class GIDMObjective:
         frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), "features")
         return partition.over_examples(self.features.encode, frozen, batch.frames)
 
-    def _apply(self, params: Params, batch: batch_lib.GIDMBatch) -> gidm.GIDMOutput:
+    def _apply(
+        self, params: Params, batch: batch_lib.GIDMBatch, features: jax.Array
+    ) -> gidm.GIDMOutput:
         frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), "gidm_text")
         text = partition.over_examples(self.text.encode, frozen, batch.text.ids, batch.text.mask)
         return partition.over_examples(
             lambda params, *inputs: params_lib.bind(self._make, params)(*inputs),
-            params["gidm"], self._encode(params, batch), text.tokens, text.mask,
+            params["gidm"], features, text.tokens, text.mask,
             dtype=self.config.compute_dtype,
         )  # fmt: skip
 
@@ -167,7 +169,7 @@ class GIDMObjective:
         """The model's output, and the reconstruction loss of predicting no change."""
         features = self._encode(params, batch)
         copy_loss = jnp.mean(jnp.square(features[:, 1] - features[:, 0]))
-        return self._apply(params, batch), copy_loss
+        return self._apply(params, batch, features), copy_loss
 
     @staticmethod
     def _recent(recent: jax.Array, z_e: jax.Array) -> jax.Array:

@@ -62,7 +62,6 @@ def train(
     with supervisor.Supervisor(str(workdir / "logs")) as watch:
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
-        spec = objective.batch_spec(config.global_batch)
         eval_spec = latent_cache.held_out_spec(objective, config.global_batch)
         loader, held_out = _open_loaders(config, objective, make_loader)
         startup.write_config(config, workdir, replace=False)
@@ -81,20 +80,17 @@ def train(
                 config, objective, state.frozen, loader, held_out,
                 mesh=mesh, workdir=workdir, watch=watch,
             )  # fmt: skip
+            spec = objective.batch_spec(config.global_batch)
             batches = device_batches.DeviceBatches(loader, spec, mesh)
             train_step = None
             if int(state.step) < config.steps:
                 batches.prefetch()  # input problems fail before the compilation
                 train_step = _compile(config, objective, mesh, abstract)
             periodic = duties.Duties(
-                config=config,
-                objective=objective,
-                workdir=workdir,
-                watch=watch,
-                checkpoints=checkpoints,
-                facts=facts,
+                config=config, objective=objective, workdir=workdir, watch=watch,
+                checkpoints=checkpoints, facts=facts,
                 held_out=device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh),
-            )
+            )  # fmt: skip
             with contextlib.closing(periodic) as run:
                 return _loop(config, watch, run, state, batches, train_step)
 

@@ -49,8 +49,8 @@ def test_images_decoded_together_are_those_decoded_alone():
 
 def test_images_of_two_sizes_are_refused():
     encoded = [media.encode_jpeg(_picture()), media.encode_jpeg(_picture(height=32))]
-    with pytest.raises(errors.DataError, match=r"64 x 32, 64 x 48.*episode 7"):
-        next(media.decode_images(encoded, where="episode 7"))
+    with pytest.raises(errors.DataError, match=r"64 x 48, 64 x 32.*episode 7"):
+        list(media.decode_images(encoded, where="episode 7"))
 
 
 def test_image_size_reads_the_header_of_both_kinds():
