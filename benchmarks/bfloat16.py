@@ -24,28 +24,35 @@ from defi_jax.models import (
     t5_encoder,
     video_former,
 )
-from defi_jax.weights import parity
+from defi_jax.weights.parity import check
 
 _MODULES = (
-    action_denoiser.ActionDenoiser, clip_text.CLIPText, dinov2.DINOv2, gidm.GIDM, policy.Policy,
-    svd_unet.SVDUNet, svd_vae.SVDVAE, t5_encoder.T5Encoder, video_former.VideoFormer,
-)  # fmt: skip
+    action_denoiser.ActionDenoiser,
+    clip_text.CLIPText,
+    dinov2.DINOv2,
+    gidm.GIDM,
+    policy.Policy,
+    svd_unet.SVDUNet,
+    svd_vae.SVDVAE,
+    t5_encoder.T5Encoder,
+    video_former.VideoFormer,
+)
 
 
 def main(directory: pathlib.Path) -> None:
     """Prints one line per output of each fixture."""
     for path in sorted(directory.glob("*.safetensors")):
-        fixture = parity.read_fixture(path)
+        fixture = check.read_fixture(path)
         full, half = _run(fixture, jnp.float32), _run(fixture, jnp.bfloat16)
         for name, want in fixture.outputs.items():
             print(f"{fixture.kind:20} {name:24} {_compare(full[name], want)}", end="  ")
             print(f"bfloat16 {_compare(half[name], want)}")
 
 
-def _run(fixture: parity.Fixture, dtype: jnp.dtype) -> dict[str, np.ndarray]:
+def _run(fixture: check.Fixture, dtype: jnp.dtype) -> dict[str, np.ndarray]:
     for module in _MODULES:
         module.__init__.__kwdefaults__["dtype"] = dtype  # the runners build with defaults
-    return dict(parity.KINDS[fixture.kind](fixture.config, fixture.params, fixture.inputs))
+    return dict(check.KINDS[fixture.kind](fixture.config, fixture.params, fixture.inputs))
 
 
 def _compare(found: np.ndarray, want: np.ndarray) -> str:

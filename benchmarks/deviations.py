@@ -14,24 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from defi_jax.models import pretrained_encoders, svd_vae
-from defi_jax.weights import (
-    diffusers_names,
-    fields,
-    parity,
-    parity_policy,
-    parity_runner,
-    parity_video,
-)
+from defi_jax.models import svd_vae
+from defi_jax.models.frozen import pretrained
+from defi_jax.weights import fields
+from defi_jax.weights.parity import check
+from defi_jax.weights.parity import policy as parity_policy
+from defi_jax.weights.parity import runner as parity_runner
+from defi_jax.weights.parity import video as parity_video
+from defi_jax.weights.tables import diffusers_names
 
 
 def main(directory: pathlib.Path) -> None:
     """Prints every effect."""
     for name, value in (
-        *_cross_attention(parity.read_fixture(directory / "action_denoiser.safetensors")),
-        *_mask_order(parity.read_fixture(directory / "gidm.safetensors")),
-        *_features(parity.read_fixture(directory / "svd_unet.safetensors")),
-        *_posterior(parity.read_fixture(directory / "svd_vae.safetensors")),
+        *_cross_attention(check.read_fixture(directory / "action_denoiser.safetensors")),
+        *_mask_order(check.read_fixture(directory / "gidm.safetensors")),
+        *_features(check.read_fixture(directory / "svd_unet.safetensors")),
+        *_posterior(check.read_fixture(directory / "svd_vae.safetensors")),
     ):
         print(f"{name}: {value:.3g}")
 
@@ -98,8 +97,8 @@ def _features(fixture):
 def _posterior(fixture):
     """Rows of the latent cache: a sample of the posterior, and float16 on disk."""
     config = fields.make_config(svd_vae.SVDVAEConfig, fixture.config, "svd_vae")
-    mode = pretrained_encoders.SVDVAELatents(config=config)
-    sample = pretrained_encoders.SVDVAELatents(config=config, posterior="sample")
+    mode = pretrained.SVDVAELatents(config=config)
+    sample = pretrained.SVDVAELatents(config=config, posterior="sample")
     params = parity_runner.import_params(
         mode.make, diffusers_names.entries(mode.make), fixture.params, (), "svd_vae"
     )

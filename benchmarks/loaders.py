@@ -51,7 +51,7 @@ flags.DEFINE_integer("rounds", 3, "Of all loaders in turns.")
 def main(_) -> None:
     """Prints each measurement, then medians as JSON."""
     sys.path[:0] = [str(ROOT), *filter(None, (_F.octo, _F.dlimp))]
-    from data_pipelines import episodes, export
+    from data_pipelines.store import export, reader
 
     kinds = {"store": ours, "stream": ours, "bare": bare}
     missing = [name for name in ("tensorflow", "dlimp", "octo") if not _is_there(name)]
@@ -62,7 +62,7 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = pathlib.Path(folder, "stores", "frames")
         _repeat(_F.store, store)
-        export.export_tfds(episodes.EpisodeStore(store), folder, name="frames", progress=False)
+        export.export_tfds(reader.EpisodeStore(store), folder, name="frames", progress=False)
         roots = dict.fromkeys(kinds, folder) | dict.fromkeys(("store", "bare"), str(store.parent))
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
         for number, (kind, measure) in itertools.product(range(_F.rounds), kinds.items()):
@@ -77,10 +77,11 @@ def main(_) -> None:
 
 
 def _repeat(directory: str, output: pathlib.Path) -> None:
-    from data_pipelines import episodes
+    from data_pipelines.store import reader
+    from data_pipelines.store import writer as store_writer
 
-    store = episodes.EpisodeStore(directory)
-    with episodes.EpisodeWriter(output, source="frames") as writer:
+    store = reader.EpisodeStore(directory)
+    with store_writer.EpisodeWriter(output, source="frames") as writer:
         for copy, i in itertools.product(range(_F.copies), range(len(store))):
             one = store.episode(i)
             writer.write(dataclasses.replace(one, episode_id=f"{copy}/{one.episode_id}"))
@@ -116,7 +117,7 @@ def _rate(batches, seconds: float, frames_per_batch: int) -> float:
 def ours(root: str, image_size: int, seconds: float) -> float:
     """The loader that training uses, over a store or an RLDS directory."""
     from configs import gidm
-    from data_pipelines import stream
+    from data_pipelines.streaming import loader as streaming_loader
     from defi_jax import objectives
 
     config = gidm.get_config("small")
@@ -129,7 +130,7 @@ def ours(root: str, image_size: int, seconds: float) -> float:
         action_dim=7,
     )
     objective = objectives.make(config)
-    batches = stream.make_loader(
+    batches = streaming_loader.make_loader(
         config.data,
         "gidm",
         objective.batch_spec(BATCH),
@@ -171,16 +172,17 @@ def octo(root: str, image_size: int, seconds: float) -> float:
 
 def bare(root: str, image_size: int, seconds: float) -> float:
     """Decoding and resizing, as our loader does them, of frames that are in memory."""
-    from data_pipelines import episodes, media
+    from data_pipelines.formats import image
+    from data_pipelines.store import reader
 
-    source = episodes.EpisodeStore(pathlib.Path(root, "frames"))
+    source = reader.EpisodeStore(pathlib.Path(root, "frames"))
     encoded = [
         data
         for i in range(min(len(source), 20))
         for data in source.frame_bytes(i, "static", range(source.meta(i).length))
     ]
     size = (image_size, image_size)
-    frames = (media.resize(media.decode_image(data), size) for data in itertools.cycle(encoded))
+    frames = (image.resize(image.decode_image(data), size) for data in itertools.cycle(encoded))
     return _rate(frames, seconds, 1)
 
 

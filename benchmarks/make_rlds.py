@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from data_pipelines import media, tfrecord
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import tfrecord
 
 NAME = "bridge_dataset"
 SHARD_MIB = 64
@@ -72,8 +73,10 @@ def _records(image_size: int, seed: int) -> Iterator[bytes]:
     while True:
         length = int(rng.integers(5, 50))
         coarse = rng.integers(0, 256, (image_size // 8, image_size // 8, 3), np.uint8)
-        image = media.resize(coarse, (image_size, image_size))
-        frames = [media.encode_jpeg(np.roll(image, 2 * step, axis=1), 85) for step in range(length)]
+        image = image_lib.resize(coarse, (image_size, image_size))
+        frames = [
+            image_lib.encode_jpeg(np.roll(image, 2 * step, axis=1), 85) for step in range(length)
+        ]
         action = rng.standard_normal((length, 7)).astype(np.float32)
         action[:, -1] = rng.random(length)  # a gripper's opening
         yield tfrecord.serialize_example(

@@ -23,8 +23,8 @@ import psutil
 from absl import app, flags
 from ml_collections import config_flags
 
-from data_pipelines import commands
 from defi_jax import objectives
+from tools.data import commands
 
 MINUTE = 60  # seconds
 MAX_GROWTH = 1.05

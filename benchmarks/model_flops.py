@@ -17,8 +17,9 @@ from configs import gfdm as gfdm_config
 from configs import joint as joint_config
 from defi_jax import objectives
 from defi_jax.export import program
-from defi_jax.models import fused_attention, video_layers
 from defi_jax.models import params as params_lib
+from defi_jax.models.layers import fused_attention
+from defi_jax.models.layers import video as video_layers
 from defi_jax.training import flops
 
 
@@ -49,8 +50,14 @@ def _forward_model() -> None:
     attention = video_layers.TextAttention.__call__
     for label, call in (("shared", _projected_once), ("repeated", _projected_per_frame)):
         video_layers.TextAttention.__call__ = call
-        _report(f"UNet to up block 1, text projections {label}", features, params, latents,
-                condition, text)  # fmt: skip
+        _report(
+            f"UNet to up block 1, text projections {label}",
+            features,
+            params,
+            latents,
+            condition,
+            text,
+        )
     video_layers.TextAttention.__call__ = attention
 
 

@@ -21,12 +21,15 @@ import ml_collections
 
 from configs import common, joint
 
-# Actions are those of data_pipelines/standardize/datasets/fractal20220817_data.py.
+# Actions are those of data_pipelines/open_x/datasets/fractal20220817_data.py.
 _FRACTAL = {
-    "data.mixture": "fractal20220817_data", "data.cameras": ("static",), "data.action_dim": 7,
-    "data.normalization": "bounds_q99", "data.unnormalized_dims": (6,),
+    "data.mixture": "fractal20220817_data",
+    "data.cameras": ("static",),
+    "data.action_dim": 7,
+    "data.normalization": "bounds_q99",
+    "data.unnormalized_dims": (6,),
     "embodiment": "google_robot",
-}  # fmt: skip
+}
 
 
 def get_config(preset: str = "full") -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ import sys
 from absl import flags
 
 from defi_jax import cli, errors
-from defi_jax.weights import parity
+from defi_jax.weights.parity import check
 
 _JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
             "no fixture given", "check_parity", "type launch/check_parity.py FILE..."
         )
     show = (lambda row: None) if _JSON.value else (lambda row: print(row, flush=True))
-    results, failures = parity.check_files(paths, show)
+    results, failures = check.check_files(paths, show)
     if _JSON.value:
         rows = [result.to_json() for result in results]
         print(json.dumps({"outputs": rows, "errors": [str(error) for error in failures]}))
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     failed = sum(not result.passed for result in results)
     if failed:
         raise errors.CheckFailed(
-            f"{failed} of {len(results)} outputs differ by more than {parity.TOLERANCE:g}",
+            f"{failed} of {len(results)} outputs differ by more than {check.TOLERANCE:g}",
             "check_parity",
             "see the lines with FAIL",
         )

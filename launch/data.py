@@ -20,8 +20,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import commands, convert_options, latents
+from data_pipelines.latents import cache
 from defi_jax import cli, errors
+from tools.data import commands, convert_options
 
 _F = flags.FLAGS
 convert_options.define_flags()
@@ -34,7 +35,7 @@ flags.DEFINE_string("output", "", "convert, encode, export, preview: what to wri
 flags.DEFINE_string("store", "", "an episode store, of all commands but convert and list.")
 flags.DEFINE_string("root", "", "list: directory of episode stores.")
 flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
-flags.DEFINE_enum("dtype", "float16", latents.DTYPES, "encode: of what is stored.")
+flags.DEFINE_enum("dtype", "float16", cache.DTYPES, "encode: of what is stored.")
 flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
 flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
 flags.DEFINE_string(
@@ -75,22 +76,29 @@ def _experiment() -> tuple[Any, Any]:
 def _encode() -> commands.Result:
     import jax
 
-    from defi_jax import objectives
-    from defi_jax.training import latent_cache, supervisor
+    from defi_jax import objectives, processes
+    from defi_jax.training.caches import latents as latent_cache
 
     config, components = commands.open_for_encoding(_CONFIG.value, _F.store, _F.output)
-    with supervisor.processes():
+    with processes.joined():
         encoder = latent_cache.make_encoder(
-            config, objectives.make(config),
+            config,
+            objectives.make(config),
             posterior="sample" if _F.official_latents else _F.posterior,
             frames_per_device=_F.frames_per_device,
-        )  # fmt: skip
+        )
         return commands.run_encode(
-            config, components, encoder, _F.output, dtype=_F.dtype, overwrite=_F.overwrite,
+            config,
+            components,
+            encoder,
+            _F.output,
+            dtype=_F.dtype,
+            overwrite=_F.overwrite,
             official_latents=_F.official_latents,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-            barrier=supervisor.barrier,
-        )  # fmt: skip
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            barrier=processes.barrier,
+        )
 
 
 _COMMANDS = {

@@ -12,7 +12,8 @@ import sys
 
 from absl import flags
 
-from defi_jax import cli, demo
+from defi_jax import cli
+from tools import demo
 
 _SIZE = demo.Size()
 _OUTPUT = flags.DEFINE_string("output", "runs/demo", "Directory of the demo's files.")

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     if _FROM_BUNDLE.value and _STEP.value is not None:
         raise errors.UserError("a bundle has one step", "--step", "leave it out")
 
-    from data_pipelines import statistics
+    from data_pipelines import normalization
     from defi_jax.export import writer
 
     if _FROM_BUNDLE.value:
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
             _OUTPUT.value,
             step=_STEP.value,
             overwrite=_OVERWRITE.value,
-            make_inverse=lambda stored: statistics.Normalizer.from_json(stored).invert,
+            make_inverse=lambda stored: normalization.Normalizer.from_json(stored).invert,
         )
     if _JSON.value:
         print(json.dumps(vars(report), indent=1))

@@ -43,16 +43,16 @@ def main(argv: list[str]) -> None:
     if _BUNDLE.value and _STEP.value is not None:
         raise errors.UserError("a bundle has one step", "--step", "leave it out")
 
-    from data_pipelines import futures
-    from defi_jax import imagine
+    from tools.imagine import model as model_lib
+    from tools.imagine import pictures
 
-    futures.check_output(_OUTPUT.value or "", overwrite=_OVERWRITE.value)
-    picture = futures.read_image(_IMAGE.value or "")
+    pictures.check_output(_OUTPUT.value or "", overwrite=_OVERWRITE.value)
+    picture = pictures.read_image(_IMAGE.value or "")
     if _WORKDIR.value:
-        model, step = imagine.from_workdir(_WORKDIR.value, _STEP.value)
+        model, step = model_lib.from_workdir(_WORKDIR.value, _STEP.value)
     else:
-        model, step = imagine.from_bundle(_BUNDLE.value or "")
-    given, note = futures.prepare_image(picture, model.image_size)
+        model, step = model_lib.from_bundle(_BUNDLE.value or "")
+    given, note = pictures.prepare_image(picture, model.image_size)
     if note:
         logging.info("%s: %s", _IMAGE.value, note)
     seeds = range(_FIRST.value, _FIRST.value + _SEEDS.value)
@@ -61,13 +61,19 @@ def main(argv: list[str]) -> None:
     drawn = model.predict(given, _TEXT.value or "", seeds, **numbers)
     seconds = time.monotonic() - start
     caption = f"{_TEXT.value}   [step {step}, {_STEPS.value} steps, guidance {_GUIDANCE.value:g}]"
-    files = futures.write(_OUTPUT.value or "", given, drawn, seeds, caption, fps=_FPS.value)
+    files = pictures.write(_OUTPUT.value or "", given, drawn, seeds, caption, fps=_FPS.value)
     change = np.abs(drawn.astype(float) - given).mean(axis=(2, 3, 4))
     result = {
-        **files, "seconds": seconds, "step": step, "seeds": list(seeds), **numbers,
-        "frames": model.num_frames, "image_size": model.image_size, "image": note,
+        **files,
+        "seconds": seconds,
+        "step": step,
+        "seeds": list(seeds),
+        **numbers,
+        "frames": model.num_frames,
+        "image_size": model.image_size,
+        "image": note,
         "change_by_seed_and_frame": change.round(3).tolist(),
-    }  # fmt: skip
+    }
     text = "\n".join(files.values()) + f"\n{len(seeds)} futures in {seconds:.1f} s"
     print(json.dumps(result) if _JSON.value else text)
 

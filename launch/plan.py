@@ -32,9 +32,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as config
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5p:4x4x4 or cpu:8.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", lower_bound=1)
 _LEVEL = flags.DEFINE_enum(
-    "optimization_level", "O1", ["O1", "O2"],
+    "optimization_level",
+    "O1",
+    ["O1", "O2"],
     "Effort of the TPU compiler; O2, with which training compiles, takes several times as long.",
-)  # fmt: skip
+)
 _JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 flags.mark_flags_as_required(["config", "topology"])
 
@@ -44,14 +46,14 @@ def main(argv: list[str]) -> None:
     del argv
     import jax
 
-    from defi_jax.training import plan as plan_lib
+    from tools.plan import planner
 
     jax.config.update("jax_optimization_level", _LEVEL.value)
     config = _CONFIG.value
     config.data.mixture = "synthetic"  # only shapes matter
     topology = _TOPOLOGY.value or ""
-    plan = plan_lib.make_plan(config, topology, _NUM_SLICES.value)
-    print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else plan_lib.describe(plan))
+    plan = planner.make_plan(config, topology, _NUM_SLICES.value)
+    print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else planner.describe(plan))
     if not plan.fits:
         raise errors.CheckFailed(
             "the step does not fit the memory",

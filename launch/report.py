@@ -15,7 +15,7 @@ _RUN = flags.DEFINE_string("run", "runs/demo", "Directory that launch/demo.py wr
 def main(argv: list[str]) -> None:
     """Computes the numbers from the run's files and writes both."""
     del argv
-    from defi_jax.report import writer
+    from tools.report import writer
 
     report = writer.write(pathlib.Path(_RUN.value))
     print(f"success {report['success_rate']:.0%} of {report['episodes']} episodes")

@@ -25,17 +25,20 @@ flags.mark_flags_as_required(["config"])
 def main(argv: list[str]) -> None:
     """Checks the config, then hands it to the loop."""
     del argv
-    from data_pipelines import stream
-    from defi_jax import objectives
-    from defi_jax.training import loop, startup, supervisor
+    from data_pipelines.streaming import loader as streaming_loader
+    from defi_jax import objectives, processes
+    from defi_jax.training import loop, start
 
-    with supervisor.processes():
+    with processes.joined():
         config = _CONFIG.value
         objective = objectives.make(config)
-        workdir = startup.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
-        startup.check_same_run(config, workdir)
+        workdir = start.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
+        start.check_same_run(config, workdir)
         make_loader = functools.partial(
-            stream.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
+            streaming_loader.make_loader,
+            config.data,
+            objective.name,
+            tokenizers=objective.tokenizers(),
         )
         loop.train(config, objective, make_loader, workdir)
 

@@ -7,14 +7,29 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ("defi_jax", "data_pipelines", "configs", "launch", "rollout")
+PACKAGES = ("defi_jax", "data_pipelines", "tools", "configs", "launch", "rollout")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # Each layer may import those before it.
-LAYERS = ("array_typing", "batch", "diffusion", "models", "objectives", "training")
+LAYERS = (
+    "array_typing",
+    "batch",
+    "diffusion",
+    "models",
+    "objectives",
+    "checkpoints",
+    "training",
+)
 FOREIGN_TO_ROLLOUT = {
-    "defi_jax", "data_pipelines", "configs", "flax", "optax", "orbax", "tensorflow", "torch",
-}  # fmt: skip
+    "defi_jax",
+    "data_pipelines",
+    "configs",
+    "flax",
+    "optax",
+    "orbax",
+    "tensorflow",
+    "torch",
+}
 RISKY = re.compile(
     r"\b(pickle\.loads?|torch\.load|allow_pickle=True|yaml\.load\(|eval\(|exec\(|shell=True"
     r"|extractall|cloudpickle|marshal\.)"
@@ -43,14 +58,15 @@ def test_imports_point_one_way(path):
     if package == "rollout":
         forbidden |= {n for n in names if n.split(".")[0] in FOREIGN_TO_ROLLOUT}
     if package == "defi_jax":
-        for other in ("configs", "data_pipelines", "launch"):
+        for other in ("configs", "data_pipelines", "tools", "launch"):
             forbidden |= _below(names, other)
         if rest[0] in LAYERS:
             for layer in LAYERS[LAYERS.index(rest[0]) + 1 :]:
                 forbidden |= _below(names, f"defi_jax.{layer}")
     if package == "data_pipelines":
-        for other in ("models", "objectives", "training", "diffusion"):
+        for other in ("models", "objectives", "checkpoints", "training", "diffusion"):
             forbidden |= _below(names, f"defi_jax.{other}")
+        forbidden |= _below(names, "tools") | _below(names, "launch")
     assert not forbidden
 
 
@@ -61,4 +77,4 @@ def test_no_call_runs_code_from_data(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda p: p.name)
 def test_launch_scripts_stay_short(path):
-    assert len(path.read_text().splitlines()) < 120
+    assert len(path.read_text().splitlines()) < 130

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from data_pipelines import episodes, isolation
+from data_pipelines import episodes
+from data_pipelines.sources import workers as workers_lib
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Workers:
     """
 
     count: int = 0
-    limits: isolation.Limits = field(default_factory=isolation.Limits)
+    limits: workers_lib.Limits = field(default_factory=workers_lib.Limits)
 
 
 class ItemSource:
@@ -130,11 +131,11 @@ class ItemSource:
         """See `Source`."""
         yield from self._rejects
         waiting = (item for item in self._items if item.episode_id not in skip)
-        results = isolation.run(
+        results = workers_lib.run(
             self._read_item, waiting, workers=self._workers.count, limits=self._workers.limits
         )
         for item, result in results:
-            is_failure = isinstance(result, isolation.Failure)
+            is_failure = isinstance(result, workers_lib.Failure)
             yield Reject(item.item, result.reason) if is_failure else result
 
 

@@ -27,7 +27,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines import episodes, numpy_pickle
+from data_pipelines import episodes
+from data_pipelines.formats import numpy_pickle
 from data_pipelines.sources import base, video_clips
 from defi_jax import errors
 
@@ -41,9 +42,18 @@ _MAX_MEMBER_BYTES = 1 << 26  # unpacked size of one array of a step
 
 # What numpy's reader raises on damaged files; a header goes through Python's tokenizer.
 _NUMPY_ERRORS = (
-    OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError,
-    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 Part = Literal["language", "play"]
 Actions = Literal["rel_actions", "actions"]
@@ -102,9 +112,10 @@ def open_source(
     """
     if options.leaves_out_frames:
         raise errors.UserError(
-            "leaving out frames would tear frames and actions apart", "--every, --sample_fps",
+            "leaving out frames would tear frames and actions apart",
+            "--every, --sample_fps",
             "use neither",
-        )  # fmt: skip
+        )
     folders = _split_folders(pathlib.Path(directory), splits)
     segments, files = [], []
     for split, folder in folders.items():
@@ -194,9 +205,10 @@ def _play(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Pat
     for start, end in _recordings(path):
         if not _step_path(folder, end).exists():
             raise errors.DataError(
-                f"the recording from step {start} to {end} has no last step", str(path),
+                f"the recording from step {start} to {end} has no last step",
+                str(path),
                 "download it again",
-            )  # fmt: skip
+            )
         for first in range(start, end + 1, PLAY_STEPS):
             last = min(first + PLAY_STEPS - 1, end)
             segments.append(
@@ -293,7 +305,8 @@ def _read_step(path: pathlib.Path, actions: Actions) -> dict[str, np.ndarray]:
         )
         if not is_right:
             raise errors.DataError(
-                f"field '{field}' is {value.dtype}{list(value.shape)}", str(path),
+                f"field '{field}' is {value.dtype}{list(value.shape)}",
+                str(path),
                 "download it again",
-            )  # fmt: skip
+            )
     return step

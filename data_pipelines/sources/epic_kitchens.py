@@ -22,8 +22,13 @@ from data_pipelines.sources import base, video_clips
 from defi_jax import errors
 
 _COLUMNS = (
-    "narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration",
-)  # fmt: skip
+    "narration_id",
+    "participant_id",
+    "video_id",
+    "start_timestamp",
+    "stop_timestamp",
+    "narration",
+)
 SPLITS = ("train", "validation")
 _TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 

@@ -23,7 +23,8 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from data_pipelines.sources import base, ego4d, epic_kitchens, json_files, video_clips, video_layout
+from data_pipelines.formats import json_files
+from data_pipelines.sources import base, ego4d, epic_kitchens, video_clips, video_layout
 from defi_jax import errors
 
 _FORMATS = "expected captions.json {file: caption}, a csv with columns file,caption, or annotation/"
@@ -93,9 +94,10 @@ def _find_clips(
     tables = epic_kitchens.find(directory, splits) if path is None else [path]
     if splits and (path is not None or not tables):
         raise errors.UserError(
-            f"no split {', '.join(splits)}", str(path or directory),
+            f"no split {', '.join(splits)}",
+            str(path or directory),
             "only annotation/<split> and EPIC_100_<split>.csv have splits; leave out --splits",
-        )  # fmt: skip
+        )
     annotation = ego4d.find(directory) if path is None else path
     if annotation is not None and ego4d.is_annotation(annotation):
         return ego4d.find_clips(directory, annotation, name)

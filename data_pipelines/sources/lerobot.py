@@ -27,8 +27,9 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from data_pipelines import contents, episodes, media, video
-from data_pipelines.sources import base, json_files, video_clips
+from data_pipelines import episodes, files
+from data_pipelines.formats import image, json_files, video
+from data_pipelines.sources import base, video_clips
 from defi_jax import errors
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -124,9 +125,10 @@ def open_source(
     """
     if options.leaves_out_frames:
         raise errors.UserError(
-            "leaving out frames would tear frames and actions apart", "--every, --sample_fps",
+            "leaving out frames would tear frames and actions apart",
+            "--every, --sample_fps",
             "use neither",
-        )  # fmt: skip
+        )
     info = _load_info(pathlib.Path(directory), primary, wrist)
     robot = embodiment or info.content.get("robot_type") or "robot"
     try:
@@ -149,9 +151,15 @@ def open_source(
 
 # What wrong or missing values raise; pyarrow's errors are ValueErrors or OSErrors, mostly.
 _FORMAT_ERRORS = (
-    KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    OSError,
     pyarrow.ArrowException,
-)  # fmt: skip
+)
 
 
 def _load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
@@ -163,9 +171,10 @@ def _load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
         version = str(content["codebase_version"])
         if version not in VERSIONS:
             raise errors.UserError(
-                f"unknown LeRobot version '{version}'", str(path),
+                f"unknown LeRobot version '{version}'",
+                str(path),
                 f"known: {', '.join(VERSIONS)}; convert the dataset with the lerobot package",
-            )  # fmt: skip
+            )
         fps = float(content["fps"])
         if not 0 < fps < math.inf:
             raise ValueError(f"fps is {fps}")
@@ -323,7 +332,7 @@ def _recipe(
         "names": {column: features[column].get("names") for column in info.columns},
         "captions": {"file": "meta/tasks", "field": "task"},
         "selection": "every episode",
-        "files": contents.digest_files(info.directory.resolve(), {p.resolve() for p in paths}),
+        "files": files.digest_files(info.directory.resolve(), {p.resolve() for p in paths}),
         "frames": options.to_json(),
     }
 
@@ -431,9 +440,9 @@ def _image(row: Mapping[str, Any], options: video_clips.ClipOptions) -> bytes:
     data = row["bytes"]
     if not isinstance(data, bytes):
         raise ValueError("an image is no bytes in the table")
-    if not options.square_crop and min(media.image_size(data)) <= options.shorter_side:
+    if not options.square_crop and min(image.image_size(data)) <= options.shorter_side:
         return data
-    return options.encode(media.decode_image(data))
+    return options.encode(image.decode_image(data))
 
 
 def _frames_at(

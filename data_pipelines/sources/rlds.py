@@ -17,11 +17,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from data_pipelines import contents, episodes, isolation, tfrecord
+from data_pipelines import episodes, files
+from data_pipelines.formats import tfrecord
+from data_pipelines.open_x import base as standardize_base
+from data_pipelines.open_x import columns, exported, registry
+from data_pipelines.open_x import episode as episode_builder
 from data_pipelines.sources import base, rlds_info
-from data_pipelines.standardize import base as standardize_base
-from data_pipelines.standardize import columns, exported, registry
-from data_pipelines.standardize import episode as episode_builder
+from data_pipelines.sources import workers as workers_lib
 from defi_jax import errors
 
 Field = standardize_base.Field
@@ -168,8 +170,8 @@ class RldsSource:
         return {
             "kind": "rlds",
             "version": self.info.version,
-            "files": contents.digest_files(directory, paths),
-            "rules": contents.digest_rules(self.standard),
+            "files": files.digest_files(directory, paths),
+            "rules": files.digest_rules(self.standard),
         }
 
     def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
@@ -208,14 +210,14 @@ class RldsSource:
     ) -> Iterator[Result | base.Reject | errors.DataError]:
         """Like `map`, with damaged records as errors."""
         chunks = [chunk for shard in self.info.shards for chunk in self._chunks(shard, skip)]
-        results = isolation.run(
+        results = workers_lib.run(
             functools.partial(self._read_chunk, function),
             chunks,
             workers=min(workers.count, len(chunks) // 4),  # starting them takes a second
             limits=workers.limits,
         )
         for chunk, result in results:
-            if isinstance(result, isolation.Failure):
+            if isinstance(result, workers_lib.Failure):
                 where = f"{chunk.shard.path} from record {chunk.start}"
                 raise errors.DataError(f"records cannot be read ({result.reason})", where)
             found, error = result

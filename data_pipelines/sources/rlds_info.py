@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_pipelines.sources import json_files
-from data_pipelines.standardize import base as standardize_base
+from data_pipelines.formats import json_files
+from data_pipelines.open_x import base as standardize_base
 from defi_jax import errors
 
 Field = standardize_base.Field

@@ -84,8 +84,9 @@ class SyntheticSource:
         if action_dim < 2:
             raise errors.UserError(
                 f"synthetic data moves in two dimensions, action_dim is {action_dim}",
-                "data.action_dim", "give 2 or more",
-            )  # fmt: skip
+                "data.action_dim",
+                "give 2 or more",
+            )
         self._image_size = image_size
         self._action_dim = action_dim
         self._length = length
@@ -119,9 +120,10 @@ class SyntheticSource:
         """Draws the given frames; see `episodes.EpisodeSource`."""
         if camera not in CAMERAS:
             raise errors.DataError(
-                f"no camera {camera!r}", f"episode {self.episode_ids[i]!r}",
+                f"no camera {camera!r}",
+                f"episode {self.episode_ids[i]!r}",
                 f"use one of {', '.join(CAMERAS)}",
-            )  # fmt: skip
+            )
         scene = self._scene(i)
         drawn = []
         for t in indices:

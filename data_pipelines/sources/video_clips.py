@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines import episodes, media, video
+from data_pipelines import episodes
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import video
 from data_pipelines.sources import base
 from data_pipelines.transforms import action
 from defi_jax import errors
@@ -70,10 +72,10 @@ class ClipOptions:
             side = min(image.shape[:2])
             top, left = ((length - side) // 2 for length in image.shape[:2])
             image = image[top : top + side, left : left + side]
-        image = media.resize_shorter_side(image, self.shorter_side)
+        image = image_lib.resize_shorter_side(image, self.shorter_side)
         if self.image_format == "png":
-            return media.encode_png(image)
-        return media.encode_jpeg(image, self.jpeg_quality)
+            return image_lib.encode_png(image)
+        return image_lib.encode_jpeg(image, self.jpeg_quality)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what a manifest says of it."""
@@ -189,9 +191,10 @@ def read_clip(
     """
     if options.leaves_out_frames and clip.has_columns:
         raise errors.UserError(
-            "leaving out frames would tear frames and actions apart", clip.item,
+            "leaving out frames would tear frames and actions apart",
+            clip.item,
             "use neither every nor sample_fps",
-        )  # fmt: skip
+        )
     try:
         decoded = {camera: _decode(path, clip, options) for camera, path in clip.videos.items()}
         first = next(iter(decoded.values()))
@@ -200,7 +203,7 @@ def read_clip(
             **clip.metadata,
             **_provenance(clip, options),
             "video_size": first.video_size,
-            "frame_size": media.image_size(first.frames[0]),
+            "frame_size": image_lib.image_size(first.frames[0]),
         }
         if any(camera.is_uneven for camera in decoded.values()):
             metadata["uneven_times"] = True

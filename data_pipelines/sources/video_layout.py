@@ -26,11 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import contents, episodes
-from data_pipelines.sources import base, json_files, video_clips
+from data_pipelines import episodes, files
+from data_pipelines.formats import json_files
+from data_pipelines.sources import base, video_clips
 from data_pipelines.transforms import action
 from defi_jax import errors
-from defi_jax.weights import torch_archive
+from defi_jax.weights.torch_file import archive
 
 ANNOTATION = "annotation"
 _OTHER_LATENTS = "latent_videos_svd"
@@ -81,7 +82,7 @@ def open_source(
         "kind": "official video layout",
         "captions": {"file": f"{ANNOTATION}/*/*.json", "field": "texts"},
         "selection": "every annotation, the whole video",
-        "files": contents.digest_files(directory, (item.path for item in items)),
+        "files": files.digest_files(directory, (item.path for item in items)),
         "frames": options.to_json(),
     }
     return base.ItemSource(name, items, read, recipe=recipe, workers=workers)
@@ -128,9 +129,10 @@ class LatentFiles:
         path = self._paths.get((f"/{clip}", camera))
         if path is None:
             raise errors.DataError(
-                f"no latents of {episode_id!r}, camera {camera!r}", str(self._directory),
+                f"no latents of {episode_id!r}, camera {camera!r}",
+                str(self._directory),
                 "encode the videos instead: leave out --official_latents",
-            )  # fmt: skip
+            )
         return np.moveaxis(_load_latent(self._directory, path), 1, -1)
 
 
@@ -168,9 +170,10 @@ def annotation_folder(directory: pathlib.Path) -> pathlib.Path | None:
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise errors.UserError(
-            f"several annotation folders ({names})", str(directory),
+            f"several annotation folders ({names})",
+            str(directory),
             f"name the right one {ANNOTATION}",
-        )  # fmt: skip
+        )
     return found[0] if found else None
 
 
@@ -218,7 +221,7 @@ def _load_latent(directory: pathlib.Path, relative: str) -> np.ndarray:
         )
     if not path.is_file():
         raise errors.DataError("no such latent file", relative, "encode the videos instead")
-    values = torch_archive.read_tensor(path)
+    values = archive.read_tensor(path)
     if values.ndim != 4 or not np.isfinite(values.astype(np.float32)).all():
         raise errors.DataError(
             f"latents are {values.dtype}{list(values.shape)}, not finite [n, C, h, w]", str(path)

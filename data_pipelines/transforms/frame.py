@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
-from data_pipelines import media
+from data_pipelines.formats import image as image_lib
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the image
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
@@ -67,7 +67,7 @@ class Resize:
     def _one(self, frame: np.ndarray, box: Box) -> np.ndarray:
         target = (self.size, self.size)
         if box == FULL:
-            return media.resize(frame, target)
+            return image_lib.resize(frame, target)
         height, width = frame.shape[:2]
         pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
         image = PIL.Image.fromarray(frame)
@@ -123,8 +123,13 @@ class RandomColour:
         saturation = draws.uniform(1 - self.saturation, 1 + self.saturation)
         angle = 2 * math.pi * draws.uniform(-self.hue, self.hue)
 
-        turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)],
-                         [0, math.sin(angle), math.cos(angle)]])  # fmt: skip
+        turn = np.array(
+            [
+                [1, 0, 0],
+                [0, math.cos(angle), -math.sin(angle)],
+                [0, math.sin(angle), math.cos(angle)],
+            ]
+        )
         hue = np.linalg.inv(_YIQ) @ turn @ _YIQ
         grey = np.tile(_LUMA, (3, 1))
         colour = hue @ (saturation * np.eye(3) + (1 - saturation) * grey)

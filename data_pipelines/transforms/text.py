@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Tokenizer(Protocol):
-    """What a text encoder brings along (defi_jax/models/tokenizers.py); must be picklable."""
+    """What a text encoder brings along (see defi_jax/models/frozen/); must be picklable."""
 
     @property
     def length(self) -> int:

@@ -16,7 +16,7 @@ from defi_rollout import spec as rollout_spec
 
 from defi_jax import embodiment, errors
 from defi_jax.export import program
-from defi_jax.models import tokenizers
+from defi_jax.models.frozen import tokenizers
 from defi_jax.objectives import joint
 
 # Turns the metadata's normaliser into its inverse, float32[..., A] -> float32[..., A].

@@ -25,11 +25,11 @@ from etils import epath
 
 from defi_jax import errors, objectives
 from defi_jax.array_typing import Params
+from defi_jax.checkpoints import manager
 from defi_jax.export import description
 from defi_jax.export import program as program_lib
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import joint
-from defi_jax.training import checkpointing
 
 # Largest relative L2 distance of the bundle's actions from the checkpoint's: the same program,
 # compiled with a symbolic batch, may fuse its sums in another order.
@@ -79,7 +79,7 @@ def export_bundle(
         CheckFailed: the bundle's actions differ from the checkpoint's; nothing is left.
     """
     _check_free(epath.Path(output), overwrite)
-    params, metadata = checkpointing.load_params(workdir, step)
+    params, metadata = manager.load_params(workdir, step)
     if metadata["objective"] != "joint":
         raise errors.UserError(
             f"checkpoint of objective {metadata['objective']!r}",

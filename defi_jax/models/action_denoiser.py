@@ -29,7 +29,7 @@ from flax import nnx
 
 from defi_jax.array_typing import Array, Bool, Float, PRNGKey, typed
 from defi_jax.diffusion import edm, samplers
-from defi_jax.models import transformer_layers as layers
+from defi_jax.models.layers import transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,8 +177,8 @@ class Attention(nnx.Module):
     def keys_values(self, memory: Array) -> tuple[jax.Array, jax.Array]:
         """Returns keys and values [B, M, heads, Dh] of [B, M, D]."""
         return (
-            layers.split_heads(self.key(memory), self.heads),
-            layers.split_heads(self.value(memory), self.heads),
+            transformer.split_heads(self.key(memory), self.heads),
+            transformer.split_heads(self.value(memory), self.heads),
         )
 
     def __call__(
@@ -189,11 +189,11 @@ class Attention(nnx.Module):
         `causal` is aligned at the top left: query i sees keys 0..i, whatever Q and M are.
         """
         mask = np.tril(np.ones((x.shape[1], keys.shape[1]), bool)) if causal else None
-        query = layers.split_heads(self.query(x), self.heads)
-        attended = layers.attention(
+        query = transformer.split_heads(self.query(x), self.heads)
+        attended = transformer.attention(
             query, keys, values, mask, dropout_rate=self.dropout_rate, dropout_rng=rng
         )
-        return self.c_proj(layers.merge_heads(attended))
+        return self.c_proj(transformer.merge_heads(attended))
 
 
 class FeedForward(nnx.Module):
@@ -206,7 +206,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., D] to the same shape."""
-        return self.c_proj(layers.gelu(self.c_fc(x)))
+        return self.c_proj(transformer.gelu(self.c_fc(x)))
 
 
 class Embedding(nnx.Module):
@@ -237,9 +237,9 @@ class EncoderBlock(nnx.Module):
     def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
         dim = config.embed_dim
         self.config = config
-        self.ln_1 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.ln_1 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln_2 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.ln_2 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, rng: PRNGKey | None) -> jax.Array:
@@ -247,8 +247,8 @@ class EncoderBlock(nnx.Module):
         attn_rng, resid_rng, mlp_rng = _split(rng, 3)
         h = self.ln_1(x)
         h = self.attn(h, *self.attn.keys_values(h), causal=False, rng=attn_rng)
-        x = x + layers.dropout(h, self.config.resid_dropout, resid_rng)
-        return x + layers.dropout(self.mlp(self.ln_2(x)), self.config.mlp_dropout, mlp_rng)
+        x = x + transformer.dropout(h, self.config.resid_dropout, resid_rng)
+        return x + transformer.dropout(self.mlp(self.ln_2(x)), self.config.mlp_dropout, mlp_rng)
 
 
 class DecoderBlock(nnx.Module):
@@ -257,11 +257,11 @@ class DecoderBlock(nnx.Module):
     def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
         dim = config.embed_dim
         self.config = config
-        self.ln_1 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.ln_1 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.cross_att = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln3 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.ln_2 = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.ln3 = transformer.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ln_2 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
         self.modulation = _linear(config, dim, 6 * dim, dtype=dtype, rngs=rngs)
 
@@ -275,12 +275,12 @@ class DecoderBlock(nnx.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
         h = shift_1 + (rates.modulation_offset + scale_1) * self.ln_1(x)
         h = self.attn(h, *self.attn.keys_values(h), causal=True, rng=rngs[0])
-        x = x + gate_1 * layers.dropout(h, rates.resid_dropout, rngs[1])
+        x = x + gate_1 * transformer.dropout(h, rates.resid_dropout, rngs[1])
         causal = rates.cross_attention == "causal"
         h = self.cross_att(self.ln3(x), keys, values, causal=causal, rng=rngs[2])
-        x = x + layers.dropout(h, rates.resid_dropout, rngs[3])
+        x = x + transformer.dropout(h, rates.resid_dropout, rngs[3])
         h = self.mlp(shift_2 + (rates.modulation_offset + scale_2) * self.ln_2(x))
-        return x + gate_2 * layers.dropout(h, rates.mlp_dropout, rngs[4])
+        return x + gate_2 * transformer.dropout(h, rates.mlp_dropout, rngs[4])
 
 
 # Denoiser
@@ -295,23 +295,23 @@ class ActionDenoiser(nnx.Module):
         self.dtype = dtype
         self.tok_emb = _linear(config, config.observation_dim, dim, dtype=dtype, rngs=rngs)
         self.tok_emb_token = _linear(config, config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
-        self.lang_emb = Embedding(config, config.goal_dim, layers.gelu, dtype=dtype, rngs=rngs)
+        self.lang_emb = Embedding(config, config.goal_dim, transformer.gelu, dtype=dtype, rngs=rngs)
         # fp32: neighbouring noise levels must not round to one embedding.
         self.sigma_emb = Embedding(config, dim, jax.nn.mish, dtype=jnp.float32, rngs=rngs)
         self.action_emb = _linear(config, config.action_dim, dim, dtype=dtype, rngs=rngs)
         self.action_pred = _linear(config, dim, config.action_dim, dtype=dtype, rngs=rngs)
-        self.encoder_blocks = layers.stack_blocks(
+        self.encoder_blocks = transformer.stack_blocks(
             lambda block_rngs: EncoderBlock(config, dtype=dtype, rngs=block_rngs),
             config.encoder_layers,
             rngs,
         )
-        self.encoder_ln = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.decoder_blocks = layers.stack_blocks(
+        self.encoder_ln = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.decoder_blocks = transformer.stack_blocks(
             lambda block_rngs: DecoderBlock(config, dtype=dtype, rngs=block_rngs),
             config.decoder_layers,
             rngs,
         )
-        self.decoder_ln = layers.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.decoder_ln = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         positions = 0.02 * jax.random.normal(rngs.params(), (config.action_horizon, dim))
         self.action_pos_emb = nnx.Param(positions) if config.action_positions else None
 
@@ -342,7 +342,7 @@ class ActionDenoiser(nnx.Module):
             self.tok_emb(video_tokens),
             self.tok_emb_token(latent_action_tokens),
         ]
-        memory, _ = layers.scan_blocks(
+        memory, _ = transformer.scan_blocks(
             self.encoder_blocks,
             lambda block, x, rng: (block(x, rng), None),
             jnp.concatenate(tokens, axis=1),
@@ -353,7 +353,7 @@ class ActionDenoiser(nnx.Module):
         # Causal queries never reach past token S - 1: leave the other keys out.
         is_causal = self.config.cross_attention == "causal"
         reachable = memory[:, : self.config.action_horizon] if is_causal else memory
-        _, (keys, values) = layers.scan_blocks(
+        _, (keys, values) = transformer.scan_blocks(
             self.decoder_blocks,
             lambda block, carry, _: (carry, block.cross_att.keys_values(reachable)),
             None,
@@ -389,7 +389,7 @@ class ActionDenoiser(nnx.Module):
 
         rngs = _split_array(dropout_rng, self.config.decoder_layers)
         inputs = (context.keys, context.values, rngs)
-        x, _ = layers.scan_blocks(self.decoder_blocks, apply, x, inputs, **self._scan_options)
+        x, _ = transformer.scan_blocks(self.decoder_blocks, apply, x, inputs, **self._scan_options)
         return self.action_pred(self.decoder_ln(x)).astype(jnp.float32)
 
     @typed
@@ -477,7 +477,7 @@ def _linear(
     return nnx.Linear(
         in_dim,
         out_dim,
-        dot_general=layers.flat_dot_general,
+        dot_general=transformer.flat_dot_general,
         use_bias=use_bias,
         kernel_init=nnx.initializers.normal(std),
         dtype=dtype,

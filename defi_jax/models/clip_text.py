@@ -18,7 +18,7 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Int, typed
-from defi_jax.models import transformer_layers as layers
+from defi_jax.models.layers import transformer
 
 # transformers keeps an old meaning for this id: pool at the largest id instead of the first end
 # token (the published config.json says 2 although the end token is 49407).
@@ -41,11 +41,11 @@ class CLIPTextConfig:
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in layers.ACTIVATIONS:
+        if self.hidden_act not in transformer.ACTIVATIONS:
             raise errors.UserError(
                 f"unknown hidden_act {self.hidden_act!r}",
                 "clip_text",
-                f"known: {', '.join(layers.ACTIVATIONS)}",
+                f"known: {', '.join(transformer.ACTIVATIONS)}",
             )
         if self.hidden_size % self.num_attention_heads:
             raise errors.UserError(
@@ -97,10 +97,10 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Array, mask: Array) -> jax.Array:
         """Maps [B, L, D] to [B, L, D]; mask broadcasts to [B, heads, L, L]."""
         q, k, v = (
-            layers.split_heads(project(x), self.heads)
+            transformer.split_heads(project(x), self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(layers.merge_heads(layers.attention(q, k, v, mask)))
+        return self.out_proj(transformer.merge_heads(transformer.attention(q, k, v, mask)))
 
 
 class Block(nnx.Module):
@@ -111,15 +111,15 @@ class Block(nnx.Module):
         eps = config.layer_norm_eps
         self.activation = config.hidden_act
         self.self_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.layer_norm1 = layers.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.layer_norm1 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
-        self.layer_norm2 = layers.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.layer_norm2 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, mask: Array) -> jax.Array:
         """Maps [B, L, D] to [B, L, D]."""
         x = x + self.self_attn(self.layer_norm1(x), mask)
-        hidden = layers.ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(x)))
+        hidden = transformer.ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(x)))
         return x + self.fc2(hidden)
 
 
@@ -136,10 +136,10 @@ class CLIPText(nnx.Module):
         self.position_embedding = nnx.Embed(
             config.max_position_embeddings, width, embedding_init=init, dtype=dtype, rngs=rngs
         )
-        self.layers = layers.stack_blocks(
+        self.layers = transformer.stack_blocks(
             lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
         )
-        self.final_layer_norm = layers.layer_norm(
+        self.final_layer_norm = transformer.layer_norm(
             width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
         )
         self.text_projection = nnx.Linear(
@@ -171,7 +171,7 @@ class CLIPText(nnx.Module):
         allowed = jnp.tril(jnp.ones((length, length), bool))[None, None]
         if mask is not None:
             allowed = allowed & mask[:, None, None, :]
-        x, _ = layers.scan_blocks(
+        x, _ = transformer.scan_blocks(
             self.layers, lambda block, carry, _: (block(carry, allowed), None), x
         )
         hidden = self.final_layer_norm(x)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Float, typed
-from defi_jax.models import transformer_layers as layers
+from defi_jax.models.layers import transformer
 
 # Keys' cubic convolution; PyTorch takes -0.5 with antialiasing and -0.75 without.
 _CUBIC_A = -0.5
@@ -104,10 +104,10 @@ class Attention(nnx.Module):
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, M, D] to [B, M, D]."""
         q, k, v = (
-            layers.split_heads(project(x), self.heads)
+            transformer.split_heads(project(x), self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.o_proj(layers.merge_heads(layers.attention(q, k, v)))
+        return self.o_proj(transformer.merge_heads(transformer.attention(q, k, v)))
 
 
 class Block(nnx.Module):
@@ -115,11 +115,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: DINOv2Config, *, dtype: Any, rngs: nnx.Rngs):
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.norm1 = layers.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.norm1 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.layer_scale1 = nnx.Param(jnp.ones(width))
-        self.norm2 = layers.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
-        self.mlp = layers.MLP(width, width * config.mlp_ratio, width, dtype=dtype, rngs=rngs)
+        self.norm2 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.mlp = transformer.MLP(width, width * config.mlp_ratio, width, dtype=dtype, rngs=rngs)
         self.layer_scale2 = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Array) -> jax.Array:
@@ -142,10 +142,10 @@ class DINOv2(nnx.Module):
         self.patch_embed = nnx.Conv(
             3, width, (patch, patch), strides=patch, padding="VALID", dtype=dtype, rngs=rngs
         )
-        self.layer = layers.stack_blocks(
+        self.layer = transformer.stack_blocks(
             lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
         )
-        self.layernorm = layers.layer_norm(
+        self.layernorm = transformer.layer_norm(
             width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
         )
 
@@ -176,7 +176,7 @@ class DINOv2(nnx.Module):
         prefix = jnp.concatenate([first[None], self.register_tokens[...].astype(self.dtype)])
         prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape))
         x = jnp.concatenate([prefix, patches + position[1:]], axis=1)
-        x, _ = layers.scan_blocks(self.layer, lambda block, carry, _: (block(carry), None), x)
+        x, _ = transformer.scan_blocks(self.layer, lambda block, carry, _: (block(carry), None), x)
         hidden = self.layernorm(x)
         return DINOv2Output(
             last_hidden_state=hidden,

@@ -164,9 +164,13 @@ class GFDM(nnx.Module):
         sigma = jnp.broadcast_to(sigmas[config.feature_steps - 1], (batch,))
         c_in, c_noise = self._input_scalings(sigma)
         output = self._unet(
-            x * c_in, c_noise, condition, text,
-            fps_id=config.feature_fps_id, stop_after_up_block=config.feature_block,
-        )  # fmt: skip
+            x * c_in,
+            c_noise,
+            condition,
+            text,
+            fps_id=config.feature_fps_id,
+            stop_after_up_block=config.feature_block,
+        )
         return svd_unet.up_features(output).astype(jnp.float32)
 
     def _input_scalings(self, sigma: Array) -> tuple[Array, Array]:

@@ -27,8 +27,8 @@ import numpy as np
 from flax import nnx
 
 from defi_jax.array_typing import Array, Bool, Float, typed
-from defi_jax.models import transformer_layers as layers
 from defi_jax.models import vector_quantizer
+from defi_jax.models.layers import transformer as transformer_layers
 
 MaskOrder = Literal["aligned", "tiled"]
 
@@ -136,16 +136,24 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
         dim = config.model_dim
         self.num_heads = config.num_heads
-        self.to_q = layers.torch_linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.to_k = layers.torch_linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.to_v = layers.torch_linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.to_out = layers.torch_linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.to_q = transformer_layers.torch_linear(
+            dim, dim, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.to_k = transformer_layers.torch_linear(
+            dim, dim, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.to_v = transformer_layers.torch_linear(
+            dim, dim, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.to_out = transformer_layers.torch_linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def over_tokens(self, x: Array, key_mask: Array | None) -> jax.Array:
         """Attends over N within each frame; x [B, T, N, D], key_mask bool[B, T, N] or None."""
         q, k, v = self._project(x)
         mask = None if key_mask is None else key_mask[:, :, None, None, :]
-        return self.to_out(layers.merge_heads(layers.attention(q, k, v, mask)))
+        return self.to_out(
+            transformer_layers.merge_heads(transformer_layers.attention(q, k, v, mask))
+        )
 
     def over_frames(self, x: Array) -> jax.Array:
         """Attends causally over T at each token; x [B, T, N, D].
@@ -161,11 +169,11 @@ class SelfAttention(nnx.Module):
             logits = jnp.stack([product.sum(-1) * scale for product in products], axis=-1)
             weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
             frames.append(sum(weights[..., s, None] * v[:, s] for s in range(t + 1)))
-        return self.to_out(layers.merge_heads(jnp.stack(frames, axis=1)))
+        return self.to_out(transformer_layers.merge_heads(jnp.stack(frames, axis=1)))
 
     def _project(self, x: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        q, k, v = (layers.split_heads(y, self.num_heads) for y in (q, k, v))
+        q, k, v = (transformer_layers.split_heads(y, self.num_heads) for y in (q, k, v))
         return q, k, v
 
 
@@ -175,9 +183,9 @@ class SpatialBlock(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
         dim = config.model_dim
         self.spatial_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.ffn = layers.MLP(dim, 4 * dim, dim, dtype=dtype, rngs=rngs)
-        self.norm1 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm2 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ffn = transformer_layers.MLP(dim, 4 * dim, dim, dtype=dtype, rngs=rngs)
+        self.norm1 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm2 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, key_mask: Array | None) -> jax.Array:
         """Maps [B, T, N, D] to the same shape."""
@@ -192,10 +200,10 @@ class SpatioTemporalBlock(nnx.Module):
         dim = config.model_dim
         self.spatial_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
         self.temporal_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.ffn = layers.MLP(dim, 4 * dim, dim, dtype=dtype, rngs=rngs)
-        self.norm1 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm2 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm3 = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ffn = transformer_layers.MLP(dim, 4 * dim, dim, dtype=dtype, rngs=rngs)
+        self.norm1 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm2 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm3 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, key_mask: Array | None) -> jax.Array:
         """Maps [B, T, N, D] to the same shape."""
@@ -215,10 +223,10 @@ class _Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         dim = config.model_dim
-        self.stem_norm_in = layers.layer_norm(config.in_dim, dtype=dtype, rngs=rngs)
-        self.stem_proj = layers.torch_linear(config.in_dim, dim, dtype=dtype, rngs=rngs)
-        self.stem_norm_out = layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.transformer_blocks = layers.stack_blocks(
+        self.stem_norm_in = transformer_layers.layer_norm(config.in_dim, dtype=dtype, rngs=rngs)
+        self.stem_proj = transformer_layers.torch_linear(config.in_dim, dim, dtype=dtype, rngs=rngs)
+        self.stem_norm_out = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.transformer_blocks = transformer_layers.stack_blocks(
             lambda block_rngs: self.block(config, dtype=dtype, rngs=block_rngs),
             config.num_blocks,
             rngs,
@@ -226,7 +234,7 @@ class _Transformer(nnx.Module):
         self.out = (
             None
             if config.out_dim is None
-            else layers.torch_linear(dim, config.out_dim, dtype=dtype, rngs=rngs)
+            else transformer_layers.torch_linear(dim, config.out_dim, dtype=dtype, rngs=rngs)
         )
 
     @typed
@@ -258,7 +266,7 @@ class _Transformer(nnx.Module):
             key_mask = mask_rows(
                 jnp.concatenate([visible, lang_mask], axis=1), num_frames, self.config.mask_order
             )
-        x, _ = layers.scan_blocks(
+        x, _ = transformer_layers.scan_blocks(
             self.transformer_blocks,
             lambda block, tokens, _: (block(tokens, key_mask), None),
             x,
@@ -318,13 +326,13 @@ class LatentActionEncoder(nnx.Module):
                 rngs.params(), (1, 1, config.num_codes, config.feature_dim), minval=-1.0
             )
         )
-        self.lang_proj = layers.torch_linear(
+        self.lang_proj = transformer_layers.torch_linear(
             config.text_dim, config.model_dim, dtype=dtype, rngs=rngs
         )
         self.transformer = SpatioTemporalTransformer(
             config.encoder_transformer, dtype=dtype, rngs=rngs
         )
-        self.to_codebook = layers.torch_linear(
+        self.to_codebook = transformer_layers.torch_linear(
             config.model_dim, config.latent_dim, dtype=dtype, rngs=rngs
         )
 
@@ -360,7 +368,7 @@ class LatentActionDecoder(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.patch_up = layers.torch_linear(
+        self.patch_up = transformer_layers.torch_linear(
             config.feature_dim, config.model_dim, dtype=dtype, rngs=rngs
         )
         transformer = dataclasses.replace(
@@ -404,7 +412,7 @@ class LatentActionModel(nnx.Module):
         )
         is_discrete = config.quantizer == "vq"
         self.vq = vector_quantizer.VectorQuantizer(vq_config, rngs=rngs) if is_discrete else None
-        self.action_up = layers.torch_linear(
+        self.action_up = transformer_layers.torch_linear(
             config.latent_dim, config.model_dim, dtype=dtype, rngs=rngs
         )
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int, typed
-from defi_jax.models import transformer_layers as layers
+from defi_jax.models.layers import transformer
 
 _GATED = "gated-"
 
@@ -44,11 +44,11 @@ class T5EncoderConfig:
     layer_norm_epsilon: float
 
     def __post_init__(self) -> None:
-        if self.activation not in layers.ACTIVATIONS:
+        if self.activation not in transformer.ACTIVATIONS:
             raise errors.UserError(
                 f"unknown feed_forward_proj {self.feed_forward_proj!r}",
                 "t5_encoder",
-                f"known, also after {_GATED!r}: {', '.join(layers.ACTIVATIONS)}",
+                f"known, also after {_GATED!r}: {', '.join(transformer.ACTIVATIONS)}",
             )
         if not 4 <= self.relative_attention_num_buckets < 4 * self.relative_attention_max_distance:
             raise errors.UserError(
@@ -118,15 +118,15 @@ class Block(nnx.Module):
 
     def _attend(self, x: Array, bias: Array) -> jax.Array:
         q, k, v = (
-            layers.split_heads(project(x), self.config.num_heads)
+            transformer.split_heads(project(x), self.config.num_heads)
             for project in (self.q, self.k, self.v)
         )
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
-        return self.o(layers.merge_heads(jnp.einsum("bhqk,bkhd->bqhd", weights, v)))
+        return self.o(transformer.merge_heads(jnp.einsum("bhqk,bkhd->bqhd", weights, v)))
 
     def _feed_forward(self, x: Array) -> jax.Array:
-        activation = layers.ACTIVATIONS[self.config.activation]
+        activation = transformer.ACTIVATIONS[self.config.activation]
         if self.config.is_gated:
             return self.wo(activation(self.wi_0(x)) * self.wi_1(x))
         return self.wo(activation(self.wi(x)))
@@ -142,7 +142,7 @@ class T5Encoder(nnx.Module):
         self.relative_attention_bias = nnx.Embed(
             config.relative_attention_num_buckets, config.num_heads, rngs=rngs
         )
-        self.block = layers.stack_blocks(
+        self.block = transformer.stack_blocks(
             lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_layers, rngs
         )
         self.final_layer_norm = nnx.RMSNorm(
@@ -158,7 +158,7 @@ class T5Encoder(nnx.Module):
             jnp.moveaxis(position_bias, -1, 0)[None],
             jnp.finfo(jnp.float32).min,
         )
-        x, _ = layers.scan_blocks(
+        x, _ = transformer.scan_blocks(
             self.block, lambda block, carry, _: (block(carry, bias), None), self.shared(ids)
         )
         return self.final_layer_norm(x)

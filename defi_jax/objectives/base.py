@@ -10,8 +10,8 @@ import numpy as np
 
 from defi_jax import batch as batch_lib
 from defi_jax.array_typing import Params, PRNGKey
-from defi_jax.models import encoders
-from defi_jax.models import tokenizers as tokenizers_lib
+from defi_jax.models.frozen import encoders
+from defi_jax.models.frozen import tokenizers as tokenizers_lib
 
 
 @flax.struct.dataclass

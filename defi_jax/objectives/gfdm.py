@@ -27,8 +27,9 @@ from defi_jax import batch as batch_lib
 from defi_jax import errors, partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
-from defi_jax.models import encoders, gfdm
+from defi_jax.models import gfdm
 from defi_jax.models import params as params_lib
+from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base, host, image_metrics, setup
 
 
@@ -40,9 +41,10 @@ class GFDMObjective:
     def __init__(self, config: Any):
         if config.data.latents and config.data.augment:
             raise errors.UserError(
-                "latents computed once cannot be augmented", "--config.data.augment=True",
+                "latents computed once cannot be augmented",
+                "--config.data.augment=True",
                 "give --config.data.augment=False, or leave --config.data.latents out",
-            )  # fmt: skip
+            )
         self.config = config
         self.reads_latents = bool(config.data.latents)
         self.latents = setup.latent_encoder(config)
@@ -111,9 +113,13 @@ class GFDMObjective:
         target = (x - c_skip * noisy) / c_out
         velocity = partition.over_examples(
             lambda params, *inputs: params_lib.bind(self._make, params).velocity(*inputs),
-            params["gfdm"], noisy, sigma, condition, text,
+            params["gfdm"],
+            noisy,
+            sigma,
+            condition,
+            text,
             dtype=self.config.compute_dtype,
-        )  # fmt: skip
+        )
         error = jnp.mean(jnp.square(velocity - target), axis=(1, 2, 3, 4))  # (3)
         loss = jnp.mean(error)
         return loss, base.LossOutput(metrics={"loss": loss}, extra=extra)

@@ -20,8 +20,9 @@ import numpy as np
 from defi_jax import batch as batch_lib
 from defi_jax import partition
 from defi_jax.array_typing import Params, PRNGKey
-from defi_jax.models import encoders, gidm, vector_quantizer
+from defi_jax.models import gidm, vector_quantizer
 from defi_jax.models import params as params_lib
+from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base, host, probe, setup
 
 
@@ -107,9 +108,12 @@ class GIDMObjective:
         path = "gidm/latent_action/vq/codebook"
         due = step % every == 0
         restarted = vector_quantizer.restart_dead_codes(
-            flat[path], extra["usage"], extra["recent_z_e"], rng,
+            flat[path],
+            extra["usage"],
+            extra["recent_z_e"],
+            rng,
             copy_codes=self.config.restart_by_copy,
-        )  # fmt: skip
+        )
         flat[path] = jnp.where(due, restarted, flat[path])
         usage = jnp.where(due, 0.0, extra["usage"])
         return params_lib.unflatten(flat), {**extra, "usage": usage}
@@ -159,9 +163,12 @@ class GIDMObjective:
         text = partition.over_examples(self.text.encode, frozen, batch.text.ids, batch.text.mask)
         return partition.over_examples(
             lambda params, *inputs: params_lib.bind(self._make, params)(*inputs),
-            params["gidm"], features, text.tokens, text.mask,
+            params["gidm"],
+            features,
+            text.tokens,
+            text.mask,
             dtype=self.config.compute_dtype,
-        )  # fmt: skip
+        )
 
     def _evaluate_batch(
         self, params: Params, batch: batch_lib.GIDMBatch

@@ -25,8 +25,9 @@ from defi_jax import batch as batch_lib
 from defi_jax import embodiment, errors, partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
-from defi_jax.models import encoders, gfdm, policy
+from defi_jax.models import gfdm, policy
 from defi_jax.models import params as params_lib
+from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base, host, setup
 
 # train_parts -> prefixes of the parameters that train beside the adapter's.
@@ -130,9 +131,12 @@ class JointObjective:
         context = self._context(params, model, features, batch.text, context_rng)
         denoiser, draws = self.policy_config.denoiser, self.config.noise_draws
         sigma = edm.sample_sigma_loglogistic(
-            sigma_rng, (draws, batch_size), denoiser.sigma_data, denoiser.sigma_min,
+            sigma_rng,
+            (draws, batch_size),
+            denoiser.sigma_data,
+            denoiser.sigma_min,
             denoiser.sigma_max,
-        )  # fmt: skip
+        )
         eps = jax.random.normal(eps_rng, (draws, *batch.actions.shape))
         # The context costs most; several noise draws share it.
         losses = jax.vmap(
@@ -280,9 +284,12 @@ class JointObjective:
         instruction = self._encode(params, "gidm", text)
         seen = partition.over_examples(
             lambda params, *inputs: params_lib.bind(self._make_policy, params).observe(*inputs),
-            params["policy"], features.astype(jnp.float32), instruction.tokens, instruction.mask,
+            params["policy"],
+            features.astype(jnp.float32),
+            instruction.tokens,
+            instruction.mask,
             dtype=self.config.compute_dtype,
-        )  # fmt: skip
+        )
         goal = self._encode(params, "goal", text).pooled
         return model.add_goal(seen, goal, dropout_rng=dropout_rng)
 

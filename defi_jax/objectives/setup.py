@@ -9,15 +9,8 @@ from etils import epath
 
 from defi_jax import errors
 from defi_jax.array_typing import Params, PRNGKey
-from defi_jax.models import (
-    action_denoiser,
-    encoders,
-    gfdm,
-    gidm,
-    policy,
-    svd_unet,
-    video_former,
-)
+from defi_jax.models import action_denoiser, gfdm, gidm, policy, svd_unet, video_former
+from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base
 
 SCRATCH = "scratch"
@@ -202,9 +195,10 @@ def _check_directories(config: Any) -> None:
     for flag, source in named.items():
         if source and not epath.Path(source).is_dir():
             raise errors.UserError(
-                f"no such directory for {flag}", source,
+                f"no such directory for {flag}",
+                source,
                 "give a run's workdir, a checkpoint or a directory of imported weights",
-            )  # fmt: skip
+            )
 
 
 def _check_complete(config: Any) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
+from defi_jax.checkpoints import train_state
 from defi_jax.objectives import base
-from defi_jax.training import metrics, train_state
+from defi_jax.training import metrics
 
 SPLIT = "eval"
 

@@ -20,20 +20,15 @@ from typing import Any
 
 import jax
 
+from defi_jax.checkpoints import format as checkpoint_format
+from defi_jax.checkpoints import manager
+from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import (
-    checkpoint_format,
-    checkpointing,
-    device_batches,
-    duties,
-    feature_cache,
-    latent_cache,
-    sharding,
-    startup,
-    step,
-    supervisor,
-)
-from defi_jax.training.train_state import TrainState
+from defi_jax.training import device_batches, sharding, step, watchdog
+from defi_jax.training import periodic as periodic_lib
+from defi_jax.training import start as start_lib
+from defi_jax.training.caches import features as feature_cache
+from defi_jax.training.caches import latents as latent_cache
 
 
 def train(
@@ -48,7 +43,7 @@ def train(
         config: a locked ConfigDict, see the module's docstring.
         objective: the stage.
         make_loader: (batch_spec, *, split, seed, global_batch, process_index, process_count) ->
-            loader of this process's numpy batches, as data_pipelines.loader.Loader.
+            loader of this process's numpy batches, as data_pipelines.loading.loader.Loader.
         workdir: the run's directory, local or in a bucket.
 
     Raises:
@@ -58,39 +53,49 @@ def train(
         UserError: the config does not fit the devices, the data or the checkpoints.
     """
     workdir = checkpoint_format.absolute(workdir)
-    startup.enable_compilation_cache(config.compilation_cache_dir)
-    with supervisor.Supervisor(str(workdir / "logs")) as watch:
+    start_lib.enable_compilation_cache(config.compilation_cache_dir)
+    with watchdog.Supervisor(str(workdir / "logs")) as watch:
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
         eval_spec = latent_cache.held_out_spec(objective, config.global_batch)
         loader, held_out = _open_loaders(config, objective, make_loader)
-        startup.write_config(config, workdir, replace=False)
+        start_lib.write_config(config, workdir, replace=False)
         with (
             contextlib.closing(loader),
             jax.set_mesh(mesh),
-            checkpointing.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpoints,
+            manager.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpoints,
         ):
             abstract, placement = step.abstract_state(config, objective, mesh)
-            startup.log_facts(objective, mesh, abstract, placement)
-            facts = startup.facts(config, objective, mesh, loader)
-            state, facts = startup.start(config, objective, checkpoints, abstract, loader, facts)
+            start_lib.log_facts(objective, mesh, abstract, placement)
+            facts = start_lib.facts(config, objective, mesh, loader)
+            state, facts = start_lib.start(config, objective, checkpoints, abstract, loader, facts)
             latent_cache.check(config, objective, state.frozen, loader)
-            startup.write_config(config, workdir)  # now it is known to fit what is there
+            start_lib.write_config(config, workdir)  # now it is known to fit what is there
             held_out = feature_cache.prepare(
-                config, objective, state.frozen, loader, held_out,
-                mesh=mesh, workdir=workdir, watch=watch,
-            )  # fmt: skip
+                config,
+                objective,
+                state.frozen,
+                loader,
+                held_out,
+                mesh=mesh,
+                workdir=workdir,
+                watch=watch,
+            )
             spec = objective.batch_spec(config.global_batch)
             batches = device_batches.DeviceBatches(loader, spec, mesh)
             train_step = None
             if int(state.step) < config.steps:
                 batches.prefetch()  # input problems fail before the compilation
                 train_step = _compile(config, objective, mesh, abstract)
-            periodic = duties.Duties(
-                config=config, objective=objective, workdir=workdir, watch=watch,
-                checkpoints=checkpoints, facts=facts,
+            periodic = periodic_lib.Duties(
+                config=config,
+                objective=objective,
+                workdir=workdir,
+                watch=watch,
+                checkpoints=checkpoints,
+                facts=facts,
                 held_out=device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh),
-            )  # fmt: skip
+            )
             with contextlib.closing(periodic) as run:
                 return _loop(config, watch, run, state, batches, train_step)
 
@@ -101,16 +106,16 @@ def _open_loaders(
     """Opens the training split, and the held-out one or None; joint's actions are its robot's."""
     spec = objective.batch_spec(config.global_batch)
     image_spec = feature_cache.image_spec(objective, config.global_batch)
-    loader = startup.open_loader(config, spec, make_loader, "train")
+    loader = start_lib.open_loader(config, spec, make_loader, "train")
     if objective.name == "joint":
         loader.check_robot(config.embodiment)
-    return loader, startup.open_loader(config, image_spec, make_loader, "eval")
+    return loader, start_lib.open_loader(config, image_spec, make_loader, "eval")
 
 
 def _loop(
     config: Any,
-    watch: supervisor.Supervisor,
-    run: duties.Duties,
+    watch: watchdog.Supervisor,
+    run: periodic_lib.Duties,
     state: TrainState,
     batches: device_batches.DeviceBatches,
     train_step: jax.stages.Compiled | None,
@@ -120,9 +125,9 @@ def _loop(
     while True:
         watch.enter("step")
         is_last, stopping = now >= config.steps, watch.should_stop(now)
-        if (is_last or duties.is_due(now, config.eval_every)) and not stopping:
+        if (is_last or periodic_lib.is_due(now, config.eval_every)) and not stopping:
             run.evaluate(now, state)
-        if is_last or stopping or duties.is_due(now, config.save_every):
+        if is_last or stopping or periodic_lib.is_due(now, config.save_every):
             run.save(now, state, batches.state())
         if is_last:
             return state

@@ -17,8 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from defi_jax import errors
-from defi_jax.training import supervisor
+from defi_jax import errors, processes
 
 FILE = "metrics.jsonl"
 MEDIA = "media"
@@ -38,7 +37,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: epath.Path, config: Any, start_step: int):
-        self._active = supervisor.is_primary()
+        self._active = processes.is_primary()
         if not self._active:
             return
         self._workdir = epath.Path(workdir)

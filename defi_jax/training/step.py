@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from defi_jax.array_typing import Params
+from defi_jax.checkpoints.train_state import TrainState, merge_params, split_params
 from defi_jax.objectives import base
 from defi_jax.training import optimizer, sharding
-from defi_jax.training.train_state import TrainState, merge_params, split_params
 
 # The program that makes the state runs once and has a random kernel for every parameter: XLA's
 # optimizations for the CPU take longer than they save.

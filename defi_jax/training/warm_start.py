@@ -14,9 +14,9 @@ import safetensors.numpy
 from etils import epath
 
 from defi_jax import errors, tensor_files
+from defi_jax.checkpoints import manager, train_state
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
-from defi_jax.training import checkpointing, train_state
 
 # What an import (weights.importers) writes: parameters, and the configs they were made with.
 WEIGHTS_FILE = "params.safetensors"
@@ -81,7 +81,7 @@ def _open(source: str) -> Mapping[str, Any]:
     """Opens a directory of imported weights, or reads a run's latest checkpoint."""
     path = epath.Path(source) / WEIGHTS_FILE
     if not path.exists():
-        return params_lib.flatten(checkpointing.load_params(source)[0])
+        return params_lib.flatten(manager.load_params(source)[0])
     local = pathlib.Path(os.fspath(path))
     if local.is_file():
         return tensor_files.SafetensorsFiles(local)

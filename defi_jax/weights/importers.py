@@ -23,7 +23,8 @@ import ml_dtypes
 import numpy as np
 
 from defi_jax import errors, tensor_files
-from defi_jax.weights import sources, table, torch_archive
+from defi_jax.weights import sources, table
+from defi_jax.weights.torch_file import archive
 
 PARAMS = "params.safetensors"
 PASSTHROUGH = "passthrough.safetensors"
@@ -88,7 +89,7 @@ def open_weights(path: pathlib.Path, keys: tuple[str, ...]) -> tensor_files.Tens
         raise errors.UserError("no such file", str(path), "give a release's file or folder")
     if path.name.endswith((".safetensors", *tensor_files.INDEX_ENDS)):
         return tensor_files.SafetensorsFiles(path)
-    return torch_archive.TorchArchive(path, keys)
+    return archive.TorchArchive(path, keys)
 
 
 def import_release(

@@ -22,8 +22,8 @@ from typing import Any
 import ml_collections
 
 from defi_jax import errors, objectives, tensor_files
+from defi_jax.checkpoints import manager
 from defi_jax.models import params as params_lib
-from defi_jax.training import checkpointing
 from defi_jax.weights import importers, sources, table
 
 _SOURCES = {"gfdm": "defi_gfdm", "gidm": "defi_gidm", "joint": "defi_policy"}
@@ -77,7 +77,7 @@ def reverse(directory: pathlib.Path, output: pathlib.Path) -> Written:
 
 def export_run(workdir: pathlib.Path, output: pathlib.Path) -> Written:
     """Writes the latest verified checkpoint of a run; its moving average where there is one."""
-    params, metadata = checkpointing.load_params(str(workdir))
+    params, metadata = manager.load_params(str(workdir))
     config: Any = ml_collections.ConfigDict(metadata["config"])
     # Its class alone: a run's data and weights need not be on this machine.
     objective = objectives.OBJECTIVES[config.objective](config)

@@ -15,17 +15,14 @@ from flax import nnx
 from defi_jax.array_typing import Params
 from defi_jax.models import clip_text, dinov2, gidm, policy, svd_unet, svd_vae, t5_encoder
 from defi_jax.models import params as params_lib
-from defi_jax.weights import (
-    clip_openai_table,
-    clip_text_table,
-    diffusers_names,
-    dinov2_table,
-    fields,
-    gidm_table,
-    policy_table,
-    t5_encoder_table,
-    table,
-)
+from defi_jax.weights import fields, table
+from defi_jax.weights.tables import clip_openai as clip_openai_table
+from defi_jax.weights.tables import clip_text as clip_text_table
+from defi_jax.weights.tables import diffusers_names
+from defi_jax.weights.tables import dinov2 as dinov2_table
+from defi_jax.weights.tables import gidm as gidm_table
+from defi_jax.weights.tables import policy as policy_table
+from defi_jax.weights.tables import t5_encoder as t5_encoder_table
 
 DEFAULT_FILE = "model.safetensors"
 

@@ -6,8 +6,8 @@ import json
 import jax
 import pytest
 
-from data_pipelines import named_mixtures
-from data_pipelines.standardize import registry
+from data_pipelines.loading import named_mixtures
+from data_pipelines.open_x import registry
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
 
@@ -28,9 +28,16 @@ def test_config_is_locked_json_with_the_keys_that_stay(stage, preset):
     assert config.is_locked
     json.dumps(config.to_dict())
     for key in (
-        "steps", "global_batch", "seed", "mesh", "eval_every", "save_every", "log_every",
-        "train_parts", "compute_dtype",
-    ):  # fmt: skip
+        "steps",
+        "global_batch",
+        "seed",
+        "mesh",
+        "eval_every",
+        "save_every",
+        "log_every",
+        "train_parts",
+        "compute_dtype",
+    ):
         assert key in config
     assert {"root", "mixture"} <= set(config.data)
     assert {"gfdm", "gidm"} <= set(config.init)
@@ -60,9 +67,10 @@ def test_fractal_is_joint_with_other_data_alone(preset):
         if key != "data" and value != theirs[key]
     }
     always = {
-        "data.normalization": "bounds_q99", "data.unnormalized_dims": (6,),
+        "data.normalization": "bounds_q99",
+        "data.unnormalized_dims": (6,),
         "embodiment": "google_robot",
-    }  # fmt: skip
+    }
     assert changed == always | (
         {"data.action_dim": 7} if preset == "tiny" else {"data.cameras": ("static",)}
     )

@@ -5,9 +5,12 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from data_pipelines import episodes, loader, media
+from data_pipelines import episodes
+from data_pipelines.formats import image
+from data_pipelines.loading import loader
+from data_pipelines.store import writer as store_writer
 from defi_jax import batch as batch_lib
-from defi_jax.models import tokenizers
+from defi_jax.models.frozen import tokenizers
 
 LENGTH = 24
 ROLES = {"gfdm": ("gfdm",), "gidm": ("gidm",), "joint": ("gfdm", "gidm", "goal")}
@@ -76,12 +79,19 @@ def make(name="gidm", *, split="train", seed=0, global_batch=8, process=0, count
 
 
 def write_store(
-    directory, name, count=12, *, source="lab", width=2, cameras=("static",), has_actions=True,
+    directory,
+    name,
+    count=12,
+    *,
+    source="lab",
+    width=2,
+    cameras=("static",),
+    has_actions=True,
     length=9,
-):  # fmt: skip
+):
     """Writes a store whose pixels tell the frame's number."""
-    encoded = [media.encode_png(np.full((16, 16, 3), 10 * t, np.uint8)) for t in range(length)]
-    with episodes.EpisodeWriter(directory / name, source=name) as writer:
+    encoded = [image.encode_png(np.full((16, 16, 3), 10 * t, np.uint8)) for t in range(length)]
+    with store_writer.EpisodeWriter(directory / name, source=name) as writer:
         for number in range(count):
             rows = np.arange(length, dtype=np.float32)[:, None] + number
             writer.write(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from data_pipelines.standardize import registry
+from data_pipelines.open_x import registry
 from defi_jax import embodiment, errors
 
 

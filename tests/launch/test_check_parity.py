@@ -29,8 +29,11 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch/check_parity.py"), *map(str, arguments)],
-        capture_output=True, text=True, env=env, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
 
 
 @pytest.mark.slow
@@ -38,8 +41,11 @@ def test_rows_and_exit_codes(fixture_file, tmp_path):
     good = _run(fixture_file)
     kind, output, max_abs, rel_l2, verdict = good.stdout.split()
     assert (kind, output, verdict, good.returncode) == (
-        "t5_encoder", "last_hidden_state", "PASS", 0,
-    )  # fmt: skip
+        "t5_encoder",
+        "last_hidden_state",
+        "PASS",
+        0,
+    )
     assert 0 <= float(rel_l2) <= 1e-4
     assert float(max_abs) < 1e-3
 
@@ -64,8 +70,9 @@ def test_rows_and_exit_codes(fixture_file, tmp_path):
     assert refused.returncode == 2
     document = json.loads(refused.stdout, parse_constant=lambda text: pytest.fail(text))
     assert [(row["output"], row["passed"]) for row in document["outputs"]] == [
-        ("last_hidden_state", True), ("other", False),
-    ]  # fmt: skip
+        ("last_hidden_state", True),
+        ("other", False),
+    ]
     assert document["outputs"][1]["rel_l2"] is None
     assert document["errors"][0].startswith(f"unknown kind 't6': fixture in {unknown}")
     lines = [line for line in refused.stderr.splitlines() if line.startswith("error")]

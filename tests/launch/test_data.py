@@ -6,7 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media, video
+from data_pipelines import episodes
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import video
+from data_pipelines.store import writer as store_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -25,12 +28,18 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def store(tmp_path):
-    image = media.encode_png(np.full((16, 16, 3), 90, np.uint8))
+    image = image_lib.encode_png(np.full((16, 16, 3), 90, np.uint8))
     episode = episodes.Episode(
-        episode_id="a", source="s", embodiment="human", instructions=("öffne",),
-        frames={"static": [image] * 3}, actions=None, states=None, fps=5.0,
-    )  # fmt: skip
-    with episodes.EpisodeWriter(tmp_path / "s", source="s") as writer:
+        episode_id="a",
+        source="s",
+        embodiment="human",
+        instructions=("öffne",),
+        frames={"static": [image] * 3},
+        actions=None,
+        states=None,
+        fps=5.0,
+    )
+    with store_writer.EpisodeWriter(tmp_path / "s", source="s") as writer:
         writer.write(episode)
     return tmp_path / "s"
 

@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes
+from data_pipelines.formats import image
+from data_pipelines.store import writer as store_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -19,10 +21,10 @@ pytestmark = pytest.mark.slow
 def store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("stores") / "a"
     rng = np.random.default_rng(0)
-    with episodes.EpisodeWriter(directory, source="a") as writer:
+    with store_writer.EpisodeWriter(directory, source="a") as writer:
         for number in range(3):
             frames = [
-                media.encode_jpeg(rng.integers(0, 255, (40, 60, 3), np.uint8)) for _ in range(5)
+                image.encode_jpeg(rng.integers(0, 255, (40, 60, 3), np.uint8)) for _ in range(5)
             ]
             writer.write(
                 episodes.Episode(
@@ -41,9 +43,15 @@ def store(tmp_path_factory):
 
 def _start(store, output, *more, **environ):
     command = [
-        sys.executable, "launch/data.py", "encode", "--config=configs/gfdm.py:tiny",
-        f"--store={store}", f"--output={output}", "--frames_per_device=4", *more,
-    ]  # fmt: skip
+        sys.executable,
+        "launch/data.py",
+        "encode",
+        "--config=configs/gfdm.py:tiny",
+        f"--store={store}",
+        f"--output={output}",
+        "--frames_per_device=4",
+        *more,
+    ]
     env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'rollout'}", "PATH": "", "JAX_PLATFORMS": "cpu"} | environ
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -64,23 +72,28 @@ def test_two_processes_write_what_one_does(store, tmp_path, free_port):
     assert codes == [0], output
     assert json.loads(output[0][0])["caches"]["a"]["frames"] == 15
     address = f"127.0.0.1:{free_port}"
-    codes, output = _finish([
-        _start(
-            store, tmp_path / "two",
-            JAX_COORDINATOR_ADDRESS=address, JAX_COORDINATOR_BIND_ADDRESS=address,
-            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ])  # fmt: skip
+    codes, output = _finish(
+        [
+            _start(
+                store,
+                tmp_path / "two",
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_COORDINATOR_BIND_ADDRESS=address,
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(number),
+            )
+            for number in range(2)
+        ]
+    )
     assert codes == [0, 0], output
     assert _bytes(tmp_path / "two") == _bytes(tmp_path / "one")
 
 
 def test_several_devices_encode_the_same_latents(store, tmp_path):
     flags = "--xla_force_host_platform_device_count=2"
-    codes, output = _finish([
-        _start(store, tmp_path / "one"), _start(store, tmp_path / "many", XLA_FLAGS=flags),
-    ])  # fmt: skip
+    codes, output = _finish(
+        [_start(store, tmp_path / "one"), _start(store, tmp_path / "many", XLA_FLAGS=flags)]
+    )
     assert codes == [0, 0], output
     assert _bytes(tmp_path / "many") == _bytes(tmp_path / "one")
 

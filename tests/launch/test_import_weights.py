@@ -25,8 +25,12 @@ def _run(directory, *arguments: str) -> subprocess.CompletedProcess:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch/import_weights.py"), *arguments],
-        capture_output=True, text=True, env=env, check=False, cwd=directory,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+        cwd=directory,
+    )
 
 
 def _write_t5(directory) -> dict[str, np.ndarray]:

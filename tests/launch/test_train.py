@@ -32,8 +32,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
     workdir = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "launch/train.py", *flags, f"--workdir={workdir}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and words in lines[0] and "Traceback" not in done.stderr
@@ -46,10 +49,18 @@ def test_a_workdir_of_another_stage_is_refused_at_once(tmp_path):
     config = {"objective": "gidm", "encoders": {}, "model": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = subprocess.run(
-        [sys.executable, "launch/train.py", "--config=configs/gfdm.py:tiny",
-         "--config.data.mixture=synthetic", f"--workdir={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "launch/train.py",
+            "--config=configs/gfdm.py:tiny",
+            "--config.data.mixture=synthetic",
+            f"--workdir={tmp_path}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "a run of another config (objective gidm, not gfdm" in line

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes
+from data_pipelines.formats import image
 from data_pipelines.sources import base, calvin, video_clips
 from defi_jax import errors
 
@@ -55,9 +56,14 @@ def _read(
     options=OPTIONS,
 ) -> list:
     source = calvin.open_source(
-        root, name="abc", part=part, actions=actions, splits=splits, options=options,
+        root,
+        name="abc",
+        part=part,
+        actions=actions,
+        splits=splits,
+        options=options,
         workers=WORKERS,
-    )  # fmt: skip
+    )
     return list(source.read())
 
 
@@ -71,9 +77,9 @@ def test_annotated_windows_are_inclusive_and_keep_their_columns(calvin_root):
     np.testing.assert_array_equal(first.states[2], step["robot_obs"].astype(np.float32))
     assert first.embodiment == "franka_panda" and first.fps == 30
     assert first.metadata["task"] == "task" and first.metadata["steps"] == [3, 6]
-    static = media.decode_image(first.frames["static"][2])
+    static = image.decode_image(first.frames["static"][2])
     assert static.shape == (200, 200, 3) and abs(int(static.mean()) - 40) <= 1
-    assert media.decode_image(first.frames["gripper"][2]).shape == (84, 84, 3)
+    assert image.decode_image(first.frames["gripper"][2]).shape == (84, 84, 3)
 
 
 def test_absolute_actions_are_another_embodiment(calvin_root):
@@ -98,7 +104,7 @@ def test_one_split_can_be_the_input(calvin_root):
 def test_png_keeps_pixels(calvin_root):
     options = video_clips.ClipOptions(image_format="png")
     first = _read(calvin_root, options=options)[0]
-    np.testing.assert_array_equal(media.decode_image(first.frames["static"][0]), 24)
+    np.testing.assert_array_equal(image.decode_image(first.frames["static"][0]), 24)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media
+from data_pipelines import episodes
+from data_pipelines.formats import image as image_lib
 from data_pipelines.sources import base, ego4d, human_video, video_clips
 from defi_jax import errors
 
@@ -67,7 +68,7 @@ def _read(root, options=OPTIONS, **kwargs) -> list:
 
 def _numbers(clip) -> list[int]:
     assert isinstance(clip, episodes.Episode), clip
-    return [round(media.decode_image(frame).mean() / 3) for frame in clip.frames["static"]]
+    return [round(image_lib.decode_image(frame).mean() / 3) for frame in clip.frames["static"]]
 
 
 def test_an_action_goes_from_its_pre_to_its_post_frame(tmp_path):
@@ -91,7 +92,7 @@ def test_two_hertz_as_defi_has_it(tmp_path):
     _annotate(tmp_path, [_action()])
     (clip,) = _read(tmp_path, video_clips.ClipOptions(sample_fps=2, square_crop=True))
     assert _numbers(clip) == [10, 25, 40] and clip.fps == 2
-    assert media.image_size(clip.frames["static"][0]) == (32, 32)
+    assert image_lib.image_size(clip.frames["static"][0]) == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +144,12 @@ def test_the_recipe_says_what_was_chosen(tmp_path):
     _write_video(tmp_path / "clips" / "clip.mp4", 60)
     _annotate(tmp_path, [_action()])
     source = human_video.open_source(
-        tmp_path, name="e", options=OPTIONS, workers=base.Workers(),
+        tmp_path,
+        name="e",
+        options=OPTIONS,
+        workers=base.Workers(),
         captions=tmp_path / "annotations" / "fho_main.json",
-    )  # fmt: skip
+    )
     assert source.recipe["kind"] == "ego4d" and "pre_frame" in source.recipe["selection"]
     assert len(source.recipe["captions"]["sha256"]) == 64
 

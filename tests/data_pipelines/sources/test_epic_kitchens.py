@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, video
+from data_pipelines import episodes
+from data_pipelines.formats import video
 from data_pipelines.sources import base, epic_kitchens, human_video, video_clips
 from defi_jax import errors
 

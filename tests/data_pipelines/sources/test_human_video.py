@@ -4,7 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media, video
+from data_pipelines import episodes
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import video
 from data_pipelines.sources import base, human_video, video_clips
 from defi_jax import errors
 
@@ -42,7 +44,7 @@ def test_captioned_clips_become_episodes_without_actions(folder):
     assert first.actions is None and first.states is None and first.fps == 10
     assert first.embodiment == "human" and first.source == "clips"
     assert second.length == 8 and second.instructions == ("push", "shove")
-    assert media.decode_image(first.frames["static"][0]).shape == (24, 32, 3)
+    assert image_lib.decode_image(first.frames["static"][0]).shape == (24, 32, 3)
     assert len(first.metadata["video_sha256"]["static"]) == 64
 
 

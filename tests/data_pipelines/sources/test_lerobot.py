@@ -8,7 +8,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data_pipelines import episodes, media, video
+from data_pipelines import episodes
+from data_pipelines.formats import image, video
 from data_pipelines.sources import base, lerobot, video_clips
 from defi_jax import errors
 
@@ -145,9 +146,15 @@ def _write_v3(root, drift: float = 0.0, **changes):
 
 def _open(root, *, primary="top", wrist="left_wrist", splits=None, options=OPTIONS):
     return lerobot.open_source(
-        root, name="set", embodiment="", primary=primary, wrist=wrist, splits=splits,
-        options=options, workers=base.Workers(),
-    )  # fmt: skip
+        root,
+        name="set",
+        embodiment="",
+        primary=primary,
+        wrist=wrist,
+        splits=splits,
+        options=options,
+        workers=base.Workers(),
+    )
 
 
 def _read(root, **kwargs) -> list[Any]:
@@ -165,7 +172,7 @@ def test_both_versions_give_the_same_episodes(tmp_path, write):
         np.testing.assert_array_equal(episode.states, np.float32(columns["observation.state"]))
         assert list(episode.frames) == ["static", "gripper"] and episode.fps == FPS
         for frames in episode.frames.values():
-            seen = [media.decode_image(frame).mean() for frame in frames]
+            seen = [image.decode_image(frame).mean() for frame in frames]
             wanted = [_brightness(number, step) for step in range(LENGTHS[number])]
             np.testing.assert_allclose(seen, wanted, atol=2)
     assert [e.instructions for e in found] == [("öffnen",), ("push",), ("öffnen",)]
@@ -210,7 +217,7 @@ def test_splits_and_max_frames(tmp_path):
 def test_small_drift_of_a_concatenated_video_finds_the_same_frames(tmp_path):
     _write_v3(tmp_path, drift=0.4 / FPS)
     second = _read(tmp_path)[1]
-    seen = [media.decode_image(frame).mean() for frame in second.frames["static"]]
+    seen = [image.decode_image(frame).mean() for frame in second.frames["static"]]
     np.testing.assert_allclose(seen, [_brightness(1, step) for step in range(8)], atol=2)
 
 
@@ -224,7 +231,7 @@ def test_images_in_the_table_keep_their_bytes(tmp_path):
     features = _info("v2.1")["features"] | {TOP: {"dtype": "image", "shape": [32, 48, 3]}}
     features.pop(WRIST)
     _write_v2(tmp_path, features=features)
-    png = media.encode_png(_frames(0)[1])
+    png = image.encode_png(_frames(0)[1])
     for episode, length in enumerate(LENGTHS):
         rows = [{"bytes": png, "path": f"frame_{step}.png"} for step in range(length)]
         path = tmp_path / f"data/chunk-{episode // 2:03d}/episode_{episode:06d}.parquet"
@@ -232,7 +239,7 @@ def test_images_in_the_table_keep_their_bytes(tmp_path):
     first = _read(tmp_path, wrist="")[0]
     assert first.frames["static"] == [png] * 5
     small = _read(tmp_path, wrist="", options=video_clips.ClipOptions(shorter_side=16))[0]
-    assert media.image_size(small.frames["static"][0]) == (16, 24)
+    assert image.image_size(small.frames["static"][0]) == (16, 24)
 
 
 @pytest.mark.parametrize(

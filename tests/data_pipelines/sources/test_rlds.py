@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import media, tfrecord
+from data_pipelines.formats import image, tfrecord
+from data_pipelines.open_x import registry
 from data_pipelines.sources import base, rlds
-from data_pipelines.standardize import registry
 from defi_jax import errors
 
 
@@ -194,7 +194,7 @@ def test_unknown_dataset_is_a_usage_error(write_rlds, episode):
 
 def test_stored_images_decode(write_rlds, episode):
     found = next(rlds.RldsSource(write_rlds([[episode(0)]])).read())
-    assert media.decode_image(found.frames["static"][0]).shape == (16, 24, 3)
+    assert image.decode_image(found.frames["static"][0]).shape == (16, 24, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -210,8 +210,9 @@ def test_chunks_and_workers_change_nothing(write_rlds, episode, monkeypatch, wor
         np.testing.assert_array_equal(one.actions, other.actions)
     ids = {e.episode_id for e in whole[1:6]}
     assert [e.episode_id for e in source.read(skip=ids)] == [
-        "bridge_dataset/train/00000/00000", "bridge_dataset/train/00001/00001",
-    ]  # fmt: skip
+        "bridge_dataset/train/00000/00000",
+        "bridge_dataset/train/00001/00001",
+    ]
 
 
 def test_what_is_there_already_is_not_read_again(write_rlds, episode, monkeypatch):

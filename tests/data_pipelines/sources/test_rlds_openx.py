@@ -6,12 +6,12 @@ import zlib
 import numpy as np
 import pytest
 
-from data_pipelines import media
+from data_pipelines.formats import image
+from data_pipelines.open_x import columns, registry
 from data_pipelines.sources import rlds
-from data_pipelines.standardize import columns, registry
 
 STEPS = 5
-IMAGES = [media.encode_jpeg(np.full((8, 12, 3), 40 * step, np.uint8)) for step in range(STEPS)]
+IMAGES = [image.encode_jpeg(np.full((8, 12, 3), 40 * step, np.uint8)) for step in range(STEPS)]
 
 
 def _describe(field: columns.Field, encoding: str) -> dict:

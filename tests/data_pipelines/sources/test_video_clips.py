@@ -4,8 +4,11 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, isolation, media, video
+from data_pipelines import episodes
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import video
 from data_pipelines.sources import base, video_clips
+from data_pipelines.sources import workers as workers_lib
 from defi_jax import errors
 
 HEIGHT, WIDTH = 32, 48
@@ -37,7 +40,7 @@ def _read(path, options=None, **clip) -> Any:
 def _times(clip) -> list[int]:
     """When the kept frames were shown, by their brightness."""
     assert isinstance(clip, episodes.Episode), clip
-    images = [media.decode_image(frame) for frame in clip.frames["static"]]
+    images = [image_lib.decode_image(frame) for frame in clip.frames["static"]]
     return [round(image.mean() / 4) for image in images]
 
 
@@ -89,9 +92,10 @@ def test_a_window_in_seconds_and_its_frames(tmp_path):
     clip = _read(path, window=video_clips.Window(start=1.2, end=1.5))
     assert _times(clip) == [12, 13, 14, 15] and clip.metadata["window_seconds"] == [1.2, 1.5]
     sampled = _read(
-        path, video_clips.ClipOptions(sample_fps=5, every=2, max_frames=2),
+        path,
+        video_clips.ClipOptions(sample_fps=5, every=2, max_frames=2),
         window=video_clips.Window(start=1.0, end=3.0),
-    )  # fmt: skip
+    )
     assert _times(sampled) == [10, 14] and sampled.fps == 2.5
 
 
@@ -108,7 +112,7 @@ def test_square_crop_and_png(tmp_path):
     options = video_clips.ClipOptions(square_crop=True, image_format="png", shorter_side=16)
     clip = _read(path, options)
     assert clip.frames["static"][0].startswith(b"\x89PNG")
-    assert media.image_size(clip.frames["static"][0]) == (16, 16)
+    assert image_lib.image_size(clip.frames["static"][0]) == (16, 16)
     assert clip.metadata["frame_size"] == (16, 16) and clip.metadata["video_size"] == (32, 48)
 
 
@@ -147,11 +151,16 @@ def _source(tmp_path, count: int, names=None):
         )
         for i in range(count)
     ]
-    workers = base.Workers(count=2, limits=isolation.Limits(seconds=30))
+    workers = base.Workers(count=2, limits=workers_lib.Limits(seconds=30))
     return video_clips.make_source(
-        "s", clips, embodiment="human", options=video_clips.ClipOptions(), rejects=(), recipe={},
+        "s",
+        clips,
+        embodiment="human",
+        options=video_clips.ClipOptions(),
+        rejects=(),
+        recipe={},
         workers=workers,
-    )  # fmt: skip
+    )
 
 
 def test_worker_processes_give_the_same_in_order_and_skip_what_is_bad(tmp_path):

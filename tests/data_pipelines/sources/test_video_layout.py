@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipelines import episodes, media, video
+from data_pipelines import episodes
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import video
 from data_pipelines.sources import base, human_video, video_clips, video_layout
 from defi_jax import errors
 from tests.fixtures import seeded
@@ -66,7 +68,7 @@ def test_who_acts_follows_from_actions_unless_it_is_said(tmp_path, action):
 def test_two_videos_are_static_and_gripper(tmp_path):
     _write_clip(tmp_path, "1", cameras=2)
     (clip,) = _read(tmp_path)
-    gripper = media.decode_image(clip.frames["gripper"][0])
+    gripper = image_lib.decode_image(clip.frames["gripper"][0])
     assert list(clip.frames) == ["static", "gripper"] and abs(int(gripper.mean()) - 40) < 4
 
 

@@ -3,7 +3,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from data_pipelines import media
+from data_pipelines.formats import image
 from data_pipelines.transforms import frame
 
 
@@ -14,7 +14,7 @@ def _frames(count=2, height=40, width=60, seed=0):
 def test_resize_equals_the_serving_rule():
     frames = _frames()
     resized = frame.Resize(size=16)(frames)
-    np.testing.assert_array_equal(resized[1], media.resize(frames[1], (16, 16)))
+    np.testing.assert_array_equal(resized[1], image.resize(frames[1], (16, 16)))
 
 
 def test_box_cuts_before_resizing():

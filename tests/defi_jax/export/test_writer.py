@@ -13,12 +13,12 @@ import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
 from defi_rollout import policy as rollout_policy
 
-from data_pipelines import statistics
+from data_pipelines import normalization
 from defi_jax import batch as batch_lib
 from defi_jax import embodiment, errors
 from defi_jax.export import description, writer
 from defi_jax.models import params as params_lib
-from defi_jax.models import tokenizers
+from defi_jax.models.frozen import tokenizers as tokenizers_lib
 from defi_jax.objectives import joint
 
 S, A, SIZE, L = 5, 4, 8, 12
@@ -40,7 +40,7 @@ class LinearObjective(joint.JointObjective):
 
     def tokenizers(self):
         return {
-            "goal": tokenizers.BytesTokenizer(length=L, lower_case=True, strip_punctuation=True)
+            "goal": tokenizers_lib.BytesTokenizer(length=L, lower_case=True, strip_punctuation=True)
         }
 
     def image_batch_spec(self, batch_size):
@@ -67,8 +67,8 @@ class LinearObjective(joint.JointObjective):
 
 
 def _metadata():
-    column = statistics.compute(np.array([[-1.0, 0.0, 2.0, -1.0], [1.0, 0.5, 4.0, 1.0]]))
-    normalizer = statistics.Normalizer(
+    column = normalization.compute(np.array([[-1.0, 0.0, 2.0, -1.0], [1.0, 0.5, 4.0, 1.0]]))
+    normalizer = normalization.Normalizer(
         kind="bounds", statistics=column, mask=(True, True, True, False)
     )
     return {
@@ -96,7 +96,7 @@ def checkpoint(monkeypatch):
     """Parameters and metadata that the writer will find, whatever the workdir."""
     stored = {"params": _params(), "metadata": _metadata()}
     monkeypatch.setattr(
-        writer.checkpointing,
+        writer.manager,
         "load_params",
         lambda workdir, step: (stored["params"], stored["metadata"]),
     )
@@ -110,7 +110,7 @@ def _export(output, **changes):
     return writer.export_bundle(
         "run",
         output,
-        make_inverse=lambda stored: statistics.Normalizer.from_json(stored).invert,
+        make_inverse=lambda stored: normalization.Normalizer.from_json(stored).invert,
         **changes,
     )
 
@@ -152,7 +152,7 @@ def test_actions_are_unnormalised_as_training_normalised_them(checkpoint, tmp_pa
     _export(tmp_path / "bundle")
     spec = rollout_bundle.read_bundle(tmp_path / "bundle").spec
     normalised = np.random.default_rng(0).uniform(-1, 1, (6, A)).astype(np.float32)
-    invert = statistics.Normalizer.from_json(checkpoint["metadata"]["normalizer"]).invert
+    invert = normalization.Normalizer.from_json(checkpoint["metadata"]["normalizer"]).invert
     np.testing.assert_allclose(
         spec.unnormalise(normalised), np.clip(invert(normalised), -1, 1), atol=1e-6
     )
@@ -239,8 +239,9 @@ def test_normaliser_of_another_width_is_refused(checkpoint, tmp_path):
 def test_limits_that_no_robot_documents_are_those_of_the_training(kind):
     robot = dataclasses.replace(
         embodiment.get("metaworld_sawyer"),
-        action_low=(-1.0, None, None, 0.0), action_high=(1.0, None, 5.0, None),
-    )  # fmt: skip
+        action_low=(-1.0, None, None, 0.0),
+        action_high=(1.0, None, 5.0, None),
+    )
     normalizer = _metadata()["normalizer"]
     seen = normalizer["statistics"] if kind == "bounds" else None
     low, high = description.limits(robot, seen)

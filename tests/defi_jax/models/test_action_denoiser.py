@@ -13,9 +13,17 @@ from defi_jax.models import params as params_lib
 
 B, S, A, TOKENS = 2, 4, 3, 6
 CONFIG = action_denoiser.ActionDenoiserConfig(
-    action_dim=A, action_horizon=S, observation_dim=8, goal_dim=5, latent_action_dim=7,
-    embed_dim=16, encoder_layers=2, decoder_layers=2, heads=2, num_tokens=TOKENS,
-)  # fmt: skip
+    action_dim=A,
+    action_horizon=S,
+    observation_dim=8,
+    goal_dim=5,
+    latent_action_dim=7,
+    embed_dim=16,
+    encoder_layers=2,
+    decoder_layers=2,
+    heads=2,
+    num_tokens=TOKENS,
+)
 FULL = dataclasses.replace(CONFIG, cross_attention="full")
 
 
@@ -81,8 +89,9 @@ def test_causal_cross_attention_never_reaches_past_the_chunk(params):
     np.testing.assert_allclose(
         causal.predict(everything, _actions(), SIGMA),
         causal.predict(context, _actions(), SIGMA),
-        rtol=1e-5, atol=1e-6,
-    )  # fmt: skip
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_full_cross_attention_reaches_the_latent_actions(params):

@@ -9,12 +9,19 @@ from defi_jax.models import params as params_lib
 
 TINY = svd_unet.PRESETS["tiny"]
 UNET = svd_unet.SVDUNetConfig(
-    in_channels=4, out_channels=2, num_frames=2, block_out_channels=(4, 8),
+    in_channels=4,
+    out_channels=2,
+    num_frames=2,
+    block_out_channels=(4, 8),
     down_block_types=(TINY.down_block_types[0], TINY.down_block_types[-1]),
     up_block_types=(TINY.up_block_types[0], TINY.up_block_types[-1]),
-    addition_time_embed_dim=4, projection_class_embeddings_input_dim=12, layers_per_block=1,
-    cross_attention_dim=6, num_attention_heads=(1, 1), norm_num_groups=2,
-)  # fmt: skip
+    addition_time_embed_dim=4,
+    projection_class_embeddings_input_dim=12,
+    layers_per_block=1,
+    cross_attention_dim=6,
+    num_attention_heads=(1, 1),
+    norm_num_groups=2,
+)
 
 
 def test_feature_shape_is_that_of_the_features():

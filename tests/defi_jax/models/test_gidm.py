@@ -9,9 +9,16 @@ from defi_jax.models import gidm, latent_action, policy
 from defi_jax.models import params as params_lib
 
 CONFIG = gidm.GIDMConfig(
-    feature_dim=12, text_dim=10, model_dim=16, num_heads=2, latent_dim=6, codebook_size=8,
-    num_codes=2, encoder_blocks=2, decoder_blocks=2,
-)  # fmt: skip
+    feature_dim=12,
+    text_dim=10,
+    model_dim=16,
+    num_heads=2,
+    latent_dim=6,
+    codebook_size=8,
+    num_codes=2,
+    encoder_blocks=2,
+    decoder_blocks=2,
+)
 
 
 def _make(rngs):

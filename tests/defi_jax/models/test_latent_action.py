@@ -11,9 +11,15 @@ from defi_jax.models import params as params_lib
 
 B, N, L = 3, 5, 4
 CONFIG = latent_action.LatentActionConfig(
-    feature_dim=12, text_dim=10, model_dim=16, num_heads=2, latent_dim=6, codebook_size=8,
-    num_codes=2, encoder_blocks=2,
-)  # fmt: skip
+    feature_dim=12,
+    text_dim=10,
+    model_dim=16,
+    num_heads=2,
+    latent_dim=6,
+    codebook_size=8,
+    num_codes=2,
+    encoder_blocks=2,
+)
 
 
 def _make(config=CONFIG):

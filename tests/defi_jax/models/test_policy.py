@@ -15,16 +15,31 @@ CONFIG = policy.PolicyConfig(
         condition_dim=C, dim=16, depth=1, dim_head=4, heads=2, num_latents=8, num_frames=T
     ),
     gidm=latent_action.LatentActionConfig(
-        feature_dim=12, text_dim=6, model_dim=16, num_heads=2, latent_dim=6, codebook_size=8,
-        num_codes=2, encoder_blocks=1,
+        feature_dim=12,
+        text_dim=6,
+        model_dim=16,
+        num_heads=2,
+        latent_dim=6,
+        codebook_size=8,
+        num_codes=2,
+        encoder_blocks=1,
     ),
     denoiser=action_denoiser.ActionDenoiserConfig(
-        action_dim=A, action_horizon=S, observation_dim=16, goal_dim=5, latent_action_dim=16,
-        embed_dim=16, encoder_layers=1, decoder_layers=1, heads=2, num_tokens=8,
-        cross_attention="full", sampling_steps=3,
+        action_dim=A,
+        action_horizon=S,
+        observation_dim=16,
+        goal_dim=5,
+        latent_action_dim=16,
+        embed_dim=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        heads=2,
+        num_tokens=8,
+        cross_attention="full",
+        sampling_steps=3,
     ),
     condition_frames=(0, 2),
-)  # fmt: skip
+)
 
 
 def _make(rngs):

@@ -46,10 +46,24 @@ def test_padding_length_does_not_matter():
     np.testing.assert_allclose(short, long[:, :4], atol=1e-6)
 
 
-@pytest.mark.parametrize("distance, bucket", [
-    (0, 0), (-1, 1), (-7, 7), (-8, 8), (-15, 9), (-16, 10), (-127, 15), (-4000, 15),
-    (1, 17), (7, 23), (8, 24), (127, 31), (4000, 31),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "distance, bucket",
+    [
+        (0, 0),
+        (-1, 1),
+        (-7, 7),
+        (-8, 8),
+        (-15, 9),
+        (-16, 10),
+        (-127, 15),
+        (-4000, 15),
+        (1, 17),
+        (7, 23),
+        (8, 24),
+        (127, 31),
+        (4000, 31),
+    ],
+)
 def test_buckets_are_exact_near_and_logarithmic_far(distance, bucket):
     assert t5_encoder.relative_position_buckets(np.array([distance]), 32, 128)[0] == bucket
 

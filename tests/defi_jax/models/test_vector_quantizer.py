@@ -76,8 +76,7 @@ def test_official_restart_copies_codes_of_a_random_order():
     codebook = jnp.arange(8.0)[:, None]
     usage = jnp.array([1.0, 0, 1, 0, 1, 1, 0, 1])
     rng = jax.random.key(3)
-    new = vq.restart_dead_codes(codebook, usage, jnp.full((9, 1), 99.0), rng,
-                                copy_codes=True)  # fmt: skip
+    new = vq.restart_dead_codes(codebook, usage, jnp.full((9, 1), 99.0), rng, copy_codes=True)
     expected = np.asarray(codebook).copy()
     expected[[1, 3, 6]] = np.asarray(codebook)[np.asarray(jax.random.permutation(rng, 8))[:3]]
     np.testing.assert_array_equal(new, expected)

@@ -85,8 +85,9 @@ def test_token_positions_tell_tokens_apart(params):
     np.testing.assert_allclose(
         params_lib.bind(make, none)(_features()),
         params_lib.bind(_make(), without)(_features()),
-        rtol=1e-6, atol=1e-6,
-    )  # fmt: skip
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 def test_query_key_gain_scales_the_first_queries_and_keys_alone(params):

@@ -34,10 +34,14 @@ class LinearForward(nnx.Module):
 def _config(**changes):
     config = joint_config.get_config("tiny")
     numbers = {
-        "data.image_size": 16, "data.cameras": ("static", "gripper"), "data.action_horizon": 3,
-        "encoders.latents_factor": 8, "model.gfdm.feature_block": 1, "cache_features": True,
+        "data.image_size": 16,
+        "data.cameras": ("static", "gripper"),
+        "data.action_horizon": 3,
+        "encoders.latents_factor": 8,
+        "model.gfdm.feature_block": 1,
+        "cache_features": True,
         **changes,
-    }  # fmt: skip
+    }
     with config.unlocked():
         former = config.model.policy.video_former
         former.dim, former.heads, former.dim_head, former.depth = 16, 2, 4, 1
@@ -135,9 +139,9 @@ def test_features_depend_on_what_they_are_said_to_depend_on(cached, params, with
 
 def test_every_key_that_changes_features_is_named():
     with pytest.raises(errors.UserError) as raised:
-        _objective(**{
-            "train_parts": "all", "model.gfdm.feature_noise_scale": 1.0, "data.augment": True,
-        })  # fmt: skip
+        _objective(
+            **{"train_parts": "all", "model.gfdm.feature_noise_scale": 1.0, "data.augment": True}
+        )
     for key in ("train_parts=all", "model.gfdm.feature_noise_scale=1.0", "data.augment=True"):
         assert f"--config.{key}" in str(raised.value)
     _objective(train_parts="all", cache_features=False)

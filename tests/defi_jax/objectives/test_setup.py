@@ -30,8 +30,11 @@ def test_imported_weights_are_compared_with_the_config_of_their_module(stage, fl
     assert sorted(start.flag for start in compared) == sorted(flags)
     modules = {start.flag: type(start.config).__name__ for start in compared}
     names = {
-        "weights.svd_vae": "SVDVAEConfig", "weights.clip_text": "CLIPTextConfig",
-        "weights.clip_openai": "CLIPTextConfig", "weights.t5_encoder": "T5EncoderConfig",
-        "weights.dinov2": "DINOv2Config", "init.gfdm": "SVDUNetConfig",
-    }  # fmt: skip
+        "weights.svd_vae": "SVDVAEConfig",
+        "weights.clip_text": "CLIPTextConfig",
+        "weights.clip_openai": "CLIPTextConfig",
+        "weights.t5_encoder": "T5EncoderConfig",
+        "weights.dinov2": "DINOv2Config",
+        "init.gfdm": "SVDUNetConfig",
+    }
     assert modules == {flag: names[flag] for flag in flags}

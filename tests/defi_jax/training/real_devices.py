@@ -12,7 +12,7 @@ import toy_run
 
 from defi_jax import batch as batch_lib
 from defi_jax import partition
-from defi_jax.training import sharding, startup, step
+from defi_jax.training import sharding, start, step
 
 MESHES = {
     "one": {"replica": 1, "fsdp": 1, "tensor": 1},
@@ -69,7 +69,7 @@ def difference(want, got):
 
 def main(name):
     partition.FSDP_MIN_SIZE = 1  # the shrunk parameters are split like large ones
-    startup.enable_compilation_cache(toy_run.PROGRAMS)
+    start.enable_compilation_cache(toy_run.PROGRAMS)
     config = real_stages.get_config(name)
     objective, _ = real_stages.make(config)
     first = sharding.make_mesh(MESHES["one"], jax.devices()[:1])

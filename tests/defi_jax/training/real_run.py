@@ -16,7 +16,8 @@ import ml_collections
 import real_stages
 import toy_run
 
-from defi_jax.training import checkpointing, loop
+from defi_jax.checkpoints import manager
+from defi_jax.training import loop
 
 SAVED, LAST_READ = 2, 3
 
@@ -35,7 +36,7 @@ class KillingLoader:
 
     def __next__(self):
         if self._count == LAST_READ:
-            while checkpointing.committed_steps(self._workdir) != [SAVED]:
+            while manager.committed_steps(self._workdir) != [SAVED]:
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         self._count += 1
@@ -47,9 +48,11 @@ def train(name, workdir, wrap=lambda loader, workdir: loader):
     config.compilation_cache_dir = toy_run.PROGRAMS
     objective, make_loader = real_stages.make(config)
     loop.train(
-        config, objective, lambda *args, **kwargs: wrap(make_loader(*args, **kwargs), workdir),
+        config,
+        objective,
+        lambda *args, **kwargs: wrap(make_loader(*args, **kwargs), workdir),
         workdir,
-    )  # fmt: skip
+    )
 
 
 def main(mode, name, directory):

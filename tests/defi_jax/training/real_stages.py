@@ -8,7 +8,7 @@ import importlib
 import os
 import pathlib
 
-from data_pipelines import loader as loader_lib
+from data_pipelines.loading import loader as loader_lib
 from defi_jax import objectives
 
 HERE = pathlib.Path(__file__).parent
@@ -19,28 +19,45 @@ _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes
 NAMES = ("gfdm", "gidm", "joint", "joint_cached")
 
 _SHARED = {
-    "steps": 4, "global_batch": 8, "seed": 3, "save_every": 2, "eval_every": 0, "eval_batches": 0,
-    "log_every": 1, "data.mixture": "synthetic", "data.image_size": 16,
-    "data.window_stride": 31, "encoders.text_length": 12, "encoders.text_dim": 16,  # three words
-
+    "steps": 4,
+    "global_batch": 8,
+    "seed": 3,
+    "save_every": 2,
+    "eval_every": 0,
+    "eval_batches": 0,
+    "log_every": 1,
+    "data.mixture": "synthetic",
+    "data.image_size": 16,
+    "data.window_stride": 31,
+    "encoders.text_length": 12,
+    "encoders.text_dim": 16,  # three words
     "encoders.latents_factor": 4,
-    "optimizer.ema_decay": 0.9, "optimizer.warmup_steps": 1,
-}  # fmt: skip
+    "optimizer.ema_decay": 0.9,
+    "optimizer.warmup_steps": 1,
+}
 _UNET = {
-    "block_out_channels": (8, 16), "num_attention_heads": (1, 2), "norm_num_groups": 4,
+    "block_out_channels": (8, 16),
+    "num_attention_heads": (1, 2),
+    "norm_num_groups": 4,
     # The block in the middle attends: at 2x2 cells of 16 px, to the text and over two frames.
     "down_block_types": ("DownBlockSpatioTemporal",) * 2,
     "up_block_types": ("UpBlockSpatioTemporal",) * 2,
     "layers_per_block": 1,
-}  # fmt: skip
+}
 _GIDM = {"model_dim": 16, "num_heads": 2, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1}
 _GFDM = {"num_frames": 2, "feature_block": 1, **{f"unet.{k}": v for k, v in _UNET.items()}}
 _POLICY = {
-    "video_former.dim": 16, "video_former.heads": 2, "video_former.dim_head": 8,
-    "video_former.depth": 1, "video_former.num_latents": 4,
-    "denoiser.embed_dim": 16, "denoiser.heads": 2, "denoiser.encoder_layers": 1,
-    "denoiser.decoder_layers": 1, **{f"gidm.{k}": v for k, v in _GIDM.items()},
-}  # fmt: skip
+    "video_former.dim": 16,
+    "video_former.heads": 2,
+    "video_former.dim_head": 8,
+    "video_former.depth": 1,
+    "video_former.num_latents": 4,
+    "denoiser.embed_dim": 16,
+    "denoiser.heads": 2,
+    "denoiser.encoder_layers": 1,
+    "denoiser.decoder_layers": 1,
+    **{f"gidm.{k}": v for k, v in _GIDM.items()},
+}
 
 
 def _below(prefix, numbers):
@@ -51,10 +68,13 @@ _STAGES = {
     "gfdm": {"data.num_frames": 2, "eval.sample_steps": 2, **_below("model", _GFDM)},
     "gidm": {"restart_every": 3, **_below("model", _GIDM)},
     "joint": {
-        "data.action_horizon": 4, "init.gfdm": "scratch", "init.gidm": "scratch",
-        **_below("model.gfdm", _GFDM), **_below("model.policy", _POLICY),
+        "data.action_horizon": 4,
+        "init.gfdm": "scratch",
+        "init.gidm": "scratch",
+        **_below("model.gfdm", _GFDM),
+        **_below("model.policy", _POLICY),
     },
-}  # fmt: skip
+}
 
 
 def get_config(name):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import toy_run
 
-from defi_jax.training import checkpointing, loop
+from defi_jax.checkpoints import manager
+from defi_jax.training import loop
 
 REPO = pathlib.Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ def test_a_checkpoint_restores_bit_equal_on_another_mesh(measured, where):
 def test_parameters_load_without_the_mesh(measured):
     _, workdir = measured
     state = np.load(workdir / "state.npz")
-    params, facts = checkpointing.load_params(workdir)
+    params, facts = manager.load_params(workdir)
     assert facts["mesh"] == {"replica": 1, "fsdp": 8, "tensor": 1}
     want = state[".ema_params['net']['fc1']['kernel']"]
     np.testing.assert_array_equal(params["net"]["fc1"]["kernel"], want)

@@ -25,9 +25,13 @@ def test_batched_product_counts_the_batch():
 def test_convolution_counts_taps_and_groups():
     def convolve(x, w, groups):
         return lax.conv_general_dilated(
-            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            x,
+            w,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
-        )  # fmt: skip
+        )
 
     x = jax.ShapeDtypeStruct((2, 6, 6, 8), "float32")
     for groups in (1, 4):

@@ -12,7 +12,8 @@ import pytest
 import toy_run
 
 from defi_jax import errors
-from defi_jax.training import checkpointing, device_batches, loop, step
+from defi_jax.checkpoints import manager
+from defi_jax.training import device_batches, loop, step
 
 REPO = pathlib.Path(__file__).parents[3]
 SCRIPT = pathlib.Path(__file__).parent / "toy_run.py"
@@ -75,7 +76,7 @@ def test_resume_after_a_crash_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
     straight = train(tmp_path / "straight")
     with pytest.raises(Killed):
         train(tmp_path / "killed", loader=killed_at(3))
-    assert checkpointing.committed_steps(tmp_path / "killed") == [2]
+    assert manager.committed_steps(tmp_path / "killed") == [2]
     resumed = train(tmp_path / "killed")
     assert_equal(straight, resumed)
     assert int(resumed.step) == 4
@@ -162,9 +163,9 @@ def test_consecutive_bad_steps_stop_the_run_and_leave_the_checkpoint(tmp_path):
     with pytest.raises(errors.NumericsError, match=r"3 consecutive .*steps 4 to 6") as caught:
         train(tmp_path, loader={"nan_at": range(3, 99)}, steps=20)
     assert caught.value.exit_code == 76
-    saved = checkpointing.latest_verified_step(tmp_path)
+    saved = manager.latest_verified_step(tmp_path)
     assert saved in (2, 4)
-    params, _ = checkpointing.load_params(tmp_path)
+    params, _ = manager.load_params(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
@@ -216,7 +217,7 @@ def test_checkpoint_of_another_model_is_refused_by_leaf(tmp_path):
 
 def test_metadata_holds_what_export_needs(tmp_path):
     train(tmp_path, steps=2)
-    facts = checkpointing.load_metadata(tmp_path)
+    facts = manager.load_metadata(tmp_path)
     assert facts["step"] == 2 and facts["objective"] == "toy"
     assert facts["config"]["optimizer"]["b1"] == 0.9
     assert facts["normalizer"] == {"kind": "none"} and facts["pipeline_fingerprint"] == "toy"
@@ -233,7 +234,7 @@ def test_sigterm_saves_exits_75_and_resumes_bit_exactly(tmp_path):
     stderr = process.stderr.read()
     assert process.wait() == 75, stderr
     assert "error: stopped on request" in stderr
-    (saved,) = checkpointing.committed_steps(tmp_path / "stopped")
+    (saved,) = manager.committed_steps(tmp_path / "stopped")
     assert 5 <= saved < 40
     straight = train(tmp_path / "straight", steps=40, save_every=0)
     resumed = train(tmp_path / "stopped", steps=40, save_every=0)
@@ -247,7 +248,7 @@ def test_sigkill_leaves_a_checkpoint_to_go_on_from(tmp_path):
     time.sleep(0.05)
     process.kill()
     process.communicate()
-    assert checkpointing.latest_verified_step(tmp_path) >= 7
+    assert manager.latest_verified_step(tmp_path) >= 7
     state = train(tmp_path, steps=40, save_every=0)
     assert_equal(state, train(tmp_path / "straight", steps=40, save_every=0))
 
@@ -256,7 +257,7 @@ def test_sigkill_leaves_a_checkpoint_to_go_on_from(tmp_path):
 def test_exit_right_after_the_last_save_leaves_it_committed(tmp_path):
     process = spawn(tmp_path, {"steps": 3, "save_every": 0})
     assert process.wait() == 0, process.communicate()
-    assert checkpointing.latest_verified_step(tmp_path) == 3
+    assert manager.latest_verified_step(tmp_path) == 3
     assert (tmp_path / "checkpoints/3.sha256.json").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 import real_stages
 import toy_run
 
-from defi_jax.training import checkpointing
+from defi_jax.checkpoints import manager
 
 EVALUATED = {
     "gfdm": {"psnr", "ssim", "psnr_repeat"},
@@ -23,11 +23,15 @@ pytestmark = pytest.mark.slow
 def start(name, workdir, devices, **environ):
     env = real_stages.environment(devices, **environ)
     command = [
-        sys.executable, str(real_stages.REPO / "launch/train.py"),
-        f"--config={real_stages.HERE / 'real_stages.py'}:{name}", f"--workdir={workdir}",
-        f"--config.compilation_cache_dir={toy_run.PROGRAMS}", "--config.steps=2",
-        "--config.eval_batches=1", "--overwrite",
-    ]  # fmt: skip
+        sys.executable,
+        str(real_stages.REPO / "launch/train.py"),
+        f"--config={real_stages.HERE / 'real_stages.py'}:{name}",
+        f"--workdir={workdir}",
+        f"--config.compilation_cache_dir={toy_run.PROGRAMS}",
+        "--config.steps=2",
+        "--config.eval_batches=1",
+        "--overwrite",
+    ]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -57,17 +61,23 @@ def numbers(workdir):
 def test_two_processes_measure_what_one_does(tmp_path, name):
     finish([start(name, tmp_path / "one", devices=2)])
     address = f"127.0.0.1:{free_port()}"
-    finish([
-        start(
-            name, tmp_path / "two", devices=1,
-            JAX_COORDINATOR_ADDRESS=address, JAX_COORDINATOR_BIND_ADDRESS=address,
-            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ])  # fmt: skip
+    finish(
+        [
+            start(
+                name,
+                tmp_path / "two",
+                devices=1,
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_COORDINATOR_BIND_ADDRESS=address,
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(number),
+            )
+            for number in range(2)
+        ]
+    )
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
     assert {("train", 2, "loss")} | {("eval", 2, value) for value in EVALUATED[name]} <= one.keys()
     assert two == pytest.approx(one, rel=1e-5)
-    assert checkpointing.latest_verified_step(tmp_path / "two") == 2
-    metadata = checkpointing.load_metadata(tmp_path / "two")
+    assert manager.latest_verified_step(tmp_path / "two") == 2
+    metadata = manager.load_metadata(tmp_path / "two")
     assert metadata["mesh"] == {"replica": 1, "fsdp": 2, "tensor": 1}

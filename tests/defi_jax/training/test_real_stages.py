@@ -8,7 +8,7 @@ import sys
 import pytest
 import real_stages
 
-from defi_jax.training import checkpointing
+from defi_jax.checkpoints import manager
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def documents(workdir):
 def test_killed_and_resumed_equals_straight_bit_for_bit_with_one_compilation(tmp_path, name):
     killed = run("real_run.py", "killed", name, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpointing.committed_steps(tmp_path / "killed") == [2]
+    assert manager.committed_steps(tmp_path / "killed") == [2]
     compiled = last_line(run("real_run.py", "finished", name, tmp_path))
     assert compiled == {"killed": 1, "straight": 1}
 

@@ -13,9 +13,10 @@ import safetensors.numpy
 import toy_run
 
 from defi_jax import tensor_files
+from defi_jax.checkpoints import manager
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
-from defi_jax.training import checkpointing, device_batches, loop, sharding, step, warm_start
+from defi_jax.training import device_batches, loop, sharding, step, warm_start
 
 MESHES = {
     "fsdp": {"replica": 1, "fsdp": 8, "tensor": 1},
@@ -49,7 +50,7 @@ def restored_on(workdir, mesh_config, num_devices):
     """Leaves of the checkpoint, restored onto a mesh of so many devices."""
     mesh = sharding.make_mesh(mesh_config, jax.devices()[:num_devices])
     abstract, _ = step.abstract_state(toy_run.config(), toy_run.ToyObjective(), mesh)
-    with checkpointing.Checkpointer(workdir, keep=3) as checkpoints:
+    with manager.Checkpointer(workdir, keep=3) as checkpoints:
         state = checkpoints.restore(abstract).state
     devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
     assert len(devices) == num_devices

@@ -49,7 +49,7 @@ def test_json_becomes_a_config():
         *(("condition_frames", value) for value in ([0], [0, 1, 2], [-1, 0])),
         ("out_dim", 0),
     ],
-)  # fmt: skip
+)
 def test_value_of_another_type_or_sign_is_refused(name, value):
     with pytest.raises(errors.UserError, match=f"config field {name} is .*: here"):
         fields.make_config(Config, {**GIVEN, name: value}, "here")

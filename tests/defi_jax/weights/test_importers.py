@@ -24,22 +24,51 @@ from defi_jax.weights import importers, sources, table
 from tests.fixtures import seeded
 
 CLIP = clip_text.CLIPTextConfig(
-    vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-    projection_dim=6, max_position_embeddings=5, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+    vocab_size=11,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    projection_dim=6,
+    max_position_embeddings=5,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
     eos_token_id=10,
-)  # fmt: skip
+)
 T5 = t5_encoder.T5EncoderConfig(
-    vocab_size=11, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, feed_forward_proj="relu",
-    relative_attention_num_buckets=8, relative_attention_max_distance=16, layer_norm_epsilon=1e-6,
-)  # fmt: skip
+    vocab_size=11,
+    d_model=8,
+    d_kv=4,
+    d_ff=12,
+    num_layers=2,
+    num_heads=2,
+    feed_forward_proj="relu",
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=16,
+    layer_norm_epsilon=1e-6,
+)
 DINO = dinov2.DINOv2Config(
-    hidden_size=8, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=8,
-    patch_size=4, num_register_tokens=2, layer_norm_eps=1e-6, qkv_bias=True,
-)  # fmt: skip
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    mlp_ratio=2,
+    image_size=8,
+    patch_size=4,
+    num_register_tokens=2,
+    layer_norm_eps=1e-6,
+    qkv_bias=True,
+)
 GIDM = gidm.GIDMConfig(
-    feature_dim=8, text_dim=8, model_dim=8, num_heads=2, latent_dim=4, codebook_size=4,
-    num_codes=2, encoder_blocks=2, decoder_blocks=2,
-)  # fmt: skip
+    feature_dim=8,
+    text_dim=8,
+    model_dim=8,
+    num_heads=2,
+    latent_dim=4,
+    codebook_size=4,
+    num_codes=2,
+    encoder_blocks=2,
+    decoder_blocks=2,
+)
 POLICY = policy.PolicyConfig(
     video_former=video_former.VideoFormerConfig(
         condition_dim=8, dim=8, depth=2, dim_head=4, heads=2, num_latents=4, num_frames=2
@@ -52,12 +81,23 @@ POLICY = policy.PolicyConfig(
         }
     ),
     denoiser=action_denoiser.ActionDenoiserConfig(
-        action_dim=3, action_horizon=2, observation_dim=8, goal_dim=6, latent_action_dim=8,
-        embed_dim=8, encoder_layers=2, decoder_layers=2, heads=2, sigma_data=0.5, sigma_min=0.001,
-        sigma_max=80.0, sampling_steps=2, num_tokens=4,
+        action_dim=3,
+        action_horizon=2,
+        observation_dim=8,
+        goal_dim=6,
+        latent_action_dim=8,
+        embed_dim=8,
+        encoder_layers=2,
+        decoder_layers=2,
+        heads=2,
+        sigma_data=0.5,
+        sigma_min=0.001,
+        sigma_max=80.0,
+        sampling_steps=2,
+        num_tokens=4,
     ),
     condition_frames=(0, 1),
-)  # fmt: skip
+)
 
 CONFIGS = {
     "clip": {"": CLIP},
@@ -202,9 +242,11 @@ def test_shards_configs_and_tokenizer_files_of_a_folder(tmp_path):
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(T5) | {"dropout_rate": 0.1}))
     (folder / "spiece.model").write_bytes(b"pieces")
     summary = importers.import_release("t5", folder, tmp_path / "ours")
-    assert summary.parameters == {"t5": params_lib.count(
-        params_lib.abstract_params(lambda rngs: t5_encoder.T5Encoder(T5, rngs=rngs))
-    )}  # fmt: skip
+    assert summary.parameters == {
+        "t5": params_lib.count(
+            params_lib.abstract_params(lambda rngs: t5_encoder.T5Encoder(T5, rngs=rngs))
+        )
+    }
     assert (tmp_path / "ours" / "spiece.model").read_bytes() == b"pieces"
     (folder / "b.safetensors").unlink()
     with pytest.raises(errors.DataError, match="not a safetensors file"):

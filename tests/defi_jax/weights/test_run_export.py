@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from defi_jax import errors, objectives
-from defi_jax.training import checkpointing, train_state
+from defi_jax.checkpoints import manager, train_state
 from defi_jax.weights import run_export, sources, table
 
 NAMES = pathlib.Path(__file__).with_name("official_names.txt.xz")
@@ -18,30 +18,40 @@ NAMES = pathlib.Path(__file__).with_name("official_names.txt.xz")
 # What makes tiny a model that the reference knows.
 OFFICIAL = {
     "gfdm": {
-        "model.unet.norm_num_groups": 32, "model.unet.block_out_channels": (32, 32),
+        "model.unet.norm_num_groups": 32,
+        "model.unet.block_out_channels": (32, 32),
         "model.unet.down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 2,
         "model.unet.up_block_types": ("CrossAttnUpBlockSpatioTemporal",) * 2,
-        "model.unet.num_attention_heads": (1, 2), "model.feature_block": 1,
+        "model.unet.num_attention_heads": (1, 2),
+        "model.feature_block": 1,
     },
     "gidm": {},
     "joint": {
-        "model.policy.video_former.token_positions": 0, "model.policy.normalize_features": False,
+        "model.policy.video_former.token_positions": 0,
+        "model.policy.normalize_features": False,
         "model.policy.denoiser.action_positions": False,
         "model.policy.denoiser.modulation_offset": 0.0,
-        "init.gfdm": "scratch", "init.gidm": "scratch", "cache_features": False,
+        "init.gfdm": "scratch",
+        "init.gidm": "scratch",
+        "cache_features": False,
     },
-}  # fmt: skip
+}
 
 
 # Official names that runs with encoders of their own do not have.
 ABSENT = {
     "gidm": {"lam.dino_encoder.*", "lam.text_encoder.*", "lam.vq.usage"},
     "joint": {
-        "model.inner_model.goal_emb.*", "model.inner_model.proprio_emb.*",
-        "model.inner_model.pos_emb", "lam.vq.usage", "lam.text_encoder.*", "lam.dino_encoder.*",
-        "TVP_encoder.text_encoder.*", "language_goal.clip_rn50.*",
+        "model.inner_model.goal_emb.*",
+        "model.inner_model.proprio_emb.*",
+        "model.inner_model.pos_emb",
+        "lam.vq.usage",
+        "lam.text_encoder.*",
+        "lam.dino_encoder.*",
+        "TVP_encoder.text_encoder.*",
+        "language_goal.clip_rn50.*",
     },
-}  # fmt: skip
+}
 
 
 def _save_run(workdir, stage, changes):
@@ -56,10 +66,17 @@ def _save_run(workdir, stage, changes):
     trained, frozen = train_state.split_params(params, objective.is_trainable)
     zero = jnp.zeros((), jnp.int32)
     state = train_state.TrainState(
-        step=zero + 1, params=trained, frozen=frozen, ema_params=None, opt_state={}, extra={},
-        rng=jax.random.key(0), bad_steps=zero, skipped_steps=zero,
-    )  # fmt: skip
-    with checkpointing.Checkpointer(workdir, keep=1) as checkpointer:
+        step=zero + 1,
+        params=trained,
+        frozen=frozen,
+        ema_params=None,
+        opt_state={},
+        extra={},
+        rng=jax.random.key(0),
+        bad_steps=zero,
+        skipped_steps=zero,
+    )
+    with manager.Checkpointer(workdir, keep=1) as checkpointer:
         checkpointer.save(state, metadata={"config": config.to_dict()}, data_state={})
     return params
 
@@ -67,12 +84,19 @@ def _save_run(workdir, stage, changes):
 @pytest.mark.parametrize(
     ("stage", "name", "ours"),
     [
-        ("gidm", "lam.decoder.transformer_blocks.1.ffn.0.weight",
-         "gidm decoder transformer transformer_blocks ffn fc1 kernel"),
-        pytest.param("joint", "model.inner_model.decoder.blocks.1.mlp.c_fc.weight",
-         "policy denoiser decoder_blocks mlp c_fc kernel", marks=pytest.mark.slow),
+        (
+            "gidm",
+            "lam.decoder.transformer_blocks.1.ffn.0.weight",
+            "gidm decoder transformer transformer_blocks ffn fc1 kernel",
+        ),
+        pytest.param(
+            "joint",
+            "model.inner_model.decoder.blocks.1.mlp.c_fc.weight",
+            "policy denoiser decoder_blocks mlp c_fc kernel",
+            marks=pytest.mark.slow,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_runs_checkpoint_has_official_names(stage, name, ours, tmp_path):
     params = _save_run(tmp_path / "run", stage, OFFICIAL[stage])
     written = run_export.reverse(tmp_path / "run", tmp_path / "theirs")
@@ -130,9 +154,11 @@ def test_models_that_the_reference_cannot_hold_are_refused(tmp_path):
     _save_run(tmp_path / "gfdm", "gfdm", {})
     with pytest.raises(errors.UserError, match="norm_num_groups is"):
         run_export.reverse(tmp_path / "gfdm", tmp_path / "theirs")
-    _save_run(tmp_path / "joint", "joint", OFFICIAL["joint"] | {
-        "model.policy.denoiser.action_positions": True,
-    })  # fmt: skip
+    _save_run(
+        tmp_path / "joint",
+        "joint",
+        OFFICIAL["joint"] | {"model.policy.denoiser.action_positions": True},
+    )
     with pytest.raises(errors.UserError, match="official policy has no such part"):
         run_export.reverse(tmp_path / "joint", tmp_path / "theirs")
     with pytest.raises(errors.UserError, match=r"neither import\.json nor checkpoints"):

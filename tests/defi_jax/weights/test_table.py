@@ -60,10 +60,17 @@ def test_import_changes_layouts_and_export_gives_back_every_bit():
 @pytest.mark.parametrize("layout", sorted(table.LAYOUTS))
 def test_every_layout_is_undone_by_its_inverse(layout):
     shape = {
-        "same": (2, 3), "linear": (2, 3), "conv1d": (2, 3, 4), "conv2d": (2, 3, 4, 5),
-        "conv3d": (2, 3, 4, 5, 6), "conv3d_time": (2, 3, 4, 1, 1), "conv1x1_linear": (2, 3, 1, 1),
-        "scalar": (1,), "leading1": (1, 2), "leading11": (1, 1, 2),
-    }[layout]  # fmt: skip
+        "same": (2, 3),
+        "linear": (2, 3),
+        "conv1d": (2, 3, 4),
+        "conv2d": (2, 3, 4, 5),
+        "conv3d": (2, 3, 4, 5, 6),
+        "conv3d_time": (2, 3, 4, 1, 1),
+        "conv1x1_linear": (2, 3, 1, 1),
+        "scalar": (1,),
+        "leading1": (1, 2),
+        "leading11": (1, 1, 2),
+    }[layout]
     value = np.arange(np.prod(shape)).reshape(shape)
     there, back = table.LAYOUTS[layout]
     np.testing.assert_array_equal(back(there(value)), value)

@@ -9,15 +9,12 @@ import pytest
 from defi_jax import errors
 from defi_jax.models import clip_text, dinov2, t5_encoder
 from defi_jax.models import params as params_lib
-from defi_jax.weights import (
-    clip_openai_table,
-    clip_text_table,
-    dinov2_table,
-    fields,
-    parity,
-    t5_encoder_table,
-    table,
-)
+from defi_jax.weights import fields, table
+from defi_jax.weights.parity import check
+from defi_jax.weights.tables import clip_openai as clip_openai_table
+from defi_jax.weights.tables import clip_text as clip_text_table
+from defi_jax.weights.tables import dinov2 as dinov2_table
+from defi_jax.weights.tables import t5_encoder as t5_encoder_table
 from tests.fixtures import seeded
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "fixtures" / "parity"
@@ -38,9 +35,12 @@ def _openai_names(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             packed = [params[f"{theirs}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
             out[f"{ours}.attn.in_proj_{kind}"] = np.concatenate(packed)
             for ours_name, theirs_name in (
-                ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"),
-                ("mlp.c_proj", "mlp.fc2"), ("attn.out_proj", "self_attn.out_proj"),
-            ):  # fmt: skip
+                ("ln_1", "layer_norm1"),
+                ("ln_2", "layer_norm2"),
+                ("mlp.c_fc", "mlp.fc1"),
+                ("mlp.c_proj", "mlp.fc2"),
+                ("attn.out_proj", "self_attn.out_proj"),
+            ):
                 out[f"{ours}.{ours_name}.{kind}"] = params[f"{theirs}.{theirs_name}.{kind}"]
     return out
 
@@ -70,7 +70,7 @@ def test_openai_and_hugging_face_names_give_the_same_tower():
 
 @pytest.mark.parametrize("release", ["hub", "hf"])
 def test_every_release_of_dinov2_gives_the_same_features(release):
-    fixture = parity.Fixture(**seeded.load(FIXTURES / "dinov2_smaller.safetensors"))
+    fixture = check.Fixture(**seeded.load(FIXTURES / "dinov2_smaller.safetensors"))
     config = fields.make_config(dinov2.DINOv2Config, fixture.config, "test")
     assert dinov2_table.release(fixture.params) == "hf5"
     ours = table.import_params(
@@ -78,8 +78,8 @@ def test_every_release_of_dinov2_gives_the_same_features(release):
     )
     renamed = table.export_params(dinov2_table.entries(config, release), ours)
     assert dinov2_table.release(renamed) == release
-    outputs = parity.KINDS["dinov2_registers"](fixture.config, renamed, fixture.inputs)
-    result = parity.compare("", "", outputs["patch_tokens"], fixture.outputs["patch_tokens"])
+    outputs = check.KINDS["dinov2_registers"](fixture.config, renamed, fixture.inputs)
+    result = check.compare("", "", outputs["patch_tokens"], fixture.outputs["patch_tokens"])
     assert result.passed
     with pytest.raises(errors.DataError, match="no DINOv2 weights"):
         dinov2_table.release({"weight"})

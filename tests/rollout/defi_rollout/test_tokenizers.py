@@ -7,9 +7,15 @@ from defi_rollout import bundle, errors, spec, tokenizers
 
 def _make(tiny_bundle, **changes):
     fields = {
-        "name": "bytes", "length": 6, "lower_case": False, "strip_punctuation": False,
-        "file": "", "start_ids": (), "end_ids": (), "pad_id": 0,
-    }  # fmt: skip
+        "name": "bytes",
+        "length": 6,
+        "lower_case": False,
+        "strip_punctuation": False,
+        "file": "",
+        "start_ids": (),
+        "end_ids": (),
+        "pad_id": 0,
+    }
     text = spec.TextSpec(**(fields | changes))
     return tokenizers.make_tokenizer(text, bundle.read_bundle(tiny_bundle))
 
@@ -42,7 +48,7 @@ def test_text_is_normalised_first(tiny_bundle):
 
 @pytest.mark.parametrize("text", ["Öffne die Schublade", "open\tthe  drawer.", "", "🤖" * 9])
 def test_bytes_equal_the_training_side(tiny_bundle, text):
-    training = pytest.importorskip("defi_jax.models.tokenizers")
+    training = pytest.importorskip("defi_jax.models.frozen.tokenizers")
     for flag in (False, True):
         theirs = training.BytesTokenizer(length=16, lower_case=flag, strip_punctuation=flag)
         ids, mask = _make(tiny_bundle, length=16, lower_case=flag, strip_punctuation=flag)(text)
@@ -53,15 +59,22 @@ def test_bytes_equal_the_training_side(tiny_bundle, text):
 
 @pytest.mark.parametrize("text", ["Öffne die Schublade!", "", "🤖" * 9])
 def test_stand_in_equals_the_training_side(tiny_bundle, text):
-    training = pytest.importorskip("defi_jax.models.tokenizers")
+    training = pytest.importorskip("defi_jax.models.frozen.tokenizers")
     theirs = training.StandInTokenizer(
-        length=16, lower_case=True, strip_punctuation=False,
+        length=16,
+        lower_case=True,
+        strip_punctuation=False,
         special=training.SpecialIds(start=40, end=41, pad=41),
-    )  # fmt: skip
+    )
     ids, mask = _make(
-        tiny_bundle, name="stand_in", length=16, lower_case=True,
-        start_ids=(40,), end_ids=(41,), pad_id=41,
-    )(text)  # fmt: skip
+        tiny_bundle,
+        name="stand_in",
+        length=16,
+        lower_case=True,
+        start_ids=(40,),
+        end_ids=(41,),
+        pad_id=41,
+    )(text)
     np.testing.assert_array_equal(ids, theirs([text])[0][0])
     np.testing.assert_array_equal(mask, theirs([text])[1][0])
 
@@ -69,23 +82,32 @@ def test_stand_in_equals_the_training_side(tiny_bundle, text):
 @pytest.mark.parametrize("repairs", [False, True])
 def test_clip_equals_the_training_side(tiny_bundle, reseal, tmp_path, repairs):
     library = pytest.importorskip("tokenizers")
-    training = pytest.importorskip("defi_jax.models.tokenizers")
+    training = pytest.importorskip("defi_jax.models.frozen.tokenizers")
     pytest.importorskip("ftfy")
     tokens = [*library.pre_tokenizers.ByteLevel.alphabet()]
     tokens += [token + "</w>" for token in tokens]
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     theirs = training.CLIPTokenizer(
-        directory=str(tmp_path), length=40, lower_case=False, strip_punctuation=False,
-        repairs_text=repairs, vocab_size=600,
+        directory=str(tmp_path),
+        length=40,
+        lower_case=False,
+        strip_punctuation=False,
+        repairs_text=repairs,
+        vocab_size=600,
         special=training.SpecialIds(start=598, end=599, pad=0),
-    )  # fmt: skip
+    )
     training._load_clip(str(theirs.file), 600, 599).save(str(tiny_bundle / "words.model"))
     reseal(tiny_bundle)
     ours = _make(
-        tiny_bundle, name=theirs.describe()["name"], file="words.model", length=40,
-        start_ids=(598,), end_ids=(599,), pad_id=0,
-    )  # fmt: skip
+        tiny_bundle,
+        name=theirs.describe()["name"],
+        file="words.model",
+        length=40,
+        start_ids=(598,),
+        end_ids=(599,),
+        pad_id=0,
+    )
     for text in ("Don\u2019t &amp;amp; \ufb01x", "\u039f\u03a3 a\u0085b", ""):
         ids, mask = ours(text)
         np.testing.assert_array_equal(ids, theirs([text])[0][0])

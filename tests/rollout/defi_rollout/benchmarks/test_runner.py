@@ -136,9 +136,20 @@ def test_directory_with_other_files_is_refused(tiny_bundle, tmp_path):
 
 def test_finished_run_resumes_without_playing(tiny_bundle, tmp_path, monkeypatch):
     options = _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1)
-    row = {"id": "win-0", "task": "win", "condition": "standard", "instruction": "win now",
-           "start": "usual", "success": True, "status": "ok", "start_unseen": True, "steps": 5,
-           "infer_ms_p50": 1.0, "video": None, "first_success": {"win": 5}}  # fmt: skip
+    row = {
+        "id": "win-0",
+        "task": "win",
+        "condition": "standard",
+        "instruction": "win now",
+        "start": "usual",
+        "success": True,
+        "status": "ok",
+        "start_unseen": True,
+        "steps": 5,
+        "infer_ms_p50": 1.0,
+        "video": None,
+        "first_success": {"win": 5},
+    }
     result = runner.workers.Result(row=row, facts={})
     monkeypatch.setattr(runner.workers, "play_all", lambda *_: iter([result]))
     first = runner.evaluate(options)

@@ -4,11 +4,17 @@ from defi_rollout.benchmarks import base, scores
 
 def _row(task, seed, condition, first_success, scored, **changes):
     return {
-        "task": task, "seed": seed, "condition": condition, "start": "half_way",
-        "first_success": first_success, "scored_task": scored, "status": "ok",
-        "success": first_success.get(scored) is not None, "start_unseen": True,
+        "task": task,
+        "seed": seed,
+        "condition": condition,
+        "start": "half_way",
+        "first_success": first_success,
+        "scored_task": scored,
+        "status": "ok",
+        "success": first_success.get(scored) is not None,
+        "start_unseen": True,
         "infer_ms_p50": 2.0,
-    } | changes  # fmt: skip
+    } | changes
 
 
 def test_wilson_interval_of_known_cases():

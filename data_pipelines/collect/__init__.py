@@ -1,0 +1,1 @@
+"""Simulated experts that write stores."""

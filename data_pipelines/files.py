@@ -1,0 +1,166 @@
+"""Digests that tell whether a dataset and the rules for reading it are still the same.
+
+Reading terabytes to know that they have not changed would cost as much as converting them. A file
+counts by its name, its size and its last bytes, which are all of a small text and the checksum of
+a TFRecord file's last record.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import inspect
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from defi_jax import errors
+
+LOCK = ".lock"
+_SHOWN = 24  # characters of a value in messages
+_TAIL_BYTES = 4096
+_THREADS = 16  # buckets answer slowly
+
+
+def digest(content: Any) -> str:
+    """Digest of a JSON-able value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def digest_files(root: epath.PathLike, paths: Iterable[epath.PathLike]) -> str:
+    """Digest of files by their paths below `root`, sizes and last bytes; absent ones count too."""
+    ordered = sorted({os.fspath(path) for path in paths})
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        facts = list(pool.map(_facts, ordered))
+    names = [os.path.relpath(path, os.fspath(root)) for path in ordered]
+    return digest([[name, *fact] for name, fact in zip(names, facts, strict=True)])
+
+
+def digest_rules(rules: Any) -> str:
+    """Digest of a value made of dataclasses, containers and functions, with the functions' code.
+
+    A function counts with its own code, what it encloses, and the module that it stands in.
+    """
+    functions = list(_functions(rules))
+    modules = {inspect.getsource(module) for module in map(inspect.getmodule, functions) if module}
+    own = [[inspect.getsource(function), repr(_enclosed(function))] for function in functions]
+    named = re.sub(r" at 0x[0-9a-f]+", "", json.dumps([repr(rules), own]))
+    return digest([named, sorted(modules)])
+
+
+def _facts(path: str) -> list[Any]:
+    try:
+        size = epath.Path(path).stat().length
+        with epath.Path(path).open("rb") as file:
+            file.seek(max(0, size - _TAIL_BYTES))
+            return [size, hashlib.sha256(file.read()).hexdigest()]
+    except FileNotFoundError:
+        return []
+
+
+def _enclosed(function: Any) -> list[Any]:
+    return [cell.cell_contents for cell in function.__closure__ or ()]
+
+
+def _functions(value: Any) -> Iterator[Callable[..., Any]]:
+    if inspect.isfunction(value):
+        yield value
+        inner = _enclosed(value)
+    elif isinstance(value, functools.partial):
+        inner = [value.func, value.args, value.keywords]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        inner = list(value.values())
+    else:
+        inner = list(value) if isinstance(value, list | tuple) else []
+    for item in inner:
+        yield from _functions(item)
+
+
+def make_directory(directory: pathlib.Path) -> None:
+    """Makes the directory of a store.
+
+    Raises:
+        UserError: a file is in its place, or it may not be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"data directory cannot be made ({error.strerror})",
+            directory,
+            "choose another --output",
+        ) from error
+
+
+@contextlib.contextmanager
+def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
+    """Holds a directory against a second run that would write the same files.
+
+    Args:
+        directory: of a store or a cache.
+        name: of the file that is locked; runs with other names share the directory.
+
+    Raises:
+        UserError: another run holds it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((directory / name).open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.UserError(
+                "another run writes here", directory, "wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            raise errors.UserError(
+                f"directory cannot be written ({error.strerror})",
+                directory,
+                "choose another --output",
+            ) from error
+        yield
+
+
+def holds_files(directory: pathlib.Path) -> bool:
+    """Whether a directory is there and has files, other than hidden ones of killed runs."""
+    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+
+
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file or directory to disk, so that a rename never outlives its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def differences(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    """Says what two JSON objects do not share, by dotted key."""
+    ours, theirs = _leaves(want, ""), _leaves(have, "")
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    return [f"{key} {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in keys]
+
+
+def _leaves(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for name, child in value.items():
+        found |= _leaves(child, f"{path}.{name}" if path else name)
+    return found
+
+
+def _short(value: Any) -> str:
+    """The start of a value; digests are told apart by it."""
+    return str(value)[:_SHOWN]

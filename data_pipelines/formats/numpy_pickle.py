@@ -1,0 +1,160 @@
+"""Reads object arrays of numpy files, which are pickles, without running anything of them.
+
+The stream is interpreted by `torch_pickle`, which looks no name up; this file adds what numpy's own
+names mean. CALVIN stores its language annotations this way: `np.save(path, {"language": ...})`.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from defi_jax import errors
+from defi_jax.weights.torch_file import unpickler
+
+_MAX_BYTES = 1 << 30  # the largest published annotation has 30 MB
+_DTYPE = re.compile(r"(?:[?biufSU]\d*|O8?)")
+_NAME = unpickler.Name
+
+
+class _Dtype(unpickler.Stateful):
+    """numpy.dtype of a plain kind."""
+
+    def __init__(self, code: Any, *_: Any):
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+            raise ValueError("a dtype of no plain kind")
+        self.is_object = code[0] == "O"
+        self._code, self._order = code, "="
+
+    def set_state(self, state: Any) -> None:
+        """(version, byte order, ...): only the order matters for plain kinds."""
+        if state[1] not in ("<", ">", "|", "="):
+            raise ValueError("an unknown byte order")
+        self._order = state[1]
+
+    def make(self) -> np.dtype:
+        """Returns numpy's own."""
+        return np.dtype(self._order + self._code)
+
+
+class Array(unpickler.Stateful):
+    """numpy.ndarray as the pickle describes it; `items` and `values` give its content."""
+
+    def __init__(self, *_: Any):
+        self._content: tuple[tuple[int, ...], _Dtype, bool, Any] | None = None
+
+    def set_state(self, state: Any) -> None:
+        """(version, shape, dtype, is Fortran order, bytes or list of objects)."""
+        _, shape, dtype, is_fortran, content = state
+        _check_shape(shape)
+        if not isinstance(dtype, _Dtype):
+            raise ValueError("array without a dtype")
+        if dtype.is_object and (not isinstance(content, list) or len(content) != math.prod(shape)):
+            raise ValueError("array with another number of objects than its shape says")
+        self._content = (tuple(shape), dtype, bool(is_fortran), content)
+
+    def objects(self) -> list[Any]:
+        """Returns the elements of an array of objects, flat."""
+        if self._content is None or not self._content[1].is_object:
+            raise ValueError("no array of objects")
+        return list(self._content[3])
+
+    def values(self) -> np.ndarray:
+        """Returns an array of numbers or texts."""
+        if self._content is None or self._content[1].is_object:
+            raise ValueError("no array of plain values")
+        shape, dtype, is_fortran, content = self._content
+        flat = np.frombuffer(content, dtype.make())
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+
+
+def items(value: Any) -> list[Any]:
+    """Returns the elements of a list, tuple or array, as plain Python values where they are plain.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, Array):
+        try:
+            return value.values().tolist()
+        except ValueError:
+            return value.objects()
+    raise ValueError(f"expected a list, found {type(value).__name__}")
+
+
+def load_dict(path: pathlib.Path) -> Mapping[str, Any]:
+    """Reads a file that `numpy.save(path, dictionary)` wrote.
+
+    Returns:
+        The dictionary; its values are plain, or `Array` for `items`.
+
+    Raises:
+        DataError: no such file, damaged, or its pickle names what is not on the list.
+    """
+    where = str(path)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB")
+        pickled = _after_header(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"not a saved dictionary ({error})", where, "download it again"
+        ) from error
+    root = unpickler.load(pickled, where, rebuild=_REBUILD, alone=_ALONE)
+    try:
+        (found,) = root.objects() if isinstance(root, Array) else (root,)
+    except ValueError as error:
+        raise errors.DataError(f"damaged array ({error})", where, "download it again") from error
+    if not isinstance(found, dict):
+        raise errors.DataError("holds no dictionary", where, "download it again")
+    return found
+
+
+def _after_header(data: bytes) -> bytes:
+    """Returns what follows the header of a file that holds one object (NEP 1): magic, version,
+    length of the header (2 bytes little-endian, from version 2 on 4), header, content.
+    """
+    if not data.startswith(b"\x93NUMPY"):
+        raise ValueError("no numpy file")
+    start = 10 if data[6:7] == b"\x01" else 12
+    end = start + int.from_bytes(data[8:start], "little")
+    header = data[start:end]
+    if not re.search(rb"'descr': '\|O'", header) or not re.search(rb"'shape': \(\)", header):
+        raise ValueError(f"an array with the header {header[:100]!r}")
+    return data[end:]
+
+
+def _check_shape(shape: Any) -> None:
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("a shape that is no tuple of sizes")
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    """numpy's _frombuffer: an array of plain values."""
+    array = Array()
+    array.set_state((1, shape, dtype, order == "F", content))
+    return array
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    """One number."""
+    if not isinstance(dtype, _Dtype) or dtype.is_object:
+        raise ValueError("scalar of another kind than a number")
+    return np.frombuffer(content, dtype.make())[0].item()
+
+
+_CORES = ("numpy.core", "numpy._core")  # before and since numpy 2
+_REBUILD = {
+    _NAME("numpy", "dtype"): _Dtype,
+    **{_NAME(f"{core}.multiarray", "_reconstruct"): Array for core in _CORES},
+    **{_NAME(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
+    **{_NAME(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _CORES},
+}
+_ALONE = {_NAME("numpy", "ndarray")}

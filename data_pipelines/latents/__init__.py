@@ -1,0 +1,1 @@
+"""Latents and text embeddings of a store, computed once for training."""

@@ -1,0 +1,1 @@
+"""From a mixture of stores to the batches of an objective."""

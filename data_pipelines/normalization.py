@@ -1,0 +1,264 @@
+"""Statistics of actions and states, and the normalisation that follows from them.
+
+Only low-dimensional columns are read, never an image. Statistics are cached beside a store under
+its fingerprint, travel as JSON into checkpoints and bundles, and are the same on every host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines import episodes
+from data_pipelines.transforms import action
+from defi_jax import errors
+
+KINDS = ("none", "normal", "bounds", "bounds_q99")
+COLUMNS = ("actions", "states")
+EPSILON = 1e-8  # official: Step2_GIDM/datasets/rlds/utils/data_utils.py:49-103
+
+_FIELDS = ("mean", "std", "min", "max", "q01", "q99")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Per-dimension statistics of one column, float64[A] each.
+
+    Attributes:
+        mean: arithmetic mean.
+        std: population standard deviation.
+        min: smallest value.
+        max: largest value.
+        q01: 1 % quantile; of merged statistics the mean of the parts weighted by their counts.
+        q99: 99 % quantile, likewise.
+        count: number of steps.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+    q01: np.ndarray
+    q99: np.ndarray
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON-able values; `from_json` gives back the same bits."""
+        return {name: getattr(self, name).tolist() for name in _FIELDS} | {"count": self.count}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Statistics:
+        """Inverse of `to_json`."""
+        arrays = {name: np.array(values[name], np.float64) for name in _FIELDS}
+        return cls(**arrays, count=int(values["count"]))
+
+
+def compute(values: np.ndarray, where: str = "") -> Statistics:
+    """Returns the statistics of [count, A].
+
+    Args:
+        values: of all steps.
+        where: what an error names.
+
+    Raises:
+        DataError: a value is not finite, or there are none.
+    """
+    if len(values) == 0:
+        raise errors.DataError("no steps to compute statistics of", where)
+    finite = np.isfinite(values).all(axis=0)
+    if not finite.all():
+        dims = np.flatnonzero(~finite).tolist()
+        raise errors.DataError(f"values of dimensions {dims} are not finite", where)
+    values = np.asarray(values, np.float64)
+    q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
+    return Statistics(
+        mean=values.mean(axis=0),
+        std=values.std(axis=0),
+        min=values.min(axis=0),
+        max=values.max(axis=0),
+        q01=q01,
+        q99=q99,
+        count=len(values),
+    )
+
+
+def of_source(source: episodes.EpisodeSource, where: str = "") -> dict[str, Statistics]:
+    """Returns the statistics of the columns that the source has, "actions" and "states".
+
+    Args:
+        source: the episodes.
+        where: what an error about all of them names.
+
+    Raises:
+        DataError: an episode's width differs from the others', or values are not finite.
+    """
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    for i in range(len(source)):
+        for name, column in (("actions", source.actions(i)), ("states", source.states(i))):
+            if column is None:
+                continue
+            if name == "actions":
+                column = action.recorded(column, source.meta(i).metadata)
+            first = columns[name][0] if columns[name] else column
+            if column.shape[1] != first.shape[1]:
+                raise errors.DataError(
+                    f"{name} are {column.shape[1]} wide, {first.shape[1]} in earlier episodes",
+                    f"episode {source.meta(i).episode_id!r}",
+                    "convert embodiments separately",
+                )
+            columns[name].append(column)
+    return {
+        name: compute(np.concatenate(parts), f"{name} of {where}")
+        for name, parts in columns.items()
+        if parts
+    }
+
+
+def cached(source: episodes.EpisodeSource, directory: pathlib.Path | None) -> dict[str, Statistics]:
+    """Returns `of_source`, read from or kept in `directory` under the source's fingerprint."""
+    if directory is None:
+        return of_source(source)
+    path = directory / f"statistics_{source.fingerprint()[:16]}.json"
+    if path.exists():
+        try:
+            content = json.loads(path.read_text())
+            return {name: Statistics.from_json(values) for name, values in content.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
+    found = of_source(source, str(directory))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(json.dumps({k: v.to_json() for k, v in found.items()}, indent=1))
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.warning("statistics are not kept in %s: %s", path, error)
+    return found
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Returns the statistics of the parts together, each step counting once.
+
+    Exact but for the quantiles, see `Statistics`.
+
+    Raises:
+        DataError: the parts differ in width.
+    """
+    widths = sorted({len(part.mean) for part in parts})
+    if len(widths) != 1:
+        raise errors.DataError(f"cannot merge statistics of widths {widths}")
+    if len(parts) == 1:
+        return parts[0]
+    counts = np.array([part.count for part in parts], np.float64)[:, None]
+    share = counts / counts.sum()
+    stacked = {name: np.stack([getattr(part, name) for part in parts]) for name in _FIELDS}
+    mean = (share * stacked["mean"]).sum(axis=0)
+    variance = (share * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(axis=0)
+    return Statistics(
+        mean=mean,
+        std=np.sqrt(variance),
+        min=stacked["min"].min(axis=0),
+        max=stacked["max"].max(axis=0),
+        q01=(share * stacked["q01"]).sum(axis=0),
+        q99=(share * stacked["q99"]).sum(axis=0),
+        count=sum(part.count for part in parts),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalizer:
+    """Maps stored actions to the model's range and back, by one affine function a dimension.
+
+        normal:      (x - mean) / (std + 1e-8)
+        bounds:      clip(2 (x - min) / (max - min + 1e-8) - 1, -1, 1)
+        bounds_q99:  the same with q01 and q99
+        none:        x
+
+    Unmasked dimensions (the gripper) pass through; with the two bounds kinds a dimension whose
+    min equals its max becomes 0 whatever its mask, as officially. `invert` undoes `apply` inside
+    the bounds and gives back the constant of such a dimension.
+
+    Attributes:
+        kind: one of `KINDS`.
+        statistics: of the column; None only for "none".
+        mask: which dimensions are normalised.
+    """
+
+    kind: str
+    statistics: Statistics | None
+    mask: tuple[bool, ...]
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise errors.UserError(
+                f"unknown normalisation {self.kind!r}",
+                "data.normalization",
+                f"use one of {', '.join(KINDS)}",
+            )
+        if (self.statistics is None) != (self.kind == "none"):
+            raise ValueError(f"normalisation {self.kind!r} with statistics {self.statistics}")
+        if self.statistics is not None and len(self.statistics.mean) != len(self.mask):
+            width = len(self.statistics.mean)
+            raise errors.DataError(f"statistics of {width} dimensions, mask of {len(self.mask)}")
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Returns float32[..., A] normalised."""
+        values = np.asarray(values, np.float32)
+        if self.kind == "none":
+            return values
+        center, scale = self._affine()
+        mask = np.array(self.mask)
+        changed = (values - center) / scale
+        if self.kind != "normal":
+            changed = np.clip(changed, -1.0, 1.0)
+        changed = np.where(mask, changed, values)
+        return np.where(self._constant(), 0.0, changed).astype(np.float32)
+
+    def invert(self, values: np.ndarray) -> np.ndarray:
+        """Returns float32[..., A] as stored."""
+        values = np.asarray(values, np.float32)
+        if self.kind == "none":
+            return values
+        center, scale = self._affine()
+        changed = np.where(np.array(self.mask), values * scale + center, values)
+        return np.where(self._constant(), self.statistics.min, changed).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON-able values; `from_json` gives back an equal normaliser."""
+        statistics = None if self.statistics is None else self.statistics.to_json()
+        return {"kind": self.kind, "mask": list(self.mask), "statistics": statistics}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Normalizer:
+        """Inverse of `to_json`."""
+        kept = values["statistics"]
+        return cls(
+            kind=values["kind"],
+            mask=tuple(bool(flag) for flag in values["mask"]),
+            statistics=None if kept is None else Statistics.from_json(kept),
+        )
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        kept = self.statistics
+        return (kept.q01, kept.q99) if self.kind == "bounds_q99" else (kept.min, kept.max)
+
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns center and scale: normalised = (x - center) / scale."""
+        if self.kind == "normal":
+            return self.statistics.mean, self.statistics.std + EPSILON
+        low, high = self._bounds()
+        scale = (high - low + EPSILON) / 2
+        return low + scale, scale
+
+    def _constant(self) -> np.ndarray:
+        """Returns bool[A], the dimensions that the bounds kinds set to 0."""
+        if self.kind == "normal":
+            return np.zeros(len(self.mask), bool)
+        return self.statistics.min == self.statistics.max

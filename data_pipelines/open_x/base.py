@@ -1,0 +1,126 @@
+"""What a standardisation is: from the raw steps of one RLDS dataset to the episode schema.
+
+A dataset is one file in `datasets/` whose `STANDARDS` says by name which raw fields become cameras,
+actions, states and text. Canonical actions end in the gripper, 1 open and 0 closed (Open-X
+Embodiment, "EEF_POS"); what a dataset does otherwise is in its `convention` and its `doubts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.open_x import columns
+from defi_jax import embodiment
+
+Field = columns.Field
+Steps = columns.Steps
+
+IMAGE, TEXT = Field(kind="image"), Field(kind="text")
+INSTRUCTION = "language_instruction"
+NATURAL_INSTRUCTION = "observation/natural_language_instruction"  # of the first Open-X datasets
+DEFAULT_OFFSET = (9, 9)
+
+_BGR = "colours: the Open-X bucket's copy has red and blue swapped in {}; prepared copies do not"
+BGR_WRIST, BGR_ALL = _BGR.format("the wrist view"), _BGR.format("all views")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A standardised trajectory of n steps.
+
+    Attributes:
+        kept: the raw steps that remain, in order; n of them.
+        actions: float32[n, A]; `actions[t]` is executed after frame t. None for action-free video.
+        states: float32[n, P], or None.
+        instructions: the canonical one first; one empty text where unlabelled.
+    """
+
+    kept: range
+    actions: np.ndarray | None
+    states: np.ndarray | None
+    instructions: tuple[str, ...]
+
+
+def first_text(values: np.ndarray | Sequence[bytes]) -> tuple[str, ...]:
+    """The instruction of a trajectory: its first step's text; one empty text where unlabelled.
+
+    Raises:
+        ValueError: the bytes are not UTF-8.
+    """
+    return (values[0].decode().strip() if len(values) else "",)
+
+
+def views(*, primary: str = "", secondary: str = "", wrist: str = "") -> dict[str, str]:
+    """Returns our camera names -> raw image fields, of the views that there are."""
+    raw = {"static": primary, "secondary": secondary, "gripper": wrist}
+    return {camera: f"observation/{name}" for camera, name in raw.items() if name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """How one dataset is read.
+
+    Attributes:
+        robot: who acts.
+        control_hz: steps per second.
+        cameras: our camera name -> raw image field; see `views`.
+        actions: parts of the action vector, in order; None for action-free video.
+        states: likewise; zeros stand where the canonical layout has what the dataset lacks.
+        convention: what the actions mean; None without actions.
+        language: raw field of the instruction.
+        language_field: how it is stored.
+        read_language: its values -> the instructions.
+        finish: last change of the whole trajectory. Raises ValueError for one it cannot use.
+        success_flag: bool field of the episode; episodes where it is false are left out.
+        pair_offset: smallest and largest number of steps between the frames of a GIDM pair
+            (official Step2_GIDM/datasets/rlds/dataset.py:359-367; the window less one).
+        doubts: conventions of the dataset that look wrong or that nobody has checked.
+    """
+
+    robot: str
+    control_hz: float
+    cameras: Mapping[str, str]
+    actions: tuple[columns.Part, ...] | None
+    states: tuple[columns.Part, ...] | None
+    convention: embodiment.Convention | None
+    language: str = INSTRUCTION
+    language_field: Field = TEXT
+    read_language: Callable[..., tuple[str, ...]] = first_text
+    finish: Callable[[Trajectory], Trajectory] | None = None
+    success_flag: str = ""
+    pair_offset: tuple[int, int] = DEFAULT_OFFSET
+    doubts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if (self.actions is None) != (self.convention is None):
+            raise ValueError("actions and their convention come together")
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """Every raw field that is read, with the kind and shape it must have."""
+        parts = [*(self.actions or ()), *(self.states or ())]
+        low_dimensional = [part for part in parts if isinstance(part, columns.Column)]
+        return (
+            {part.name: part.field for part in low_dimensional}
+            | dict.fromkeys(self.cameras.values(), IMAGE)
+            | {self.language: self.language_field}
+        )
+
+    def standardize(self, steps: Steps) -> Trajectory:
+        """Returns the trajectory of raw steps.
+
+        Raises:
+            SurpriseError: values outside of the range that the dataset documents.
+            ValueError: a trajectory that cannot be used.
+        """
+        num_steps = len(steps[next(iter(self.cameras.values()))])
+        trajectory = Trajectory(
+            kept=range(num_steps),
+            actions=columns.stack(self.actions, steps, num_steps),
+            states=columns.stack(self.states, steps, num_steps),
+            instructions=self.read_language(steps[self.language]),
+        )
+        return self.finish(trajectory) if self.finish else trajectory

@@ -1,0 +1,23 @@
+"""FurnitureBench: assembly with a Franka arm (KAIST)."""
+
+from data_pipelines.open_x import base, columns, gripper, rotation
+from defi_jax import embodiment
+
+_ACTION = columns.tensor("action", 8)  # xyz, quaternion, gripper
+_STATE = columns.tensor("observation/state", 35)
+
+STANDARDS = {
+    "furniture_bench_dataset_converted_externally_to_rlds": base.Standard(
+        robot="franka",
+        control_hz=10.0,
+        cameras=base.views(primary="image", wrist="wrist_image"),
+        actions=(
+            _ACTION[:3],
+            _ACTION[3:7].then(rotation.euler_of_quaternion),
+            _ACTION[7:].within(-1, 1).then(gripper.clip, gripper.invert),
+        ),
+        states=(_STATE[:7], _STATE[34:]),
+        convention=embodiment.end_effector(),
+        doubts=("shapes: inferred from the reference, not seen in a description",),
+    )
+}

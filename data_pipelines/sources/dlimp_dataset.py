@@ -1,0 +1,165 @@
+"""RLDS trajectories as dlimp has them, without TensorFlow: lazy maps of trajectories and frames.
+
+A trajectory of T steps is a nested dict of arrays [T, ...]; images, texts and other byte strings
+are object arrays [T]. Images stay encoded until someone decodes them (`media.decode_image`).
+
+    trajectories = Trajectories.from_rlds("gs://bucket/bridge_dataset/1.0.0", splits=["train"])
+    frames = trajectories.traj_map(relabel).flatten().frame_map(decode)
+
+Semantics of github.com/kvablack/dlimp, dlimp/dataset.py: features of the episode are repeated T
+times below "traj_metadata"; "_len", "_traj_index" and "_frame_index" are added. Differences: order
+is that of the files, `flatten` goes through one trajectory after another, compressed tensors come
+inflated, and features that are sequences within a step are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.formats import tfrecord
+from data_pipelines.sources import rlds, rlds_info
+
+Nested = dict[str, Any]  # of arrays, or of further dicts
+Map = Callable[[Nested], Nested]
+
+METADATA = "traj_metadata"
+
+
+class Trajectories:
+    """Trajectories, or frames after `flatten`; iterate as often as you like.
+
+    Args:
+        make: returns a new iterator over all of them.
+        is_flattened: whether they are frames.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Nested]], *, is_flattened: bool = False):
+        self._make = make
+        self.is_flattened = is_flattened
+
+    @classmethod
+    def from_rlds(
+        cls, directory: epath.PathLike, *, splits: Collection[str] | None = None
+    ) -> Trajectories:
+        """Opens the TFRecord files of an RLDS dataset, on disk or in a bucket.
+
+        Args:
+            directory: see `rlds_info.load_info`.
+            splits: see `rlds_info.load_info`.
+
+        Raises:
+            UserError, DataError: see `rlds_info.load_info`; while reading see `rlds.read_shard`.
+        """
+        info = rlds_info.load_info(directory, splits=splits)
+        return cls(lambda: _read(info))
+
+    def __iter__(self) -> Iterator[Nested]:
+        return self._make()
+
+    def traj_map(self, function: Map) -> Trajectories:
+        """Maps whole trajectories.
+
+        Raises:
+            ValueError: these are frames.
+        """
+        if self.is_flattened:
+            raise ValueError("traj_map after flatten: these are frames")
+        return Trajectories(lambda: map(function, self))
+
+    def frame_map(self, function: Map) -> Trajectories:
+        """Maps every frame, of trajectories or after `flatten`."""
+        if self.is_flattened:
+            return Trajectories(lambda: map(function, self), is_flattened=True)
+        return Trajectories(lambda: (_stack([function(f) for f in _frames(t)]) for t in self))
+
+    def filter(self, predicate: Callable[[Nested], bool]) -> Trajectories:
+        """Keeps the trajectories (or frames) for which the predicate holds."""
+        return Trajectories(lambda: filter(predicate, self), is_flattened=self.is_flattened)
+
+    def flatten(self) -> Trajectories:
+        """Returns the frames of all trajectories.
+
+        Raises:
+            ValueError: these are frames.
+        """
+        if self.is_flattened:
+            raise ValueError("flatten twice")
+        return Trajectories(lambda: (f for t in self for f in _frames(t)), is_flattened=True)
+
+
+def leaves(tree: Nested, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path joined by slashes, leaf)."""
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            yield from leaves(node, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", node
+
+
+def _read(info: rlds_info.DatasetInfo) -> Iterator[Nested]:
+    number = 0
+    for shard in info.shards:
+        for index, record in enumerate(rlds.read_shard(shard)):
+            yield _trajectory(info, record, number, where=f"{shard.path} record {index}")
+            number += 1
+
+
+def _trajectory(info: rlds_info.DatasetInfo, record: bytes, number: int, *, where: str) -> Nested:
+    features = tfrecord.parse_example(record, where=where)
+    steps = rlds.RawSteps(features, info.step_fields, where)
+    known = [name for name, field in info.step_fields.items() if field.kind != "other"]
+    tree: Nested = {}
+    for name in known:
+        _insert(tree, info.paths[f"steps/{name}"][1:], _array(steps[name]))
+    num_steps = len(steps[known[0]])
+    for name, field in info.episode_fields.items():
+        if field.kind != "other" and name in features:
+            values = _array(rlds.unpack(features[name], field))
+            _insert(tree, (METADATA, *info.paths[name]), np.repeat(values, num_steps, axis=0))
+    tree["_len"] = np.full(num_steps, num_steps, np.int32)
+    tree["_traj_index"] = np.full(num_steps, number, np.int64)
+    tree["_frame_index"] = np.arange(num_steps, dtype=np.int32)
+    return tree
+
+
+def _insert(tree: Nested, path: tuple[str, ...], values: np.ndarray) -> None:
+    *parents, name = path
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[name] = values
+
+
+def _array(values: np.ndarray | list[bytes]) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else np.array(values, object)
+
+
+def _frames(trajectory: Nested) -> Iterator[Nested]:
+    length = len(next(leaf for _, leaf in leaves(trajectory)))
+    for step in range(length):
+        yield _at(trajectory, step)
+
+
+def _at(tree: Nested, step: int) -> Nested:
+    return {
+        name: _at(node, step) if isinstance(node, dict) else node[step]
+        for name, node in tree.items()
+    }
+
+
+def _stack(frames: list[Nested]) -> Nested:
+    return {
+        name: _stack([frame[name] for frame in frames])
+        if isinstance(node, dict)
+        else _stack_leaf([frame[name] for frame in frames])
+        for name, node in frames[0].items()
+    }
+
+
+def _stack_leaf(values: list[Any]) -> np.ndarray:
+    if isinstance(values[0], bytes):
+        return np.array(values, object)
+    return np.stack(values)

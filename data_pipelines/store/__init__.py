@@ -1,0 +1,1 @@
+"""The episode store: ArrayRecord shards written once, read at random."""

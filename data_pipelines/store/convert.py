@@ -1,0 +1,208 @@
+"""From a raw source to an episode store, resumable, with a manifest of what came and what did not.
+
+`manifest.json` in the store is written first with `"complete": false` and last with the counts, so
+that an interrupted conversion can be told from a finished one, and one store is never filled from
+two sources by mistake. It tells how the data were made: what was chosen by which rule and file
+(`recipe`, with digests), how much came of it, and what was rejected and why.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from data_pipelines import files
+from data_pipelines.sources import base
+from data_pipelines.store import reader
+from data_pipelines.store import writer as store_writer
+from defi_jax import errors
+
+MANIFEST = "manifest.json"
+
+
+def convert(
+    source: base.Source,
+    output: str | os.PathLike,
+    *,
+    origin: Mapping[str, Any],
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Writes all episodes of a source that the store does not hold yet.
+
+    Args:
+        source: where episodes come from.
+        output: directory of the store; created when absent.
+        origin: JSON-able description of the input and its options; a store that was begun with
+            another one is refused.
+        progress: draw a progress bar on stderr.
+
+    Returns:
+        The manifest: `source, origin, recipe, complete, episodes, frames, hours, fps, sizes,
+        rejected, rejected_by_reason, fingerprint`.
+
+    Raises:
+        UserError: the store was begun from something else, or another run writes it.
+        DataError: the source is damaged as a whole, or gave no episode.
+    """
+    output = pathlib.Path(output)
+    start = {"source": source.name, "origin": dict(origin), "recipe": base.recipe(source)}
+    existed = output.exists()
+    _check_same_origin(output, start)  # before anything is written there
+    files.make_directory(output)
+    with files.alone(output):
+        try:
+            _check_same_origin(output, start)  # no other run changes it any more
+            return _fill(source, output, start, progress)
+        except BaseException:
+            _remove_empty(output, existed)
+            raise
+
+
+def _fill(
+    source: base.Source, output: pathlib.Path, start: Mapping[str, Any], progress: bool
+) -> dict[str, Any]:
+    """Writes what is missing; returns the manifest."""
+    with store_writer.EpisodeWriter(output, source=source.name) as writer:
+        _write_manifest(output, {**start, "complete": False})
+        rejects = _copy(source, writer, progress)
+    store = _open_filled(output, source, rejects)
+    manifest = {
+        **start,
+        "complete": True,
+        "episodes": len(store),
+        "frames": int(store.lengths.sum()),
+        **_describe(store),
+        "rejected_by_reason": _count_reasons(rejects),
+        "rejected": [{"item": reject.item, "reason": reject.reason} for reject in rejects],
+        "fingerprint": store.fingerprint(),
+    }
+    _write_manifest(output, manifest)
+    return manifest
+
+
+def _describe(store: reader.EpisodeStore) -> dict[str, Any]:
+    """Returns hours, and the number of episodes by frame rate and by frame size where known."""
+    seconds, rates, sizes = 0.0, collections.Counter(), collections.Counter()
+    for i in range(len(store)):
+        meta = store.meta(i)
+        seconds += meta.length / meta.fps
+        rates[f"{meta.fps:.4g}"] += 1
+        sizes["x".join(map(str, meta.metadata.get("frame_size", ())))] += 1
+    sizes.pop("", None)
+    return {"hours": round(seconds / 3600, 4), "fps": dict(rates), "sizes": dict(sizes)}
+
+
+def _count_reasons(rejects: Sequence[base.Reject]) -> dict[str, int]:
+    """Counts rejects by reason, whatever numbers, bytes and files the reasons name."""
+    varying = re.compile(r"b'.*'|b\".*\"|\b\d+(\.\d+)?\b")
+    reasons = (varying.sub("N", reject.reason.split(": ")[0]) for reject in rejects)
+    return dict(collections.Counter(reasons).most_common())
+
+
+def summary(manifest: Mapping[str, Any], seconds: float, *, shown: int = 5) -> str:
+    """Says in a few lines what a conversion gave."""
+    rejected = manifest["rejected"]
+    lines = [
+        f"{manifest['source']}: {manifest['episodes']} episodes, {manifest['frames']} frames, "
+        f"{len(rejected)} rejected, {seconds:.1f} s"
+    ]
+    lines += [f"  rejected {reject['item']}: {reject['reason']}" for reject in rejected[:shown]]
+    if len(rejected) > shown:
+        lines.append(f"  and {len(rejected) - shown} more, see {MANIFEST}")
+    return "\n".join(lines)
+
+
+def read_manifest(store: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the manifest of a store, None where it has none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = pathlib.Path(store) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
+        return manifest
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"manifest cannot be read ({error})", str(path), "delete it and convert again"
+        ) from error
+
+
+def _copy(
+    source: base.Source, writer: store_writer.EpisodeWriter, progress: bool
+) -> list[base.Reject]:
+    done = writer.done_ids()
+    rejects = []
+    with tqdm.tqdm(
+        total=source.total, initial=len(done), desc=source.name, unit="ep", disable=not progress
+    ) as bar:
+        for result in source.read(skip=done):
+            if isinstance(result, base.Reject):
+                rejects.append(result)
+            else:
+                writer.write(result)
+            bar.update()
+    return rejects
+
+
+def _open_filled(
+    output: pathlib.Path, source: base.Source, rejects: list[base.Reject]
+) -> reader.EpisodeStore:
+    try:
+        return reader.EpisodeStore(output)
+    except errors.DataError:
+        raise
+    except errors.UserError as error:  # nothing was published
+        first = f"; the first: {rejects[0].item}: {rejects[0].reason}" if rejects else ""
+        raise errors.DataError(
+            f"source gave no episode ({len(rejects)} rejected{first})", source.name
+        ) from error
+
+
+def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
+    manifest = read_manifest(output)
+    if manifest is None:
+        if files.holds_files(output):
+            raise errors.UserError(
+                f"output holds files, but no {MANIFEST}", output, "choose another --output"
+            )
+        return
+    differing = [key for key in start if manifest.get(key) != start[key]]
+    if differing:
+        raise errors.UserError(
+            f"output holds a conversion with another {' and '.join(differing)}",
+            f"{output / MANIFEST}",
+            "choose another --output, or delete this one",
+        )
+
+
+def _write_manifest(output: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    path = output / MANIFEST
+    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}")
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    # The name of a folder need not be Unicode.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    temporary.replace(path)
+
+
+def _remove_empty(output: pathlib.Path, existed: bool) -> None:
+    """Leaves no trace of a conversion that published nothing into a new directory."""
+    if existed or not output.exists():
+        return
+    if {path.name for path in output.iterdir()} <= {MANIFEST, files.LOCK}:
+        for name in (MANIFEST, files.LOCK):
+            (output / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            output.rmdir()

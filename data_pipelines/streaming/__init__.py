@@ -1,0 +1,1 @@
+"""The same batches straight from RLDS, without conversion."""

@@ -1,0 +1,177 @@
+"""What is inside one checkpoint step: items of plain arrays, JSON documents, and their proofs.
+
+A train state is split into the items `params`, `frozen`, `ema_params` and `train` (everything
+else), nested dicts of ordinary arrays, so that a reader needs neither the optimizer nor the mesh.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from defi_jax import errors, partition
+from defi_jax.array_typing import Params
+from defi_jax.checkpoints import digests as digests_lib
+from defi_jax.checkpoints import train_state
+from defi_jax.models import params as params_lib
+
+SCHEMA_VERSION = 1
+COMMIT_MARKER = "commit_success.txt"
+
+_ARRAY_ITEMS = ("params", "frozen", "ema_params", "train")
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """Returns a path that the checkpoint library accepts: absolute, or in a bucket."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
+def to_items(state: train_state.TrainState) -> dict[str, Params]:
+    """Splits a state, concrete or abstract, into items of nested dicts; empty ones are left out."""
+    flat: dict[str, dict[str, Any]] = {name: {} for name in _ARRAY_ITEMS}
+    for path, leaf in _state_leaves(state):
+        item, _, rest = path.partition("/")
+        if item in _ARRAY_ITEMS:
+            flat[item][rest] = _as_plain(leaf)
+        else:
+            flat["train"][path] = _as_plain(leaf)
+    return {name: params_lib.unflatten(leaves) for name, leaves in flat.items() if leaves}
+
+
+def from_items(
+    items: Mapping[str, Params], abstract: train_state.TrainState
+) -> train_state.TrainState:
+    """Inverse of `to_items`, given a state of the same structure."""
+    flat = dict(flat_items(items))
+    leaves = []
+    for path, like in _state_leaves(abstract):
+        leaf = flat[path if path in flat else f"train/{path}"]
+        leaves.append(jax.random.wrap_key_data(leaf) if _is_key(like) else leaf)
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _state_leaves(state: train_state.TrainState) -> Iterator[tuple[str, Any]]:
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield partition.path_string(key_path), leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _as_plain(leaf: Any) -> Any:
+    """Keys become their uint32 words: every item holds ordinary arrays only."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        words = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=leaf.sharding)
+    return jax.random.key_data(leaf)
+
+
+def flat_items(items: Mapping[str, Params]) -> Iterator[tuple[str, Any]]:
+    """Yields ("item/a/b", leaf) of all items."""
+    for name, tree in items.items():
+        for path, leaf in params_lib.flatten(tree).items():
+            yield f"{name}/{path}", leaf
+
+
+def integrity_document(items: Mapping[str, Params], documents: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns shape, dtype and digest of every leaf, and the digests of the other documents."""
+    leaves = dict(flat_items(items))
+    digests = digests_lib.leaf_digests(leaves)
+    facts = {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[path]}
+        for path, leaf in leaves.items()
+    }
+    return {
+        "leaves": facts,
+        "documents": {name: digests_lib.json_digest(value) for name, value in documents.items()},
+    }
+
+
+def verified_documents(path: epath.Path) -> dict[str, Any]:
+    """Returns the JSON items of a step after checking its files and the documents' digests."""
+    problems = digests_lib.file_damage(path)
+    if problems:
+        raise damaged(path, "; ".join(problems[:5]))
+    documents = {}
+    for name in ("integrity", "metadata", "data"):
+        try:
+            documents[name] = json.loads((path / name / "metadata").read_text())
+        except (OSError, ValueError) as error:
+            raise damaged(path, f"{name}/metadata is not readable") from error
+    try:
+        expected = documents["integrity"]["documents"]
+        changed = [n for n in expected if digests_lib.json_digest(documents[n]) != expected[n]]
+        schema = documents["metadata"]["schema_version"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise damaged(path, "integrity/metadata is not readable") from error
+    if changed:
+        raise damaged(path, f"{changed[0]}/metadata has changed")
+    if schema != SCHEMA_VERSION:
+        raise errors.UserError(
+            f"checkpoint schema {schema}, not {SCHEMA_VERSION}",
+            str(path),
+            "use the version of this code that wrote it",
+        )
+    return documents
+
+
+def check_fits(path: epath.Path, saved: Mapping[str, Any], items: Mapping[str, Params]) -> None:
+    """Raises UserError listing the leaves that model and checkpoint don't share."""
+    wanted = dict(flat_items(items))
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - saved.keys())]
+    problems += [f"unknown {name}" for name in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & saved.keys()):
+        want = (list(wanted[name].shape), str(wanted[name].dtype))
+        have = (saved[name]["shape"], saved[name]["dtype"])
+        if want != have:
+            problems.append(f"{name} is {have[1]}{have[0]}, the config wants {want[1]}{want[0]}")
+    if problems:
+        raise errors.UserError(
+            f"the checkpoint is of another model ({errors.listed(problems, 10)})",
+            str(path),
+            "use the config it was made with, another --workdir, or --overwrite",
+        )
+
+
+def check_leaves(path: epath.Path, saved: Mapping[str, Any], trees: Mapping[str, Params]) -> None:
+    """Raises DataError unless every restored leaf has the digest it was saved with."""
+    digests = digests_lib.leaf_digests(dict(flat_items(trees)))
+    changed = [name for name in sorted(saved) if digests.get(name) != saved[name]["digest"]]
+    if changed:
+        raise damaged(path, f"values of {', '.join(changed[:5])} have changed")
+
+
+def read_item(path: epath.Path, name: str, leaves: Mapping[str, Any]) -> Params:
+    """Reads one item as numpy arrays."""
+    prefix = f"{name}/"
+    names = [leaf.removeprefix(prefix) for leaf in leaves if leaf.startswith(prefix)]
+    target = params_lib.unflatten(dict.fromkeys(names, 0))
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            return reader.restore(
+                path / name, args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy)
+            )
+        except Exception as error:  # the library has no common type for unreadable data
+            raise damaged(path, f"{name} is not readable ({one_line(error)})") from error
+
+
+def damaged(path: epath.Path, what: str) -> errors.DataError:
+    """Returns the error for a damaged step."""
+    return errors.DataError(
+        f"damaged checkpoint: {what}", str(path), "use another step or a copy of this one"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """Returns the start of an error's text, without line breaks."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,411 @@
+"""Checkpoints that are complete or absent, and verified before anything is taken from them.
+
+`<workdir>/checkpoints/<step>/` holds the items `params` (trained), `frozen`, `ema_params` and
+`train` (optimizer state, objective arrays, counters, key), each a nested dict of arrays, and three
+JSON items: `metadata` (schema, resolved config, mesh, statistics, ...), `data` (state of the batch
+iterator) and `integrity` (shape, dtype and digest of every leaf, digests of the other two). The
+commit marker is written last; a step without it does not exist. After the commit the digests of
+the files are written beside the step.
+
+Paths may be local or in a bucket (`gs://`).
+"""
+
+import concurrent.futures
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from defi_jax import errors, processes
+from defi_jax.array_typing import Params
+from defi_jax.checkpoints import digests, train_state
+from defi_jax.checkpoints import format as checkpoint_format
+
+DIRECTORY = "checkpoints"
+
+_LEFTOVER = re.compile(r"\.incomplete\d*$|\.orbax-checkpoint-tmp")
+_SETTLE_SECONDS = 0.2  # between looks for the commit marker
+_MAX_FAILED_SAVES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a verified checkpoint holds.
+
+    Attributes:
+        state: the train state, on the devices the abstract state asked for.
+        metadata: as given to `save`, with "schema_version" and "step".
+        data_state: as given to `save`.
+    """
+
+    state: train_state.TrainState
+    metadata: dict[str, Any]
+    data_state: Any
+
+
+class Checkpointer:
+    """Writes, restores and keeps the checkpoints of one run.
+
+    Use as a context manager: leaving it waits for the save in flight, also after an exception.
+
+    Args:
+        workdir: the run's directory; steps are kept below `checkpoints/`.
+        keep: how many of the latest steps stay; 0 keeps all.
+    """
+
+    def __init__(self, workdir: str | epath.Path, *, keep: int):
+        self.directory = checkpoint_format.absolute(workdir) / DIRECTORY
+        self._failures = 0
+        self._in_flight: int | None = None
+        self._sealing: list[concurrent.futures.Future] = []
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "seal-checkpoint")
+        self._closed = False
+        if jax.process_index() == 0:
+            _set_aside_uncommitted(self.directory)
+        processes.barrier("uncommitted steps set aside")
+        mode = ocp.options.AtomicityMode.COMMIT_FILE
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep or None),
+                atomicity_options=ocp.options.AtomicityOptions(mode=mode),
+                save_root_metadata=False,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        try:
+            self.wait()
+        finally:
+            self.close()
+
+    def save(
+        self,
+        state: train_state.TrainState,
+        *,
+        metadata: Mapping[str, Any],
+        data_state: Any,
+    ) -> bool:
+        """Starts to save `state`; its buffers may be donated as soon as this returns.
+
+        A failure of an earlier save surfaces here: it is logged, and this save is still made.
+
+        Args:
+            state: the state after `state.step` steps.
+            metadata: JSON-able facts.
+            data_state: JSON-able state of the batch iterator.
+
+        Returns:
+            False if the step exists already.
+
+        Raises:
+            DataError: after three failed saves in a row.
+        """
+        self._settle()
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return False
+        items = checkpoint_format.to_items(state)
+        documents = {
+            "metadata": {
+                **metadata,
+                "schema_version": checkpoint_format.SCHEMA_VERSION,
+                "step": step,
+            },
+            "data": {"state": data_state},
+        }
+        documents["integrity"] = checkpoint_format.integrity_document(items, documents)
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args |= {name: ocp.args.JsonSave(value) for name, value in documents.items()}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        except OSError as error:
+            self._count_failure(error)
+            return False
+        self._in_flight = step
+        if jax.process_index() == 0:
+            self._sealing.append(self._executor.submit(self._seal, step))
+        return True
+
+    def restore(self, abstract: train_state.TrainState) -> Restored | None:
+        """Returns the latest step that verifies, or None where there is no step at all.
+
+        Damaged steps are renamed to `<step>.corrupt` and named in a warning.
+
+        Args:
+            abstract: tree of ShapeDtypeStruct with the shardings wanted, on any mesh.
+
+        Raises:
+            UserError: if the latest step is of another model.
+            DataError: if there are steps and none verifies.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore_step(step, abstract)
+            except errors.DataError as error:
+                logging.warning("%s; trying the step before", error)
+                damaged.append(step)
+                continue
+            # Only now: were nothing left, a second start would silently begin from scratch.
+            self._quarantine(damaged)
+            logging.info("restored step %d of %s", step, self.directory)
+            return restored
+        if damaged:
+            raise errors.DataError(
+                f"no checkpoint verifies (damaged: {', '.join(map(str, damaged))})",
+                str(self.directory),
+                "restore the directory from a copy, or start over with --overwrite",
+            )
+        return None
+
+    def wait(self) -> None:
+        """Waits until the save in flight is committed and its file digests are written.
+
+        Raises:
+            DataError: if the last save failed.
+        """
+        failures = self._failures
+        self._settle()
+        if self._failures > failures:
+            raise errors.DataError(
+                "the last checkpoint was not written",
+                str(self.directory),
+                "see the log for the cause (disk space, permissions), then start again",
+            )
+        for future in self._sealing:
+            future.result()
+        self._sealing = []
+        if jax.process_index() == 0:
+            self._drop_orphan_digests()
+
+    def close(self) -> None:
+        """Frees the threads; `wait` first."""
+        self._closed = True
+        self._executor.shutdown()
+        self._manager.close()
+
+    def _settle(self) -> None:
+        """Waits for the save in flight; a failure is counted, and forgotten by the manager."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever a background thread of the library met
+            self._count_failure(error)
+        else:
+            if self._in_flight is not None:
+                self._failures = 0
+        self._in_flight = None
+
+    def _count_failure(self, error: Exception) -> None:
+        self._failures += 1
+        logging.warning("saving to %s failed: %s", self.directory, error)
+        self._manager.reload()
+        if self._failures >= _MAX_FAILED_SAVES:
+            raise errors.DataError(
+                f"{self._failures} checkpoints in a row were not written",
+                str(self.directory),
+                "see the log for the cause (disk space, permissions), then start again",
+            ) from error
+
+    def _seal(self, step: int) -> None:
+        """Waits for the commit of a step, then writes its file digests (background thread)."""
+        path = self.directory / str(step)
+        while not (path / checkpoint_format.COMMIT_MARKER).exists():
+            if self._closed or not self._manager.is_saving_in_progress():
+                break
+            time.sleep(_SETTLE_SECONDS)
+        if not (path / checkpoint_format.COMMIT_MARKER).exists():
+            return
+        try:
+            digests.write_file_digests(path)
+        except FileNotFoundError:  # deleted meanwhile by the keep policy
+            digests.digests_path(path).unlink(missing_ok=True)
+        except OSError as error:
+            logging.warning("%s: file digests were not written: %s", path, error)
+
+    def _drop_orphan_digests(self) -> None:
+        """Deletes the file digests of steps that the keep policy has deleted."""
+        for file in self.directory.glob(f"*{digests.FILE_DIGESTS_SUFFIX}"):
+            step_name = file.name.removesuffix(digests.FILE_DIGESTS_SUFFIX)
+            if not (self.directory / step_name).exists():
+                file.unlink(missing_ok=True)
+
+    def _restore_step(self, step: int, abstract: train_state.TrainState) -> Restored:
+        path = self.directory / str(step)
+        documents = checkpoint_format.verified_documents(path)
+        items = checkpoint_format.to_items(abstract)
+        checkpoint_format.check_fits(path, documents["integrity"]["leaves"], items)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # the library has no common type for unreadable data
+            raise checkpoint_format.damaged(
+                path, f"arrays are not readable ({checkpoint_format.one_line(error)})"
+            ) from error
+        trees = {name: restored[name] for name in items}
+        checkpoint_format.check_leaves(path, documents["integrity"]["leaves"], trees)
+        return Restored(
+            state=checkpoint_format.from_items(trees, abstract),
+            metadata=documents["metadata"],
+            data_state=documents["data"]["state"],
+        )
+
+    def _quarantine(self, steps: list[int]) -> None:
+        """Puts damaged steps out of the way, so that the run can write them again."""
+        processes.barrier("before quarantine")
+        if jax.process_index() == 0:
+            for step in steps:
+                path = self.directory / str(step)
+                _rename_free(path, "corrupt")
+                digests.digests_path(path).unlink(missing_ok=True)
+        processes.barrier("after quarantine")
+        self._manager.reload()
+
+
+def committed_steps(path: str | epath.Path) -> list[int]:
+    """Steps with a commit marker below a workdir or checkpoint directory, ascending."""
+    root = _root(checkpoint_format.absolute(path))
+    if not root.is_dir():
+        return []
+    names = [child.name for child in root.iterdir() if child.name.isdigit()]
+    return sorted(
+        int(name) for name in names if (root / name / checkpoint_format.COMMIT_MARKER).exists()
+    )
+
+
+def damage(path: str | epath.Path, step: int) -> str:
+    """Says what is wrong with a step, "" if nothing is.
+
+    Changed and missing files are named where file digests were written, which is nearly always;
+    else every array is read and the leaves are named whose digest differs.
+    """
+    step_path = _root(checkpoint_format.absolute(path)) / str(step)
+    try:
+        documents = checkpoint_format.verified_documents(step_path)
+        if digests.digests_path(step_path).exists():
+            return ""
+        leaves = documents["integrity"]["leaves"]
+        items = dict.fromkeys(leaf.split("/")[0] for leaf in leaves)
+        trees = {name: checkpoint_format.read_item(step_path, name, leaves) for name in items}
+        checkpoint_format.check_leaves(step_path, leaves, trees)
+    except errors.DataError as error:
+        return error.what
+    return ""
+
+
+def latest_verified_step(path: str | epath.Path) -> int | None:
+    """The newest step that verifies: the only one that exporters and evaluators may use."""
+    for step in reversed(committed_steps(path)):
+        problem = damage(path, step)
+        if not problem:
+            return step
+        step_path = _root(checkpoint_format.absolute(path)) / str(step)
+        logging.warning("%s: %s; trying the step before", problem, step_path)
+    return None
+
+
+def load_params(
+    path: str | epath.Path, step: int | None = None, *, ema: bool = True
+) -> tuple[Params, dict[str, Any]]:
+    """Reads all parameters, trained and frozen, without the mesh they were trained on.
+
+    Args:
+        path: a run's workdir, its checkpoint directory, or one step's directory.
+        step: which step; None takes the latest that verifies.
+        ema: whether the moving average replaces the trained parameters, where there is one.
+
+    Returns:
+        Nested dict of numpy arrays, and the checkpoint's metadata.
+
+    Raises:
+        UserError: if there is no such checkpoint.
+        DataError: if it is damaged.
+    """
+    step_path = _find_step(checkpoint_format.absolute(path), step)
+    documents = checkpoint_format.verified_documents(step_path)
+    leaves = documents["integrity"]["leaves"]
+    items = {leaf.split("/")[0] for leaf in leaves}
+    trained = "ema_params" if ema and "ema_params" in items else "params"
+    names = [name for name in (trained, "frozen") if name in items]
+    trees = {name: checkpoint_format.read_item(step_path, name, leaves) for name in names}
+    wanted = {leaf: facts for leaf, facts in leaves.items() if leaf.split("/")[0] in names}
+    checkpoint_format.check_leaves(step_path, wanted, trees)
+    merged: Params = {}
+    for name in reversed(names):
+        merged = train_state.merge_params(trees[name], merged)
+    return merged, documents["metadata"]
+
+
+def load_metadata(path: str | epath.Path, step: int | None = None) -> dict[str, Any]:
+    """Reads the metadata of a step (None: the latest that verifies), after checking its files."""
+    return checkpoint_format.verified_documents(_find_step(checkpoint_format.absolute(path), step))[
+        "metadata"
+    ]
+
+
+def _find_step(path: epath.Path, step: int | None) -> epath.Path:
+    if path.name.isdigit() and (path / checkpoint_format.COMMIT_MARKER).exists():
+        return path
+    root = _root(path)
+    steps = committed_steps(path)
+    if step is not None and step not in steps:
+        raise errors.UserError(
+            f"no checkpoint of step {step}", str(root), f"there are: {steps or 'none'}"
+        )
+    if not steps:
+        raise errors.UserError(
+            "no checkpoint", str(root), "give the --workdir of a run that saved at least once"
+        )
+    found = latest_verified_step(path) if step is None else step
+    if found is None:
+        raise errors.DataError(
+            "no checkpoint verifies", str(root), "restore the directory from a copy"
+        )
+    return root / str(found)
+
+
+def _root(path: epath.Path) -> epath.Path:
+    """Directory of the steps, given that or a workdir."""
+    return path / DIRECTORY if (path / DIRECTORY).is_dir() else path
+
+
+def _set_aside_uncommitted(root: epath.Path) -> None:
+    """Renames steps without a commit marker, saying so; the last such leftovers are deleted.
+
+    They are unfinished saves of a killed run, or copies that lost the marker.
+    """
+    if not root.is_dir():
+        return
+    for child in list(root.iterdir()):
+        if _LEFTOVER.search(child.name):
+            child.rmtree()
+    for child in list(root.iterdir()):
+        if (
+            child.name.isdigit()
+            and child.is_dir()
+            and not (child / checkpoint_format.COMMIT_MARKER).exists()
+        ):
+            logging.warning(
+                "%s: damaged checkpoint: %s is missing (an unfinished save); ignored, renamed to "
+                "%s.incomplete",
+                child,
+                checkpoint_format.COMMIT_MARKER,
+                child.name,
+            )
+            _rename_free(child, "incomplete")
+
+
+def _rename_free(path: epath.Path, suffix: str) -> None:
+    target, number = path.parent / f"{path.name}.{suffix}", 2
+    while target.exists():
+        target, number = path.parent / f"{path.name}.{suffix}{number}", number + 1
+    path.rename(target)

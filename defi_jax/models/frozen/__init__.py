@@ -1,0 +1,1 @@
+"""Frozen encoders and tokenizers by name."""

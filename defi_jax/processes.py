@@ -1,0 +1,105 @@
+"""The processes of a run on many hosts: joining, waiting for each other, ending together.
+
+An exception ends its process at once: a normal exit would wait for peers that wait for it.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from defi_jax import errors
+
+# Environment variables that say that this process is one of several.
+_CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
+_PLACE = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
+_HEARTBEAT_TIMEOUT_SECONDS = 30
+
+
+@contextlib.contextmanager
+def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Joins the other processes of a run for a block; an error in it ends this process at once.
+
+    Enter before anything touches a device. One process needs nothing, and nothing happens to it.
+    """
+    initialize(environ)
+    try:
+        yield
+    except BaseException as error:
+        if jax.distributed.is_initialized():
+            die(error)
+        raise
+
+
+def initialize(environ: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of a run, when the environment says that there are any.
+
+    A cluster that jax knows says who is who. Elsewhere each process is given the same
+    JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES, and its own JAX_PROCESS_ID from 0.
+
+    Raises:
+        UserError: only one of the last two is given, or it is no number.
+    """
+    several_workers = "," in environ.get(_TPU_WORKERS, "")
+    if not several_workers and not any(name in environ for name in _CLUSTER_VARIABLES):
+        return
+    num_processes, process_id = _place(environ)
+    jax.distributed.initialize(
+        num_processes=num_processes,
+        process_id=process_id,
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+    )
+    sys.excepthook = lambda kind, error, trace: die(error)
+    threading.excepthook = lambda args: die(args.exc_value)
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def _place(environ: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Returns (number of processes, this one's id), both None where the cluster knows them."""
+    given = [environ.get(name) for name in _PLACE]
+    if given == [None, None]:
+        return None, None
+    if not all(text is not None and text.isdecimal() for text in given):
+        raise errors.UserError(
+            f"{_PLACE[0]}={given[0]}, {_PLACE[1]}={given[1]}",
+            "environment",
+            "give numbers for both, the second below the first",
+        )
+    return int(str(given[0])), int(str(given[1]))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process of the run is here; one process does not wait."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def die(error: BaseException | None) -> None:
+    """Reports an error and leaves at once, past the barriers of a normal exit."""
+    if isinstance(error, errors.UserError):
+        print(f"error: {error}", file=sys.stderr)
+    elif error is not None:
+        traceback.print_exception(error)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code(error))
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Exit code of a process that ends with `error` (design: 'Exit codes')."""
+    if isinstance(error, errors.UserError):
+        return error.exit_code
+    return 0 if error is None else 1
+
+
+def is_primary() -> bool:
+    """Whether this process writes the run's files."""
+    return jax.process_index() == 0

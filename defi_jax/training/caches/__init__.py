@@ -1,0 +1,1 @@
+"""Inputs of training that are computed once and kept."""

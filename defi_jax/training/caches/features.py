@@ -1,0 +1,266 @@
+"""Features of a frozen, deterministic part of the model: computed once, then read from disk.
+
+    every sample with images -> objective.precompute_features -> <workdir>/cache/features-*.npy
+    -> batches with features instead of images
+
+One file for the training samples (a row a sample) and one for the held-out batches (a row a place
+in them). The name holds a digest of all that the features depend on; a file has its name only when
+it is complete. Objectives that are no `base.FeatureObjective` pass through untouched.
+
+Config keys read: global_batch, eval_batches.
+"""
+
+import logging
+import math
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeGuard
+
+import jax
+import numpy as np
+from etils import epath
+
+from defi_jax import batch as batch_lib
+from defi_jax import errors
+from defi_jax.array_typing import Params
+from defi_jax.checkpoints import digests
+from defi_jax.models import params as params_lib
+from defi_jax.objectives import base
+from defi_jax.training import sharding, watchdog
+from defi_jax.training.caches import latents as latent_cache
+
+DIRECTORY = "cache"
+
+_PARTIAL = ".partial"
+_REPORT_SECONDS = 5.0
+_OFF = "give --config.cache_features=False"
+
+ImageBatches = Iterable[tuple[batch_lib.JointBatch, np.ndarray]]
+
+
+def image_spec(objective: base.Objective, batch_size: int) -> batch_lib.Batch:
+    """Abstract held-out batch as it is read from episodes, before features replace images."""
+    if _is_cached(objective):
+        return objective.image_batch_spec(batch_size)
+    return latent_cache.held_out_spec(objective, batch_size)
+
+
+def prepare(
+    config: Any,
+    objective: base.Objective,
+    frozen: Params,
+    loader: Any,
+    held_out: Any,
+    *,
+    mesh: jax.sharding.Mesh,
+    workdir: epath.Path,
+    watch: watchdog.Supervisor,
+) -> Any:
+    """Computes or finds the features of an objective that wants them; `loader` then yields them.
+
+    Args:
+        config: of the run.
+        objective: the stage.
+        frozen: parameters that do not train, on their devices.
+        loader: of the training split, made with `objective.batch_spec`.
+        held_out: loader of the held-out split, made with `image_spec`, or None.
+        mesh: where the computation runs.
+        workdir: of the run.
+        watch: asked whether to stop, and told of progress.
+
+    Returns:
+        The held-out loader, of batches with features if the objective wants them.
+
+    Raises:
+        UserError: several processes, no local workdir, or no space for the files.
+        NumericsError: a feature is not finite.
+        Preempted: asked to stop; what is half done is lost.
+    """
+    if not _is_cached(objective):
+        return held_out
+    compute = _Compute(config, objective, frozen, mesh, _local_directory(workdir), watch)
+    spec = objective.image_batch_spec(config.global_batch)
+    path = compute.file(
+        loader.fingerprint, loader.num_samples, lambda: loader.scan(spec), "training samples"
+    )
+    loader.use_features(path)
+    if held_out is None:
+        return None
+    count = config.eval_batches
+    good = np.ones(config.global_batch, bool)  # the loader has replaced damaged samples
+    path = compute.file(
+        f"{held_out.fingerprint}/{count}",
+        count * config.global_batch,
+        lambda: ((batch, good) for batch in held_out.first(count)),
+        "held-out samples",
+    )
+    return HeldOutFeatures(held_out, path)
+
+
+class HeldOutFeatures:
+    """The first batches of a loader, with features from a file in the place of images."""
+
+    def __init__(self, loader: Any, path: pathlib.Path):
+        self._loader, self._path = loader, path
+
+    def first(self, num_batches: int) -> Iterator[batch_lib.JointBatch]:
+        """Yields as many batches as the file was made for, or fewer."""
+        rows = np.load(self._path, mmap_mode="r")
+        start = 0
+        for batch in self._loader.first(num_batches):
+            stop = start + len(batch.actions)
+            yield batch.replace(images=None, features=np.array(rows[start:stop]))
+            start = stop
+
+
+class _Compute:
+    """Makes feature files of one model; compiles once, for batches of global_batch."""
+
+    def __init__(
+        self,
+        config: Any,
+        objective: base.FeatureObjective,
+        frozen: Params,
+        mesh: jax.sharding.Mesh,
+        directory: pathlib.Path,
+        watch: watchdog.Supervisor,
+    ):
+        self._batch_size, self._mesh, self._directory = config.global_batch, mesh, directory
+        self._watch = watch
+        self._params = objective.feature_params(frozen)
+        self._facts = [
+            objective.feature_facts(),
+            digests.leaf_digests(params_lib.flatten(self._params)),
+        ]
+        self._compute = jax.jit(objective.precompute_features)
+        leaf = jax.eval_shape(
+            self._compute, self._params, objective.image_batch_spec(self._batch_size)
+        )
+        self._row_shape, self._dtype = leaf.shape[1:], leaf.dtype
+
+    def file(self, fingerprint: str, num_rows: int, batches: Any, label: str) -> pathlib.Path:
+        """Returns the file of these rows, computed unless it is there.
+
+        Args:
+            fingerprint: of the data.
+            num_rows: how many rows the file has.
+            batches: () -> `ImageBatches`; their examples in order, up to `num_rows`, are the rows.
+            label: what the rows are, for the log.
+        """
+        digest = digests.json_digest([fingerprint, self._facts])[:16]
+        path = self._directory / f"features-{digest}.npy"
+        shape = (num_rows, *self._row_shape)
+        if _is_complete(path, shape, self._dtype):
+            logging.info("features of %d %s are in %s", num_rows, label, path)
+            return path
+        self._directory.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + _PARTIAL)
+        partial.unlink(missing_ok=True)  # of a run that was stopped; it takes up space
+        self._check_space(shape)
+        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=self._dtype, shape=shape)
+        with self._watch.phase("startup"):
+            self._fill(rows, batches(), label)
+        rows.flush()
+        os.replace(partial, path)
+        return path
+
+    def _fill(self, rows: np.ndarray, batches: ImageBatches, label: str) -> None:
+        progress = _Progress(label, len(rows))
+        start = 0
+        for batch, good in batches:
+            if self._watch.stop_requested():
+                raise errors.Preempted(
+                    f"stopped on request, before step 1, after the features of {start} {label}",
+                    str(self._directory),
+                    "the same command computes them anew",
+                )
+            self._watch.enter("startup")
+            on_devices = sharding.global_batch_array(batch, self._batch_size, self._mesh)
+            features = np.array(self._compute(self._params, on_devices))
+            if not np.isfinite(features[good]).all():
+                raise errors.NumericsError(
+                    f"features of {label} are not finite",
+                    "init.gfdm",
+                    "give a GFDM that has trained well",
+                )
+            features[~good] = np.nan
+            stop = min(start + len(features), len(rows))
+            rows[start:stop] = features[: stop - start]
+            start = stop
+            progress.report(start)
+
+    def _check_space(self, shape: tuple[int, ...]) -> None:
+        size = math.prod(shape) * np.dtype(self._dtype).itemsize
+        free = shutil.disk_usage(self._directory).free
+        if size > free:
+            raise errors.UserError(
+                f"cache_features=True needs {size / 2**30:.1f} GiB, {free / 2**30:.1f} are free",
+                str(self._directory),
+                f"make space, raise --config.data.window_stride, or {_OFF}",
+            )
+
+
+class _Progress:
+    """Logs every few seconds; the first batch, which waits for the compilation, does not count."""
+
+    def __init__(self, label: str, total: int):
+        self._label, self._total = label, total
+        self._first: tuple[int, float] | None = None
+        self._last = time.monotonic()
+
+    def report(self, done: int) -> None:
+        """Logs rate and time left, when it is time or all is done."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (done, now)
+        is_last = done == self._total
+        if now - self._last < _REPORT_SECONDS and not is_last:
+            return
+        self._last = now
+        first, since = self._first
+        rate = (done - first) / max(now - since, 1e-9)
+        left = f"{(self._total - done) / rate:.0f} s left" if rate else "time left unknown"
+        logging.info(
+            "features of %d of %d %s, %.1f/s, %s",
+            done,
+            self._total,
+            self._label,
+            rate,
+            "done" if is_last else left,
+        )
+
+
+def _is_cached(objective: base.Objective) -> TypeGuard[base.FeatureObjective]:
+    return isinstance(objective, base.FeatureObjective) and objective.caches_features
+
+
+def _is_complete(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> bool:
+    try:
+        rows = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return False
+    return rows.shape == shape and rows.dtype == dtype
+
+
+def _local_directory(workdir: epath.Path) -> pathlib.Path:
+    """Returns the run's cache directory.
+
+    Raises:
+        UserError: the run has several processes, or its workdir is in a bucket.
+    """
+    if jax.process_count() > 1:
+        raise errors.UserError(
+            f"cache_features=True works in one process, not in {jax.process_count()}",
+            "--config.cache_features",
+            _OFF,
+        )
+    if "://" in str(workdir):
+        raise errors.UserError(
+            "cache_features=True needs a local workdir",
+            f"--workdir={workdir}",
+            f"give a local one, or {_OFF}",
+        )
+    return pathlib.Path(workdir) / DIRECTORY

@@ -1,0 +1,130 @@
+"""What a run does beside stepping: evaluate, save, report, and refuse numbers that went wrong."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from defi_jax import errors
+from defi_jax.checkpoints import manager
+from defi_jax.checkpoints.train_state import TrainState
+from defi_jax.objectives import base
+from defi_jax.training import device_batches, evaluation, metrics, watchdog
+
+
+def is_due(now: int, every: int) -> bool:
+    """Whether something done every `every` steps (0: never) is due after `now` steps."""
+    return every > 0 and now > 0 and now % every == 0
+
+
+class Duties:
+    """The periodic work of one run; close it at its end."""
+
+    def __init__(
+        self,
+        *,
+        config: Any,
+        objective: base.Objective,
+        workdir: epath.Path,
+        watch: watchdog.Supervisor,
+        checkpoints: manager.Checkpointer,
+        facts: dict[str, Any],
+        held_out: device_batches.HeldOut,
+    ):
+        self._config, self._objective, self._workdir = config, objective, workdir
+        self._watch, self._checkpoints, self._held_out = watch, checkpoints, held_out
+        self._facts = facts
+        self._writer = metrics.MetricWriter(workdir, config, facts["step"])
+        self._progress = metrics.Progress(facts["step"], config.steps)
+        self._pending: tuple[int, Any, float, Mapping[str, int]] | None = None
+
+    def close(self) -> None:
+        """Flushes what was reported."""
+        self._writer.close()
+
+    def evaluate(self, now: int, state: TrainState) -> None:
+        """Evaluates, unless that was done at this step before the run was interrupted."""
+        self.report_pending()
+        if now == self._facts["last_eval_step"] or not self._held_out:
+            return
+        start = time.monotonic()
+        with self._watch.phase("eval"):
+            done = evaluation.run(
+                self._objective,
+                state,
+                self._held_out,
+                rng=jax.random.key(self._config.seed),
+                writer=self._writer,
+                stop_requested=self._watch.stop_requested,
+            )
+        if done:
+            self._facts = {**self._facts, "last_eval_step": now}
+        self._progress.pause(time.monotonic() - start)
+
+    def save(self, now: int, state: TrainState, data_state: Any) -> None:
+        """Starts a checkpoint; the Checkpointer waits for the last one when it closes."""
+        self.report_pending()  # a state that the numerics guard refuses is not saved
+        start = time.monotonic()
+        self._facts = {**self._facts, "step": now}
+        with self._watch.phase("save"):
+            self._checkpoints.save(state, metadata=self._facts, data_state=data_state)
+        self._progress.pause(time.monotonic() - start)
+
+    def report_late(
+        self,
+        now: int,
+        scalars: Mapping[str, jax.Array],
+        starved: float,
+        replaced: Mapping[str, int],
+    ) -> None:
+        """Reports the step before this one: its numbers are ready, so nothing waits for them.
+
+        Args:
+            now: steps taken, this one included.
+            scalars: what the step returned, on the devices.
+            starved: seconds the devices may have waited for the batch after this one.
+            replaced: samples that were replaced so far, by reason.
+        """
+        self.report_pending()
+        self._pending = (now, scalars, starved, replaced)
+
+    def report_pending(self) -> None:
+        """Reads the numbers of the step in hand; logs when due.
+
+        Raises:
+            NumericsError: too many steps in a row were not finite.
+        """
+        if self._pending is None:
+            return
+        (now, scalars, starved, replaced), self._pending = self._pending, None
+        values = jax.device_get(scalars)
+        self._progress.add(values, starved)
+        if is_due(now, self._config.log_every) or now == self._config.steps:
+            means = self._progress.report(now)
+            self._writer.scalars(now, "train", {**means, **replaced})
+        self._check_finite(now, int(values["bad_steps"]))
+
+    def preempted(self, now: int) -> errors.Preempted:
+        """Waits for the save and returns the error that ends a run that was asked to stop."""
+        with self._watch.phase("save"):
+            self._checkpoints.wait()
+        return errors.Preempted(
+            f"stopped on request, step {now} is saved",
+            str(self._workdir),
+            "the same command goes on from there",
+        )
+
+    def _check_finite(self, now: int, bad: int) -> None:
+        if not bad:
+            return
+        logging.warning("step %d was not finite and is skipped (%d in a row)", now, bad)
+        if bad >= self._config.max_consecutive_bad_steps:
+            raise errors.NumericsError(
+                f"{bad} consecutive steps were not finite (steps {now - bad + 1} to {now})",
+                str(self._workdir),
+                "lower optimizer.learning_rate or look at the data of these steps; the "
+                "checkpoints are intact",
+            )

@@ -1,0 +1,1 @@
+"""Our modules against recorded outputs of the reference, number by number."""

@@ -1,0 +1,1 @@
+"""Tables between our parameter names and the reference's, one a model."""

@@ -1,0 +1,141 @@
+"""A tiny RLDS writer, independent of the reader under test."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from data_pipelines.formats import image as image_lib
+from data_pipelines.formats import tfrecord
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def serialize_example(features: dict[str, np.ndarray | list[bytes]]) -> bytes:
+    """tf.train.Example bytes: float arrays, integer arrays or lists of bytes."""
+    entries = b""
+    for name, values in features.items():
+        if isinstance(values, list):
+            kind, content = 1, b"".join(_field(1, value) for value in values)
+        elif np.issubdtype(values.dtype, np.floating):
+            kind, content = 2, _field(1, values.astype("<f4").tobytes())
+        else:
+            packed = b"".join(_varint(int(v) & (2**64 - 1)) for v in values.ravel())
+            kind, content = 3, _field(1, packed)
+        entry = _field(1, name.encode()) + _field(2, _field(kind, content))
+        entries += _field(1, entry)
+    return _field(1, entries)
+
+
+def write_records(path, records: list[bytes]) -> None:
+    """TFRecord file."""
+    data = b""
+    for record in records:
+        header = struct.pack("<Q", len(record))
+        data += header + struct.pack("<I", tfrecord.masked_crc(header))
+        data += record + struct.pack("<I", tfrecord.masked_crc(record))
+    path.write_bytes(data)
+
+
+def raw_episode(seed: int, steps: int = 6, text: str = "öffne die Schublade") -> dict:
+    """Features of one Bridge-like episode, as TFDS flattens them."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (16, 24, 3), np.uint8)
+    action = rng.standard_normal((steps, 7)).astype(np.float32)
+    action[:, -1] = rng.random(steps)  # an opening
+    return {
+        "steps/action": action,
+        "steps/observation/state": rng.standard_normal((steps, 7)).astype(np.float32),
+        "steps/observation/image_0": [
+            image_lib.encode_jpeg(np.roll(image, step, axis=1)) for step in range(steps)
+        ],
+        "steps/observation/image_1": [image_lib.encode_png(image[:, ::-1])] * steps,
+        "steps/language_instruction": [text.encode()] * steps,
+        "steps/is_first": np.arange(steps) == 0,
+        "episode_metadata/episode_id": np.array([-seed - 1]),
+        "episode_metadata/file_path": [f"raw/{seed}".encode()],
+    }
+
+
+def _feature(kind: str, **content) -> dict:
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", **content}
+
+
+def _tensor(shape: list[int], dtype: str) -> dict:
+    dimensions = {"dimensions": [str(size) for size in shape]} if shape else {}
+    content = {"shape": dimensions, "dtype": dtype, "encoding": "none"}
+    kind = "tensor_feature.Tensor" if shape else "scalar.Scalar"
+    return _feature(kind, tensor=content)
+
+
+def _dict(**features: dict) -> dict:
+    return _feature("features_dict.FeaturesDict", featuresDict={"features": features})
+
+
+def describe_features(state_dim: int = 7) -> dict:
+    """features.json of such episodes."""
+    shape = {"dimensions": ["16", "24", "3"]}
+    image = _feature("image_feature.Image", image={"shape": shape, "dtype": "uint8"})
+    text = _feature("text_feature.Text", text={})
+    step = _dict(
+        action=_tensor([7], "float32"),
+        observation=_dict(state=_tensor([state_dim], "float32"), image_0=image, image_1=image),
+        language_instruction=text,
+        is_first=_tensor([], "bool"),
+    )
+    steps = _feature("dataset_feature.Dataset", sequence={"feature": step, "length": "-1"})
+    return _dict(
+        steps=steps, episode_metadata=_dict(episode_id=_tensor([], "int32"), file_path=text)
+    )
+
+
+class RldsWriter:
+    """Writes a dataset folder; every part of it can be spoilt afterwards."""
+
+    def __init__(self, root):
+        self.directory = root / "bridge_dataset" / "1.0.0"
+
+    def shard(self, index: int, count: int, split: str = "train"):
+        """Path of a shard."""
+        return self.directory / f"bridge_dataset-{split}.tfrecord-{index:05d}-of-{count:05d}"
+
+    def __call__(self, shards: list[list[dict]], state_dim: int = 7):
+        """Writes shards of episodes and both descriptions; returns the version folder."""
+        self.directory.mkdir(parents=True)
+        for index, episodes in enumerate(shards):
+            write_records(self.shard(index, len(shards)), [serialize_example(e) for e in episodes])
+        lengths = [str(len(shard)) for shard in shards]
+        split = {"name": "train", "shardLengths": lengths, "numBytes": "1"}
+        info = {
+            "name": "bridge_dataset",
+            "version": "1.0.0",
+            "fileFormat": "tfrecord",
+            "splits": [split],
+        }
+        (self.directory / "dataset_info.json").write_text(json.dumps(info))
+        (self.directory / "features.json").write_text(json.dumps(describe_features(state_dim)))
+        return self.directory
+
+
+@pytest.fixture
+def write_rlds(tmp_path):
+    """Writer of a dataset below the test's directory."""
+    return RldsWriter(tmp_path)
+
+
+@pytest.fixture
+def rlds_tools():
+    """The functions above, for tests of the layers below a dataset."""
+    return {"example": serialize_example, "records": write_records, "episode": raw_episode}

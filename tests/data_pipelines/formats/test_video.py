@@ -1,0 +1,160 @@
+import av
+import numpy as np
+import pytest
+
+from data_pipelines.formats import video
+from defi_jax import errors
+
+HEIGHT, WIDTH = 48, 64
+
+
+def _picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A smooth picture with a bright square, so that codecs keep it nearly unchanged."""
+    ramp = np.linspace(0, 200, width, dtype=np.uint8)
+    image = np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()
+    image[8:16, 4 + seed : 12 + seed] = (255, 40, 40)
+    return image
+
+
+def _write_clip(path, codec: str, container: str, frames: list[np.ndarray], fps: int = 10):
+    with av.open(str(path), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+def _read(path, **window) -> tuple[list[np.ndarray], float]:
+    with video.open_video(path) as opened:
+        return [frame.image() for frame in opened.frames(**window)], opened.rate
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "expected"),
+    [
+        ("libx264", "mp4", "mp4"),
+        ("mpeg4", "mov", "mp4"),
+        ("libvpx", "webm", "matroska"),
+        ("mpeg4", "matroska", "matroska"),
+        ("mpeg4", "avi", "avi"),
+    ],
+)
+def test_video_containers_are_told_by_content(tmp_path, codec, container, expected):
+    path = tmp_path / "clip.dat"  # the name says nothing
+    _write_clip(path, codec, container, [_picture(i) for i in range(10)])
+    assert video.video_format(path) == expected
+    frames, rate = _read(path)
+    assert len(frames) == 10 and rate == pytest.approx(10, rel=0.01)
+    assert np.abs(frames[3].astype(int) - _picture(3)).mean() < 12
+
+
+def test_write_then_read_video_keeps_frames_and_rate(tmp_path):
+    path = tmp_path / "out.mp4"
+    video.write_video(path, [_picture(i) for i in range(7)], fps=12.5)
+    frames, rate = _read(path)
+    assert len(frames) == 7 and rate == pytest.approx(12.5)
+    assert np.abs(frames[6].astype(int) - _picture(6)).mean() < 6
+    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_write_video_pads_odd_sizes(tmp_path):
+    video.write_video(tmp_path / "odd.mp4", [_picture(height=33, width=47)] * 2, fps=5)
+    assert _read(tmp_path / "odd.mp4")[0][0].shape == (34, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libx264", "mp4"), ("libvpx", "webm"), ("mpeg4", "avi")]
+)
+def test_a_window_holds_the_same_frames_as_the_whole(tmp_path, codec, container):
+    path = tmp_path / "clip"
+    _write_clip(path, codec, container, [_picture(i) for i in range(40)])
+    whole, _ = _read(path)
+    for start, end in ((0, 3), (13, 17), (38, 39)):
+        part, _ = _read(path, start=start / 10, end=end / 10)
+        assert len(part) == end - start + 1
+        np.testing.assert_array_equal(part, whole[start : end + 1])
+    assert not _read(path, start=7.0, end=8.0)[0]
+
+
+def test_times_are_those_of_the_container(tmp_path):
+    times = [0, 1, 2, 3, 10, 11]
+    with av.open(str(tmp_path / "vfr.mkv"), "w", format="matroska") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(_picture(time), format="rgb24")
+            frame.pts = time + 5  # a recording that does not begin at 0
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with video.open_video(tmp_path / "vfr.mkv") as opened:
+        found = [frame.time for frame in opened.frames()]
+    np.testing.assert_allclose(found, np.array(times) / 10, atol=2e-3)
+
+
+def test_a_damaged_frame_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (10, HEIGHT, WIDTH, 3), np.uint8)
+    _write_clip(tmp_path / "whole.mp4", "libx264", "mp4", list(noise))
+    data = bytearray((tmp_path / "whole.mp4").read_bytes())
+    for start in range(len(data) // 2, len(data) - 1500, 500):  # some flips give valid pictures
+        data[start] ^= 0x31
+    (tmp_path / "bad.mp4").write_bytes(data)
+    with pytest.raises(errors.DataError, match=r"is damaged: .*bad\.mp4"):
+        _read(tmp_path / "bad.mp4")
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.webm"])
+def test_disguised_playlist_is_refused(tmp_path, name):
+    video.write_video(tmp_path / "secret.mp4", [_picture()] * 3, fps=5)
+    (tmp_path / name).write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(errors.DataError, match=r"not an mp4"):
+        _read(tmp_path / name)
+
+
+def test_container_format_is_forced(tmp_path, monkeypatch):
+    video.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    monkeypatch.setattr(video, "video_format", lambda path: "mp4")  # the first barrier fell
+    with pytest.raises(errors.DataError, match="damaged video"):
+        _read(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libx264", "mp4"), ("libvpx", "webm"), ("mpeg4", "avi")]
+)
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_truncated_video_is_refused(tmp_path, codec, container, part):
+    path = tmp_path / "whole"
+    noise = np.random.default_rng(0).integers(0, 255, (20, HEIGHT, WIDTH, 3), np.uint8)
+    _write_clip(path, codec, container, list(noise))
+    data = path.read_bytes()
+    (tmp_path / "cut").write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(errors.DataError, match="cut short"):
+        _read(tmp_path / "cut")
+
+
+def test_truncated_faststart_video_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (20, HEIGHT, WIDTH, 3), np.uint8)
+    video.write_video(tmp_path / "whole.mp4", noise, fps=5)
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(errors.DataError, match="cut short"):
+        _read(tmp_path / "cut.mp4")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x1a\x45\xdf\xa3" + bytes(100)])
+def test_files_that_are_no_video_are_refused(tmp_path, data):
+    (tmp_path / "x.mp4").write_bytes(data)
+    with pytest.raises(errors.DataError, match=r"x\.mp4"):
+        _read(tmp_path / "x.mp4")
+
+
+def test_audio_only_file_is_refused(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as output:
+        stream = output.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        output.mux(stream.encode(silence))
+        output.mux(stream.encode(None))
+    with pytest.raises(errors.DataError, match="no video stream"):
+        _read(tmp_path / "sound.mp4")

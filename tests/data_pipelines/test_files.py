@@ -1,0 +1,57 @@
+import dataclasses
+import functools
+
+import pytest
+
+from data_pipelines import files
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    finish: object
+
+
+def _times(factor: int):
+    return lambda value: value * factor
+
+
+def _wrapped(value):
+    return value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "a").write_bytes(b"other"),
+        lambda root: (root / "a").write_bytes(b"0" * 9999 + b"1"),  # of the same size
+        lambda root: (root / "a").rename(root / "c"),
+        lambda root: (root / "b\udcff").unlink(),
+    ],
+)
+def test_files_count_by_name_size_and_last_bytes(tmp_path, change):
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "a").write_bytes(b"0" * 10_000)
+    (root / "b\udcff").write_bytes(b"x")
+
+    def digest(root):
+        return files.digest_files(root, [root / "b\udcff", *root.iterdir()])
+
+    before = digest(root)
+    moved = root.rename(tmp_path / "moved")
+    assert digest(moved) == before
+    change(moved)
+    assert digest(moved) != before
+
+
+def test_rules_count_by_their_code_and_what_it_encloses():
+    different = [
+        lambda value: value + 1,
+        lambda value: value + 2,
+        _times(2),
+        _times(3),
+        functools.partial(_wrapped, 1),
+    ]
+    digests = {files.digest_rules(_Rules({"a": (function,)})) for function in different}
+    assert len(digests) == len(different)
+    assert files.digest_rules(_Rules(_times(2))) == files.digest_rules(_Rules(_times(2)))

@@ -1,0 +1,145 @@
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import pytest
+
+from defi_jax import errors, processes
+from defi_jax.training import watchdog
+
+REPO = pathlib.Path(__file__).parents[3]
+
+
+def test_sigterm_is_noticed_and_the_old_handler_restored(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with watchdog.Supervisor(str(tmp_path)) as watch:
+        assert not watch.should_stop(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.should_stop(1) and watch.stop_requested()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_phase_ends_where_it_began(tmp_path):
+    deadlines = watchdog.Deadlines(step=60)
+    with watchdog.Supervisor(str(tmp_path), deadlines) as watch:
+        watch.enter("step")
+        with pytest.raises(KeyError), watch.phase("eval"):
+            raise KeyError
+        assert watch._phase == "step"
+
+
+def test_the_watchdog_thread_ends_with_the_run(tmp_path):
+    with watchdog.Supervisor(str(tmp_path), watchdog.Deadlines(step=0.1)):
+        assert any(thread.name == "watchdog" for thread in threading.enumerate())
+    time.sleep(0.3)
+    assert not any(thread.name == "watchdog" for thread in threading.enumerate())
+
+
+@pytest.mark.slow
+def test_a_hung_step_ends_the_process_with_124_and_stacks(tmp_path):
+    code = f"""
+import time
+from defi_jax.training import watchdog
+def a_step_that_hangs():
+    time.sleep(60)
+with watchdog.Supervisor({str(tmp_path)!r}, watchdog.Deadlines(step=0.4)) as watch:
+    watch.enter("step")
+    a_step_that_hangs()
+"""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 124, done.stderr
+    assert "error: no progress: phase 'step'" in done.stderr
+    assert "a_step_that_hangs" in (tmp_path / "hang_0.txt").read_text()
+
+
+def test_one_process_joins_nobody():
+    processes.initialize({"TPU_WORKER_HOSTNAMES": "localhost"})
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed.initialize is called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    for module in (sys, threading):  # the hooks come back after the test
+        monkeypatch.setattr(module, "excepthook", module.excepthook)
+    return calls
+
+
+def test_the_environment_says_which_process_this_is(joined):
+    numbers = {"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    processes.initialize({"JAX_COORDINATOR_ADDRESS": "host:1", **numbers})
+    assert (joined[0]["num_processes"], joined[0]["process_id"]) == (4, 3)
+
+
+def test_a_known_cluster_says_it_itself(joined):
+    processes.initialize({"TPU_WORKER_HOSTNAMES": "a,b"})
+    assert (joined[0]["num_processes"], joined[0]["process_id"]) == (None, None)
+
+
+@pytest.mark.parametrize("number", [{}, {"JAX_PROCESS_ID": "first"}])
+def test_half_a_place_among_processes_is_refused(joined, number):
+    environ = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", **number}
+    with pytest.raises(errors.UserError, match="JAX_PROCESS_ID"):
+        processes.initialize(environ)
+    assert not joined
+
+
+def test_an_error_of_one_process_alone_passes_through():
+    with pytest.raises(errors.DataError, match="damaged"), processes.joined({}):
+        raise errors.DataError("damaged")
+
+
+@pytest.mark.slow
+def test_an_expected_error_in_one_process_ends_all_of_them():
+    code = """
+import jax
+from defi_jax import cli, errors
+from defi_jax import processes
+def main(argv):
+    with processes.joined():
+        if jax.process_index() == 1:
+            raise errors.DataError("no data here")
+        processes.barrier("waits for the other")
+cli.run(main)
+"""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(REPO),
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+    }
+    waiting, failing = (
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=env | {"JAX_PROCESS_ID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    )
+    try:
+        assert "error: no data here" in failing.communicate(timeout=120)[1]
+        assert failing.returncode == 65
+        assert waiting.wait(timeout=120) != 0
+    finally:
+        waiting.kill()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (ValueError(), 1), (errors.NumericsError("x"), 76), (errors.DataError("x"), 65)],
+)
+def test_exit_codes(error, code):
+    assert processes.exit_code(error) == code

@@ -1,0 +1,1 @@
+"""Programs above both libraries; launch/ holds their flags."""

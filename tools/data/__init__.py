@@ -1,0 +1,1 @@
+"""What launch/data.py does."""

@@ -1,0 +1,346 @@
+"""What `launch/data.py` does: each function returns a JSON-able result and a text for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipelines import normalization
+from data_pipelines.formats import image
+from data_pipelines.loading import components as components_lib
+from data_pipelines.loading import mixtures, named_mixtures, sampling_rules
+from data_pipelines.open_x import registry
+from data_pipelines.sources import base, video_layout
+from data_pipelines.store import convert, export, reader, validate
+from defi_jax import cli, errors
+from tools.data import convert_options, preview
+
+if TYPE_CHECKING:
+    from data_pipelines.loading import loader
+
+Result = tuple[dict[str, Any], str]
+
+_SHOWN_FINDINGS = 40
+
+
+def run_convert(options: convert_options.ConvertOptions) -> Result:
+    """Makes an episode store, from a dataset on disk or from the simulator.
+
+    Raises:
+        UserError: unknown source, or a path is missing.
+    """
+    if options.source not in convert_options.SOURCES:
+        hint = cli.nearest(options.source, convert_options.SOURCES)
+        raise errors.UserError(f"unknown source '{options.source}'", "--source", hint)
+    _require(options.output, "--output")
+    if options.source == "metaworld":
+        return _collect(options)
+    start = time.monotonic()
+    source = convert_options.open_source(options)
+    if options.strip_actions:
+        source = base.WithoutActions(source)
+    manifest = convert.convert(source, options.output, origin=options.origin())
+    return manifest, convert.summary(manifest, time.monotonic() - start)
+
+
+def _collect(options: convert_options.ConvertOptions) -> Result:
+    from data_pipelines.collect import metaworld  # needs the simulator, the other sources do not
+
+    if not options.tasks:
+        raise errors.UserError("no task to collect", "--tasks", "give --tasks=drawer-open-v3,...")
+    collected = metaworld.collect(
+        options.tasks,
+        options.output,
+        options.episodes,
+        image_size=options.image_size,
+        seed=options.seed,
+        workers=options.workers,
+        strip_actions=options.strip_actions,
+    )
+    store = reader.EpisodeStore(options.output)
+    lines = [
+        f"{row.task} ({row.start}): {row.episodes} of {row.attempts} attempts kept, "
+        f"{row.steps:.0f} steps, {row.seconds:.0f} s"
+        for row in collected
+    ]
+    lines.append(f"{options.output}: {len(store)} episodes")
+    result = {"episodes": len(store), "frames": int(store.lengths.sum())}
+    return result | {"added": [dataclasses.asdict(row) for row in collected]}, "\n".join(lines)
+
+
+def run_stats(store: str) -> Result:
+    """Computes (or reads) the statistics of actions and states."""
+    _require(store, "--store")
+    source: Any = reader.EpisodeStore(store)
+    found = normalization.cached(source, pathlib.Path(store))
+    lines = []
+    for column, values in found.items():
+        lines.append(f"{column}: {values.count} steps")
+        table = {key: getattr(values, key) for key in ("mean", "std", "min", "q01", "q99", "max")}
+        lines.append("  dim " + " ".join(f"{key:>10}" for key in table))
+        for dim in range(len(values.mean)):
+            numbers = " ".join(f"{array[dim]:10.4g}" for array in table.values())
+            lines.append(f"  {dim:3d} {numbers}")
+    result = {column: values.to_json() for column, values in found.items()}
+    return result, "\n".join(lines) or "no actions and no states"
+
+
+def run_validate(store: str) -> Result:
+    """Checks a store; the result's `errors` says how many findings are errors."""
+    _require(store, "--store")
+    findings, counts = validate.validate(store)
+    lines = [f"{f.severity} [{f.check}] {f.what}: {f.where}" for f in findings[:_SHOWN_FINDINGS]]
+    if len(findings) > _SHOWN_FINDINGS:
+        lines.append(f"and {len(findings) - _SHOWN_FINDINGS} more, see --json")
+    lines.append(", ".join(f"{value} {key}" for key, value in counts.items()))
+    result = {**counts, "findings": [dataclasses.asdict(finding) for finding in findings]}
+    return result, "\n".join(lines)
+
+
+def run_preview(store: str, config: Any, objective: Any, output: str, count: int) -> Result:
+    """Writes a contact sheet as PNG: of a store, or of what a config's model receives.
+
+    Args:
+        store: directory; used without a config.
+        config: the experiment, or None.
+        objective: made from it (`defi_jax.objectives.make`), or None.
+        output: file to write.
+        count: examples at most.
+
+    Raises:
+        UserError: neither store nor config, no output, or it cannot be written.
+    """
+    _require(output, "--output")
+    if config is None:
+        _require(store, "--store or --config")
+        source: Any = reader.EpisodeStore(store)
+        sheet = preview.store_sheet(source, count=count)
+    else:
+        sheet = _batch_sheet(config, objective, count)
+    path = pathlib.Path(output)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(image.encode_png(sheet))
+        partial.replace(path)
+    except OSError as error:
+        raise errors.UserError(
+            f"sheet cannot be written ({error.strerror})", output, "choose another --output"
+        ) from error
+    height, width = sheet.shape[:2]
+    return {"output": output, "width": width, "height": height}, f"wrote {output}"
+
+
+def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
+    """Draws the first training batch, by the loader that training uses."""
+    return preview.batch_sheet(next(open_loader(config, objective).first(1)), count=count)
+
+
+def open_loader(config: Any, objective: Any) -> loader.Loader:
+    """Opens the loader that training uses, as the only process of a run.
+
+    Args:
+        config: the experiment.
+        objective: made from it (`defi_jax.objectives.make`).
+    """
+    from data_pipelines.streaming import (
+        loader as streaming_loader,  # takes a second to import, the other commands need it not
+    )
+
+    return streaming_loader.make_loader(
+        config.data,
+        config.objective,
+        objective.batch_spec(config.global_batch),
+        tokenizers=objective.tokenizers(),
+        split="train",
+        seed=config.seed,
+        global_batch=config.global_batch,
+        process_index=0,
+        process_count=1,
+    )
+
+
+def run_bench(config: Any, objective: Any, seconds: float) -> Result:
+    """Measures the loader of an experiment; see `bench.run`.
+
+    Args:
+        config: the experiment.
+        objective: made from it (`defi_jax.objectives.make`).
+        seconds: of wall time in the loader.
+
+    Raises:
+        UserError: no experiment, or its mixture holds no encoded frames.
+    """
+    from tools.data import bench
+
+    if config is None:
+        raise errors.UserError(
+            "no experiment", "--config", "give --config=configs/gidm.py[:preset]"
+        )
+    config.data.workers = 0
+    result = bench.run(
+        open_loader(config, objective), image_size=config.data.image_size, seconds=seconds
+    )
+    first, last = result.rss_mib
+    text = (
+        f"{config.objective} at {config.data.image_size} pixels, {result.frames} frames in "
+        f"{result.seconds:.1f} s\n"
+        f"loader {result.loader:.0f} frames per second and core, decoding and resizing alone "
+        f"{result.bare:.0f}: {100 * result.ratio:.0f} %\n"
+        f"memory {first:.0f} MiB after the first round, {last:.0f} MiB after the last "
+        f"({100 * (last / first - 1):+.1f} %)"
+    )
+    return dataclasses.asdict(result), text
+
+
+def open_for_encoding(config: Any, store: str, output: str) -> tuple[Any, list[mixtures.Component]]:
+    """Returns the experiment whose encoders to use and what to encode, one store where it is given.
+
+    Raises:
+        UserError: there is no experiment, no place to write to, or stores are absent.
+    """
+    if not config:
+        raise errors.UserError(
+            "no experiment", "--config", "give --config=configs/gfdm.py[:preset]"
+        )
+    if store:
+        path = pathlib.Path(store)
+        config.data.root, config.data.mixture = str(path.parent), path.name
+    config.data.latents = ""  # what the caches are made from is pixels
+    _require(output, "--output")
+    return config, components_lib.open_components(config.data)
+
+
+def run_encode(
+    config: Any,
+    components: Sequence[mixtures.Component],
+    encoder: Any,
+    output: str,
+    *,
+    dtype: str,
+    overwrite: bool,
+    official_latents: str,
+    process_index: int,
+    process_count: int,
+    barrier: Callable[[str], None],
+) -> Result:
+    """Writes the latent caches of all components of a config's mixture; see `encode.encode`.
+
+    `official_latents` is the video layout, if any, whose latents are taken as they are.
+    """
+    from data_pipelines.latents import encode  # they take a second to import
+
+    start, caches = time.monotonic(), {}
+    given = video_layout.LatentFiles(official_latents) if official_latents else None
+    rules = sampling_rules.by_component(config.data, components, config.seed)
+    for component in components:
+        caches[component.name] = encode.encode(
+            component.source,
+            pathlib.Path(output) / component.name,
+            encoder,
+            cameras=rules[component.name].cameras,
+            dtype=dtype,
+            overwrite=overwrite,
+            max_bad_fraction=config.data.max_bad_fraction,
+            given=given,
+            process_index=process_index,
+            process_count=process_count,
+            barrier=barrier,
+        )
+    seconds = time.monotonic() - start
+    lines = [
+        f"{name}: {m['frames']} frames ({m['damaged']} damaged), {m['texts']} texts"
+        for name, m in caches.items()
+    ]
+    lines.append(f"{output}: {seconds:.1f} s; train with --config.data.latents={output}")
+    return {"output": output, "seconds": seconds, "caches": caches}, "\n".join(lines)
+
+
+def run_export(store: str, output: str, name: str) -> Result:
+    """Writes a store as a TFDS dataset; see `export.export_tfds`.
+
+    Args:
+        store: directory.
+        output: TFDS's data_dir.
+        name: of the dataset; "" for the store's.
+    """
+    _require(store, "--store")
+    _require(output, "--output")
+    start = time.monotonic()
+    name = name or pathlib.Path(store).resolve().name
+    result = export.export_tfds(reader.EpisodeStore(store), output, name=name)
+    text = (
+        f"{result['directory']}: {result['episodes']} episodes, {result['frames']} frames, "
+        f"{result['shards']} files, {result['bytes']} bytes, {time.monotonic() - start:.1f} s\n"
+        f"read it with tfds.load({name!r}, data_dir={output!r})"
+    )
+    return result, text
+
+
+def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> str:
+    """Returns the command that the command line names.
+
+    Raises:
+        UserError: none, several or an unknown one.
+    """
+    words = list(argv[1:])
+    if len(words) != 1 or words[0] not in table:
+        hint = cli.nearest(words[0] if words else "", table)
+        raise errors.UserError(f"expected one command, found {words}", "launch/data.py", hint)
+    return words[0]
+
+
+def run_list(root: str) -> Result:
+    """Lists the episode stores below a directory, and what can be converted and mixed."""
+    stores, damaged = [], {}
+    for path in _stores(pathlib.Path(root)) if root else []:
+        try:
+            stores.append(_describe_store(path))
+        except errors.DataError as error:
+            damaged[path.name] = str(error)
+    result = {
+        "stores": stores,
+        "damaged": damaged,
+        "sources": list(convert_options.SOURCES),
+        "rlds_datasets": sorted(registry.standards()),
+        "mixtures": sorted(named_mixtures.NAMED),
+    }
+    lines = [
+        f"{s['name']}: {s['episodes']} episodes, {s['frames']} frames, "
+        f"{'with' if s['actions'] else 'without'} actions, cameras {', '.join(s['cameras'])}"
+        for s in stores
+    ]
+    lines += [f"{name}: damaged, {text}" for name, text in damaged.items()]
+    lines += [f"{key}: {', '.join(result[key]) or 'none'}" for key in list(result)[2:]]
+    return result, "\n".join(lines)
+
+
+def _stores(root: pathlib.Path) -> list[pathlib.Path]:
+    if not root.is_dir():
+        raise errors.UserError("no such directory", str(root), "check --root")
+    return [path for path in sorted(root.iterdir()) if any(path.glob("episodes-*.index.jsonl"))]
+
+
+def _describe_store(path: pathlib.Path) -> Mapping[str, Any]:
+    store = reader.EpisodeStore(path)
+    meta = [store.meta(i) for i in range(len(store))]
+    return {
+        "name": path.name,
+        "episodes": len(store),
+        "frames": int(store.lengths.sum()),
+        "actions": any(m.has_actions for m in meta),
+        "cameras": sorted({camera for m in meta for camera in m.cameras}),
+        "embodiments": sorted({m.embodiment for m in meta}),
+        "fps": sorted({m.fps for m in meta}),
+    }
+
+
+def _require(value: str, flag: str) -> None:
+    if not value:
+        raise errors.UserError("no path given", flag, f"give {flag}=PATH")

@@ -1,0 +1,305 @@
+"""A train step compiled for devices that are not there: does it fit, and how fast can it be.
+
+The step of `training.step`, for the shapes of the config and a TPU topology (through libtpu)
+or a number of CPU devices; no weights, data or accelerator are touched.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import resource
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from defi_jax import errors, objectives
+from defi_jax.models import params as params_lib
+from defi_jax.training import flops, hardware, sharding, step
+from tools.plan import collectives as collectives_lib
+
+_UNKNOWN_CYCLES = 2**62
+_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Plan:
+    """What `launch/plan.py --json` prints; bytes are per device, unknown values None.
+
+    Attributes:
+        mesh: size of each axis.
+        remat: what the backward pass recomputes, of models that can.
+        params_total, params_trainable: scalars of the whole model.
+        parameter_bytes, optimizer_bytes: stored between steps; the moving average counts to the
+            parameters.
+        temporary_bytes: activations and whole weights while a step runs.
+        program_bytes: the compiled program itself.
+        hbm_bytes_per_device: all four, the peak.
+        flops_per_step: of the mathematics, all devices together, recomputation left out.
+        loop_factor: FLOPs of the step over those with the body of every loop once, as XLA counts
+            it; the compiler's next two figures and its time are multiplied by it.
+        compiled_flops_per_device: what XLA counts in the program, recomputation included.
+        memory_traffic_bytes: what XLA's operations read and write.
+        collectives: number of operations by kind, each pass of a loop.
+        collective_bytes: bytes each device receives by kind.
+        predicted_step_seconds, predicted_mfu: see `hardware.step_seconds`.
+        scheduled_cycles: sum of the cycles that the compiler expects of each operation, each
+            loop's body once; None where it says none.
+        peak_compile_gib: memory of this process.
+    """
+
+    objective: str
+    preset: str
+    topology: str
+    mesh: dict[str, int]
+    global_batch: int
+    remat: str | None
+    params_total: int
+    params_trainable: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    flops_per_step: int
+    loop_factor: float
+    hbm_bytes_available: int | None
+    hbm_bytes_per_device: int | None = None
+    temporary_bytes: int | None = None
+    program_bytes: int | None = None
+    fits: bool | None = None
+    compiled_flops_per_device: float | None = None
+    memory_traffic_bytes: float | None = None
+    collectives: dict[str, int] | None = None
+    collective_bytes: dict[str, int] | None = None
+    predicted_step_seconds: float | None = None
+    predicted_mfu: float | None = None
+    scheduled_cycles: int | None = None
+    compile_seconds: float | None = None
+    peak_compile_gib: float | None = None
+
+
+def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
+    """Compiles the config's train step for a topology, such as "v5p:4x4x4" or "cpu:8".
+
+    The compiler works at the level that jax is configured with (`jax_optimization_level`).
+
+    Raises:
+        UserError: an unknown topology, libtpu missing, or a config that does not fit the devices.
+    """
+    chip, devices = find_devices(topology, num_slices)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
+    objective, mathematics = objectives.make(config), _model_flops(config)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        abstract, _ = step.abstract_state(config, objective, mesh)
+        plan = _before_compiling(config, topology, mesh, chip, abstract, mathematics)
+        start = time.monotonic()
+        try:
+            with returned_memory():
+                compiled = step.compile_step(config, objective, mesh, abstract)
+        except jax.errors.JaxRuntimeError as error:
+            return _out_of_memory(plan, error)
+        finally:
+            plan.compile_seconds = time.monotonic() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            plan.peak_compile_gib = peak / 2**20
+    _read_program(plan, compiled, chip)
+    return plan
+
+
+@contextlib.contextmanager
+def returned_memory(seconds: float = 10) -> Iterator[None]:
+    """Gives freed memory back to the system every few seconds.
+
+    The compiler's threads free much of what they allocate, but glibc keeps the pages: a fifth of
+    the peak. Where there is no glibc, nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is None:
+        yield
+        return
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds):
+            trim(0)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def find_devices(topology: str, num_slices: int = 1) -> tuple[hardware.Chip | None, Sequence[Any]]:
+    """Returns the kind of chip (None for CPUs) and the devices of a topology.
+
+    Raises:
+        UserError: unknown or impossible topology, or no libtpu.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind == "cpu":
+        return None, _cpu_devices(topology, shape, num_slices)
+    if kind not in hardware.CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise errors.UserError(
+            f"unknown topology '{topology}'",
+            "--topology",
+            f"give {', '.join(sorted(hardware.CHIPS))} and a shape, such as v5p:4x4x4, or cpu:8",
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise errors.UserError(
+            "no TPU compiler on this machine",
+            "libtpu",
+            "install it: pip install -r requirements-tpu.txt",
+        )
+    slices = {"num_slices": num_slices} if num_slices > 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **slices)
+    except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
+        raise errors.UserError(
+            f"the TPU compiler refuses the topology ({str(error).splitlines()[0]})",
+            f"--topology={topology}",
+            "give a slice shape that exists, such as v5e:8x8, v5p:4x4x4 or v6e:8x8",
+        ) from error
+    return hardware.CHIPS[kind], found.devices
+
+
+def _cpu_devices(topology: str, count: str, num_slices: int) -> Sequence[Any]:
+    available = jax.devices()
+    if num_slices > 1:
+        raise errors.UserError(
+            "CPU devices have no slices", "--num_slices", "leave it out, or give a TPU topology"
+        )
+    if not count.isdecimal() or not 0 < int(count) <= len(available):
+        raise errors.UserError(
+            f"{topology} on {len(available)} CPU devices",
+            "--topology",
+            "give cpu:N with XLA_FLAGS=--xla_force_host_platform_device_count=N",
+        )
+    return available[: int(count)]
+
+
+def _before_compiling(
+    config: Any, topology: str, mesh: Any, chip: Any, abstract: Any, mathematics: flops.Flops
+) -> Plan:
+    """The plan as far as shapes tell."""
+    stored = {
+        name: sharding.place({name: getattr(abstract, name)}, mesh).bytes_per_device
+        for name in ("params", "frozen", "ema_params", "opt_state", "extra")
+    }
+    trained = params_lib.count(abstract.params)
+    forward = config.model.get("gfdm") if config.objective == "joint" else config.model
+    return Plan(
+        objective=config.objective,
+        preset=config.preset,
+        topology=topology,
+        mesh={axis: int(size) for axis, size in mesh.shape.items()},
+        global_batch=config.global_batch,
+        remat=forward.unet.remat if "unet" in forward else None,
+        params_total=trained + params_lib.count(abstract.frozen),
+        params_trainable=trained,
+        parameter_bytes=sum(stored.values()) - stored["opt_state"],
+        optimizer_bytes=stored["opt_state"],
+        flops_per_step=mathematics.total,
+        loop_factor=mathematics.total / mathematics.loops_once,
+        hbm_bytes_available=chip.hbm_bytes if chip else None,
+    )
+
+
+def _model_flops(config: Any) -> flops.Flops:
+    """FLOPs of a step over all devices, nothing computed twice."""
+    config = config.copy_and_resolve_references()
+    forward = config.model.get("gfdm", config.model)
+    if "unet" in forward:
+        forward.unet.remat = "none"
+    objective = objectives.make(config)
+
+    def gradient(state: Any, batch: Any) -> Any:
+        return step.compute_gradient(state, batch, state.rng, objective=objective, config=config)
+
+    state = step.abstract_values(config, objective)
+    return flops.count(gradient, state, objective.batch_spec(config.global_batch))
+
+
+def _read_program(plan: Plan, compiled: jax.stages.Compiled, chip: hardware.Chip | None) -> None:
+    """Fills in what the compiled program says of itself."""
+    memory = compiled.memory_analysis()
+    plan.temporary_bytes = memory.temp_size_in_bytes
+    plan.program_bytes = memory.generated_code_size_in_bytes
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    stored = arguments - memory.alias_size_in_bytes
+    used = stored + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    plan.hbm_bytes_per_device, plan.fits = used, chip is None or used <= chip.hbm_bytes
+    costs, text = compiled.cost_analysis(), compiled.as_text()
+    assert costs is not None and text is not None
+    plan.compiled_flops_per_device = costs["flops"] * plan.loop_factor
+    plan.memory_traffic_bytes = costs["bytes accessed"] * plan.loop_factor
+    devices = math.prod(plan.mesh.values())
+    plan.collectives, plan.collective_bytes = collectives_lib.count(text, devices)
+    if chip is None:
+        return
+    cycles = [int(found) for found in re.findall(r'"estimated_cycles":"(\d+)"', text)]
+    plan.scheduled_cycles = sum(n for n in cycles if n < _UNKNOWN_CYCLES) or None
+    seconds = hardware.step_seconds(
+        chip,
+        operations=costs["optimal_seconds"] * plan.loop_factor,
+        collective_bytes=sum(plan.collective_bytes.values()),
+    )
+    plan.predicted_step_seconds = seconds
+    plan.predicted_mfu = plan.flops_per_step / (seconds * devices * chip.flops)
+
+
+def _out_of_memory(plan: Plan, error: Exception) -> Plan:
+    """The plan of a program that the compiler could not fit; other errors go on.
+
+    Raises:
+        JaxRuntimeError: `error`, when it is of another kind.
+    """
+    found = re.search(r"Used ([\d.]+)([BKMGT])\S* of ([\d.]+)([BKMGT])\S* hbm", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) and not found:
+        raise error
+    plan.fits = False
+    if found:
+        plan.hbm_bytes_per_device = int(float(found[1]) * _UNITS[found[2]])
+        plan.hbm_bytes_available = int(float(found[3]) * _UNITS[found[4]])
+    return plan
+
+
+def describe(plan: Plan) -> str:
+    """The plan for people."""
+    rows = [
+        ("step", f"{plan.objective} {plan.preset}, global batch {plan.global_batch}"),
+        ("devices", f"{plan.topology}, mesh {plan.mesh}"),
+        (
+            "parameters",
+            f"{plan.params_trainable / 1e6:.1f} M trained of {plan.params_total / 1e6:.1f} M",
+        ),
+        ("remat", plan.remat or "-"),
+        ("per device: parameters", _gib(plan.parameter_bytes)),
+        ("  optimizer", _gib(plan.optimizer_bytes)),
+        ("  activations", _gib(plan.temporary_bytes)),
+        ("  program", _gib(plan.program_bytes)),
+        ("  used", _gib(plan.hbm_bytes_per_device)),
+        ("  available", _gib(plan.hbm_bytes_available)),
+        ("fits", {True: "yes", False: "no", None: "unknown"}[plan.fits]),
+        ("FLOPs per step", f"{plan.flops_per_step / 1e12:.2f} TF"),
+        ("memory traffic", _gib(plan.memory_traffic_bytes)),
+    ]
+    for kind, size in (plan.collective_bytes or {}).items():
+        rows.append((f"{kind} x {(plan.collectives or {})[kind]}", _gib(size)))
+    if plan.predicted_step_seconds is not None:
+        rows.append(("predicted step, at best", f"{plan.predicted_step_seconds:.4f} s"))
+        rows.append(("predicted MFU, at best", f"{plan.predicted_mfu:.1%}"))
+    rows.append(("compilation", f"{plan.compile_seconds:.0f} s, {plan.peak_compile_gib:.1f} GiB"))
+    return "\n".join(f"{name:26}{value}" for name, value in rows)
+
+
+def _gib(size: float | None) -> str:
+    return "-" if size is None else f"{size / 2**30:.2f} GiB"
