@@ -197,7 +197,7 @@ def test_bad_requests_are_one_line_that_names_them(tmp_path):
 def test_workers_end_when_the_parent_is_killed(tmp_path):
     script = """
 import concurrent.futures, multiprocessing, os, signal
-from data_pipelines.sources import metaworld
+from data_pipelines.collect import metaworld
 if __name__ == "__main__":
     pool = concurrent.futures.ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), metaworld._end_with_parent
