@@ -72,6 +72,24 @@ class EpisodeMeta:
     metadata: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """An item that gave no episode.
+
+    Attributes:
+        item: the file, or file and record.
+        reason: what is wrong with it, one line.
+    """
+
+    item: str
+    reason: str
+
+    def __post_init__(self):
+        for name in ("item", "reason"):  # file names need not be Unicode, manifests are
+            text = getattr(self, name).encode(errors="backslashreplace").decode()
+            object.__setattr__(self, name, text)
+
+
 class EpisodeSource(Protocol):
     """Random access to episodes: `EpisodeStore`, or a source that makes them up."""
 

@@ -152,7 +152,7 @@ def check_actions(components: Sequence[Component], where: str) -> None:
     """
     known, unknown = {}, {}
     for name, meta in _kinds(components).items():
-        convention = convention_of(meta)
+        convention = registry.convention_of(meta)
         if convention is None:
             unknown[name] = (meta.source, meta.embodiment)
         else:
@@ -173,7 +173,7 @@ def check_actions(components: Sequence[Component], where: str) -> None:
 def check_robot(components: Sequence[Component], robot: str) -> None:
     """Checks that the components' actions are those of a robot; see `embodiment.check_robot`."""
     for name, meta in _kinds(components).items():
-        convention = convention_of(meta)
+        convention = registry.convention_of(meta)
         if convention is not None:
             embodiment.check_robot(robot, convention, name)
 
@@ -190,14 +190,6 @@ def _kinds(components: Sequence[Component]) -> dict[str, episodes.EpisodeMeta]:
             name = component.name if is_alone else f"{component.name} ({dataset}, {robot})"
             found[name] = meta
     return found
-
-
-def convention_of(meta: episodes.EpisodeMeta) -> embodiment.Convention | None:
-    """Returns the convention of the dataset or robot of an episode, None for others."""
-    standard = registry.standards().get(meta.source)
-    if standard is not None:
-        return standard.convention
-    return embodiment.EMBODIMENTS.get(meta.embodiment)
 
 
 def _open(directory: Any, make_synthetic: Callable[[], Any]) -> Any:

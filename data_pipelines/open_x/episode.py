@@ -8,7 +8,6 @@ from typing import Any
 from data_pipelines import episodes
 from data_pipelines.formats import image
 from data_pipelines.open_x import base
-from data_pipelines.sources import base as sources_base
 from defi_jax import errors
 
 
@@ -20,7 +19,7 @@ def build(
     source: str,
     metadata: Mapping[str, Any],
     where: str,
-) -> episodes.Episode | sources_base.Reject:
+) -> episodes.Episode | episodes.Reject:
     """Standardises one trajectory.
 
     Args:
@@ -38,7 +37,7 @@ def build(
     num_steps = _num_steps(standard, steps, where)
     flag = standard.success_flag
     if flag and not metadata.get(flag, True):
-        return sources_base.Reject(where, f"its '{flag}' flag is false")
+        return episodes.Reject(where, f"its '{flag}' flag is false")
     try:
         trajectory = standard.standardize(steps)
         frames = {
@@ -57,7 +56,7 @@ def build(
             metadata={**metadata, "raw_steps": num_steps},
         )
     except (ValueError, errors.DataError) as error:
-        return sources_base.Reject(where, str(error))
+        return episodes.Reject(where, str(error))
 
 
 def _num_steps(standard: base.Standard, steps: base.Steps, where: str) -> int:

@@ -10,8 +10,9 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 
+from data_pipelines import episodes
 from data_pipelines.open_x import base, datasets
-from defi_jax import cli, errors
+from defi_jax import cli, embodiment, errors
 
 
 @functools.cache
@@ -37,7 +38,15 @@ def find(name: str) -> base.Standard:
     if name not in known:
         raise errors.UserError(
             f"no standardisation for dataset '{name}'",
-            "data_pipelines/standardize/datasets",
+            "data_pipelines/open_x/datasets",
             f"add one file there, or give --name of a known one; {cli.nearest(name, known)}",
         )
     return known[name]
+
+
+def convention_of(meta: episodes.EpisodeMeta) -> embodiment.Convention | None:
+    """Returns the convention of the dataset or robot of an episode, None for others."""
+    standard = standards().get(meta.source)
+    if standard is not None:
+        return standard.convention
+    return embodiment.EMBODIMENTS.get(meta.embodiment)

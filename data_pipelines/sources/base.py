@@ -11,24 +11,6 @@ from data_pipelines import episodes
 from data_pipelines.sources import workers as workers_lib
 
 
-@dataclass(frozen=True)
-class Reject:
-    """An item that gave no episode.
-
-    Attributes:
-        item: the file, or file and record.
-        reason: what is wrong with it, one line.
-    """
-
-    item: str
-    reason: str
-
-    def __post_init__(self):
-        for name in ("item", "reason"):  # file names need not be Unicode, manifests are
-            text = getattr(self, name).encode(errors="backslashreplace").decode()
-            object.__setattr__(self, name, text)
-
-
 class Source(Protocol):
     """A raw dataset on disk.
 
@@ -40,7 +22,9 @@ class Source(Protocol):
     name: str
     total: int
 
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | Reject]:
+    def read(
+        self, skip: Collection[str] = frozenset()
+    ) -> Iterator[episodes.Episode | episodes.Reject]:
         """Yields one result an item, in an order that depends on the dataset alone.
 
         Args:
@@ -65,10 +49,12 @@ class WithoutActions:
         self.recipe = recipe(source)
         self._source = source
 
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | Reject]:
+    def read(
+        self, skip: Collection[str] = frozenset()
+    ) -> Iterator[episodes.Episode | episodes.Reject]:
         """See `Source`."""
         for item in self._source.read(skip):
-            is_reject = isinstance(item, Reject)
+            is_reject = isinstance(item, episodes.Reject)
             yield item if is_reject else dataclasses.replace(item, actions=None, states=None)
 
 
@@ -115,9 +101,9 @@ class ItemSource:
         self,
         name: str,
         items: Sequence[Item],
-        read_item: Callable[[Any], episodes.Episode | Reject],
+        read_item: Callable[[Any], episodes.Episode | episodes.Reject],
         *,
-        rejects: Sequence[Reject] = (),
+        rejects: Sequence[episodes.Reject] = (),
         recipe: Mapping[str, Any],
         workers: Workers,
     ):
@@ -127,7 +113,9 @@ class ItemSource:
         self._read_item, self._rejects = read_item, [*rejects, *twice]
         self._workers = workers
 
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | Reject]:
+    def read(
+        self, skip: Collection[str] = frozenset()
+    ) -> Iterator[episodes.Episode | episodes.Reject]:
         """See `Source`."""
         yield from self._rejects
         waiting = (item for item in self._items if item.episode_id not in skip)
@@ -136,16 +124,16 @@ class ItemSource:
         )
         for item, result in results:
             is_failure = isinstance(result, workers_lib.Failure)
-            yield Reject(item.item, result.reason) if is_failure else result
+            yield episodes.Reject(item.item, result.reason) if is_failure else result
 
 
-def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Reject]]:
+def _unique(items: Sequence[Item]) -> tuple[list[Item], list[episodes.Reject]]:
     """Returns the first item of each id, and the others as rejects."""
     chosen: dict[str, Item] = {}
     twice = []
     for item in items:
         if item.episode_id in chosen:
-            twice.append(Reject(item.item, f"its id {item.episode_id!r} is there already"))
+            twice.append(episodes.Reject(item.item, f"its id {item.episode_id!r} is there already"))
         else:
             chosen[item.episode_id] = item
     return list(chosen.values()), twice

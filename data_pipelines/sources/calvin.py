@@ -243,7 +243,7 @@ def _recordings(path: pathlib.Path) -> Sequence[tuple[int, int]]:
 
 def _read(
     segment: Segment, *, name: str, actions: Actions, options: video_clips.ClipOptions
-) -> episodes.Episode | base.Reject:
+) -> episodes.Episode | episodes.Reject:
     last = segment.last
     if options.max_frames is not None:
         last = min(last, segment.first + options.max_frames - 1)
@@ -272,7 +272,7 @@ def _read(
             },
         )
     except (errors.DataError, ValueError) as error:
-        return base.Reject(segment.item, str(error))
+        return episodes.Reject(segment.item, str(error))
 
 
 def _step_path(folder: pathlib.Path, number: int) -> pathlib.Path:

@@ -19,7 +19,7 @@ from data_pipelines import episodes
 from data_pipelines.open_x import base as standardize_base
 from data_pipelines.open_x import episode as episode_builder
 from data_pipelines.open_x import registry
-from data_pipelines.sources import base, dlimp_dataset
+from data_pipelines.sources import dlimp_dataset
 from defi_jax import errors
 
 
@@ -42,7 +42,9 @@ class TrajectorySource:
         self._raw = raw
         self._standard = registry.find(dataset)
 
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
+    def read(
+        self, skip: Collection[str] = frozenset()
+    ) -> Iterator[episodes.Episode | episodes.Reject]:
         """See `base.Source.read`.
 
         Raises:
@@ -55,7 +57,7 @@ class TrajectorySource:
 
     def _episode(
         self, episode_id: str, trajectory: dlimp_dataset.Nested, where: str
-    ) -> episodes.Episode | base.Reject:
+    ) -> episodes.Episode | episodes.Reject:
         leaves = dict(dlimp_dataset.leaves(trajectory))
         fields = self._standard.fields
         missing = sorted(fields.keys() - leaves.keys())

@@ -27,7 +27,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from data_pipelines.sources import base, video_clips
+from data_pipelines import episodes
+from data_pipelines.sources import video_clips
 from defi_jax import errors
 
 FILE = "fho_main.json"
@@ -63,11 +64,11 @@ def find_clips(directory: pathlib.Path, annotation: pathlib.Path, name: str) -> 
     """
     videos = video_clips.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
-    rejects: list[base.Reject] = []
+    rejects: list[episodes.Reject] = []
     try:
         for place, entry in enumerate(stream_array(annotation, "videos")):
             for made in _try_video(entry, videos, name, f"{annotation}, video {place}"):
-                if isinstance(made, base.Reject):
+                if isinstance(made, episodes.Reject):
                     rejects.append(made)
                 else:
                     clips.append(made)
@@ -130,17 +131,17 @@ def _next_element(decoder: json.JSONDecoder, text: str, file: TextIO) -> tuple[A
 
 def _try_video(
     entry: Any, videos: video_clips.VideoFolder, name: str, item: str
-) -> Iterator[video_clips.Clip | base.Reject]:
+) -> Iterator[video_clips.Clip | episodes.Reject]:
     """Like `_read_video`; where the entry is of another form, a reject is the last."""
     try:
         yield from _read_video(entry, videos, name)
     except _FORMAT_ERRORS as error:
-        yield base.Reject(item, f"{_DAMAGED} ({error!r})")
+        yield episodes.Reject(item, f"{_DAMAGED} ({error!r})")
 
 
 def _read_video(
     entry: Mapping[str, Any], videos: video_clips.VideoFolder, name: str
-) -> Iterator[video_clips.Clip | base.Reject]:
+) -> Iterator[video_clips.Clip | episodes.Reject]:
     """Yields the actions of one video."""
     uid, rate = entry["video_uid"], float(entry["video_metadata"]["fps"])
     if not 0 < rate < math.inf:
@@ -152,7 +153,7 @@ def _read_video(
         found = videos.find(clip_uid if is_clip else uid)
         if len(found) != 1:
             reason = f"{len(found) or 'no'} such videos ({len(actions)} actions)"
-            yield base.Reject(f"{uid}, clip {clip_uid}", reason)
+            yield episodes.Reject(f"{uid}, clip {clip_uid}", reason)
             continue
         for index, action in enumerate(actions):
             item = f"{found[0]}, action {number}-{index}"
@@ -162,7 +163,7 @@ def _read_video(
             except _FORMAT_ERRORS as error:
                 reason = f"{_DAMAGED} ({error!r})"
             if reason:
-                yield base.Reject(item, reason)
+                yield episodes.Reject(item, reason)
                 continue
             yield video_clips.Clip(
                 item=item,

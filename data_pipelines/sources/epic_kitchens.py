@@ -18,7 +18,8 @@ import pathlib
 import re
 from collections.abc import Collection, Sequence
 
-from data_pipelines.sources import base, video_clips
+from data_pipelines import episodes
+from data_pipelines.sources import video_clips
 from defi_jax import errors
 
 _COLUMNS = (
@@ -68,27 +69,27 @@ def find_clips(
     """
     videos = video_clips.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
-    rejects: list[base.Reject] = []
+    rejects: list[episodes.Reject] = []
     without_video: collections.Counter[tuple[str, int]] = collections.Counter()
     for table in tables:
         for number, row in enumerate(_read_table(table), 1):
             absent = [column for column in _COLUMNS if row[column] is None]
             if absent:
                 reason = f"row is cut short, without {', '.join(absent)}"
-                rejects.append(base.Reject(f"{table.name}, segment {number}", reason))
+                rejects.append(episodes.Reject(f"{table.name}, segment {number}", reason))
                 continue
             found = videos.find(row["video_id"])
             if len(found) != 1:
                 without_video[row["video_id"], len(found)] += 1
                 continue
             made = _clip(row, found[0], name, table)
-            if isinstance(made, base.Reject):
+            if isinstance(made, episodes.Reject):
                 rejects.append(made)
             else:
                 clips.append(made)
     for (video, matches), count in without_video.items():
         reason = f"{matches or 'no'} such videos ({count} segments)"
-        rejects.append(base.Reject(video, reason))
+        rejects.append(episodes.Reject(video, reason))
     recipe = {
         "kind": "epic_kitchens",
         "captions": [video_clips.describe_file(table) | {"field": "narration"} for table in tables],
@@ -126,16 +127,16 @@ def _read_table(path: pathlib.Path) -> list[dict[str, str]]:
 
 def _clip(
     row: dict[str, str], video: pathlib.Path, name: str, table: pathlib.Path
-) -> video_clips.Clip | base.Reject:
+) -> video_clips.Clip | episodes.Reject:
     item = f"{table.name}, {row['narration_id']}"
     try:
         start, end = seconds(row["start_timestamp"]), seconds(row["stop_timestamp"])
     except ValueError as error:
-        return base.Reject(item, str(error))
+        return episodes.Reject(item, str(error))
     if not start < end:
-        return base.Reject(item, f"it ends at {end:g} s, before it starts at {start:g} s")
+        return episodes.Reject(item, f"it ends at {end:g} s, before it starts at {start:g} s")
     if not row["narration"].strip():
-        return base.Reject(item, "no narration")
+        return episodes.Reject(item, "no narration")
     return video_clips.Clip(
         item=item,
         episode_id=f"{name}/{row['narration_id']}",

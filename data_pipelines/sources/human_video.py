@@ -23,6 +23,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from data_pipelines import episodes
 from data_pipelines.formats import json_files
 from data_pipelines.sources import base, ego4d, epic_kitchens, video_clips, video_layout
 from defi_jax import errors
@@ -114,7 +115,7 @@ def _find_clips(
     return clips, unusable + rejects, recipe
 
 
-def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[base.Reject]]:
+def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Reject]]:
     """Reads a caption file: json object, json list, or csv, as described above.
 
     Bytes that are not UTF-8 become lone surrogates, which no episode may hold: such a caption is
@@ -140,7 +141,7 @@ def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[base.Reject]
                 captions[file] = (*captions.get(file, ()), caption.strip())
             else:
                 reason = f"caption {caption!r} of file {file!r}: both must be texts"
-                rejects.append(base.Reject(f"{path.name}, entry {number}", reason))
+                rejects.append(episodes.Reject(f"{path.name}, entry {number}", reason))
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise errors.DataError(
             f"caption file cannot be used ({error!r})", str(path), _FORMATS
@@ -185,7 +186,7 @@ def _find_captions(directory: pathlib.Path) -> pathlib.Path:
 
 def _match(
     directory: pathlib.Path, name: str, captions: Captions
-) -> tuple[list[video_clips.Clip], list[base.Reject]]:
+) -> tuple[list[video_clips.Clip], list[episodes.Reject]]:
     """Pairs captions with the videos of the folder; both sides' leftovers are rejects."""
     videos = video_clips.VideoFolder(directory)
     clips, rejects, used = [], [], set()
@@ -193,7 +194,7 @@ def _match(
         found = videos.find(file)
         if len(found) != 1:
             reason = f"{len(found)} videos of this name" if found else "no such video"
-            rejects.append(base.Reject(file, reason))
+            rejects.append(episodes.Reject(file, reason))
             continue
         relative = found[0].relative_to(directory).as_posix()
         used.add(found[0])
@@ -206,5 +207,7 @@ def _match(
                 metadata={"file": relative},
             )
         )
-    rejects += [base.Reject(str(path), "no caption") for path in videos.paths if path not in used]
+    rejects += [
+        episodes.Reject(str(path), "no caption") for path in videos.paths if path not in used
+    ]
     return clips, rejects

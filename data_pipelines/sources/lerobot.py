@@ -366,7 +366,7 @@ def _read(
     source: str,
     embodiment: str,
     options: video_clips.ClipOptions,
-) -> episodes.Episode | base.Reject:
+) -> episodes.Episode | episodes.Reject:
     try:
         steps = _read_steps(recording, info)
         length = min(recording.length, options.max_frames or recording.length)
@@ -393,9 +393,9 @@ def _read(
             metadata={"episode_index": recording.index},
         )
     except _FORMAT_ERRORS as error:
-        return base.Reject(recording.item, f"episode cannot be read ({error!r})")
+        return episodes.Reject(recording.item, f"episode cannot be read ({error!r})")
     except errors.DataError as error:
-        return base.Reject(recording.item, str(error))
+        return episodes.Reject(recording.item, str(error))
 
 
 def _read_steps(recording: Recording, info: Info) -> dict[str, list[Any]]:

@@ -174,7 +174,9 @@ class RldsSource:
             "rules": files.digest_rules(self.standard),
         }
 
-    def read(self, skip: Collection[str] = frozenset()) -> Iterator[episodes.Episode | base.Reject]:
+    def read(
+        self, skip: Collection[str] = frozenset()
+    ) -> Iterator[episodes.Episode | episodes.Reject]:
         """Yields episodes; see `base.Source.read`."""
         yield from self.map(_as_it_is, workers=self._workers, skip=skip)
 
@@ -184,7 +186,7 @@ class RldsSource:
         *,
         workers: base.Workers,
         skip: Collection[str] = frozenset(),
-    ) -> Iterator[Result | base.Reject]:
+    ) -> Iterator[Result | episodes.Reject]:
         """Yields a function's result for each episode, in the order of `read`.
 
         Args:
@@ -203,11 +205,11 @@ class RldsSource:
             damaged += 1
             if self._max_damaged is not None and damaged > self._max_damaged:
                 raise found
-            yield base.Reject(found.where, found.what)
+            yield episodes.Reject(found.where, found.what)
 
     def _map(
         self, function: Callable[..., Result], workers: base.Workers, skip: Collection[str]
-    ) -> Iterator[Result | base.Reject | errors.DataError]:
+    ) -> Iterator[Result | episodes.Reject | errors.DataError]:
         """Like `map`, with damaged records as errors."""
         chunks = [chunk for shard in self.info.shards for chunk in self._chunks(shard, skip)]
         results = workers_lib.run(
@@ -261,7 +263,7 @@ class RldsSource:
 
     def episode(
         self, shard: rlds_info.Shard, index: int, record: bytes
-    ) -> episodes.Episode | base.Reject:
+    ) -> episodes.Episode | episodes.Reject:
         """Returns the standardised episode of one record, or why there is none.
 
         Raises:
@@ -272,7 +274,7 @@ class RldsSource:
         try:
             metadata = self._metadata(features)
         except (ValueError, TypeError, IndexError, zlib.error) as error:
-            return base.Reject(where, f"a field of the episode does not fit ({error})")
+            return episodes.Reject(where, f"a field of the episode does not fit ({error})")
         found = episode_builder.build(
             self.standard,
             RawSteps(features, self.info.step_fields, where),
@@ -287,7 +289,7 @@ class RldsSource:
 
     def try_episode(
         self, shard: rlds_info.Shard, index: int, record: bytes | errors.DataError
-    ) -> episodes.Episode | base.Reject | errors.DataError:
+    ) -> episodes.Episode | episodes.Reject | errors.DataError:
         """Like `episode`, of what `salvage_shard` yields; damage is returned, not raised."""
         try:
             is_lost = isinstance(record, errors.DataError)

@@ -147,7 +147,7 @@ class _Decoded:
 
 
 # Clips, what is unusable, and the beginning of the recipe.
-Found = tuple[list[Clip], list[base.Reject], dict[str, Any]]
+Found = tuple[list[Clip], list[episodes.Reject], dict[str, Any]]
 
 
 class VideoFolder:
@@ -181,7 +181,7 @@ _HUMAN, _ROBOT = "human", "robot"
 
 def read_clip(
     clip: Clip, *, source: str, embodiment: str, options: ClipOptions
-) -> episodes.Episode | base.Reject:
+) -> episodes.Episode | episodes.Reject:
     """Decodes a clip; whatever is wrong with it becomes a reject, so that the others go on.
 
     An `embodiment` of "" becomes "robot" where the clip has actions, and else "human".
@@ -221,7 +221,7 @@ def read_clip(
             metadata=metadata,
         )
     except errors.DataError as error:
-        return base.Reject(clip.item, str(error))
+        return episodes.Reject(clip.item, str(error))
 
 
 def make_source(
@@ -230,7 +230,7 @@ def make_source(
     *,
     embodiment: str,
     options: ClipOptions,
-    rejects: Sequence[base.Reject],
+    rejects: Sequence[episodes.Reject],
     recipe: Mapping[str, Any],
     workers: base.Workers,
 ) -> base.ItemSource:

@@ -143,11 +143,11 @@ def _read(
     name: str,
     embodiment: str,
     options: video_clips.ClipOptions,
-) -> episodes.Episode | base.Reject:
+) -> episodes.Episode | episodes.Reject:
     try:
         clip = _load_clip(directory, item.path, item.episode_id)
     except errors.DataError as error:
-        return base.Reject(item.item, str(error))
+        return episodes.Reject(item.item, str(error))
     return video_clips.read_clip(clip, source=name, embodiment=embodiment, options=options)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import tqdm
 
-from data_pipelines import files
+from data_pipelines import episodes, files
 from data_pipelines.sources import base
 from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
@@ -100,7 +100,7 @@ def _describe(store: reader.EpisodeStore) -> dict[str, Any]:
     return {"hours": round(seconds / 3600, 4), "fps": dict(rates), "sizes": dict(sizes)}
 
 
-def _count_reasons(rejects: Sequence[base.Reject]) -> dict[str, int]:
+def _count_reasons(rejects: Sequence[episodes.Reject]) -> dict[str, int]:
     """Counts rejects by reason, whatever numbers, bytes and files the reasons name."""
     varying = re.compile(r"b'.*'|b\".*\"|\b\d+(\.\d+)?\b")
     reasons = (varying.sub("N", reject.reason.split(": ")[0]) for reject in rejects)
@@ -142,14 +142,14 @@ def read_manifest(store: str | os.PathLike) -> dict[str, Any] | None:
 
 def _copy(
     source: base.Source, writer: store_writer.EpisodeWriter, progress: bool
-) -> list[base.Reject]:
+) -> list[episodes.Reject]:
     done = writer.done_ids()
     rejects = []
     with tqdm.tqdm(
         total=source.total, initial=len(done), desc=source.name, unit="ep", disable=not progress
     ) as bar:
         for result in source.read(skip=done):
-            if isinstance(result, base.Reject):
+            if isinstance(result, episodes.Reject):
                 rejects.append(result)
             else:
                 writer.write(result)
@@ -158,7 +158,7 @@ def _copy(
 
 
 def _open_filled(
-    output: pathlib.Path, source: base.Source, rejects: list[base.Reject]
+    output: pathlib.Path, source: base.Source, rejects: list[episodes.Reject]
 ) -> reader.EpisodeStore:
     try:
         return reader.EpisodeStore(output)

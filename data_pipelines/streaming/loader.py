@@ -30,11 +30,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from data_pipelines import normalization
+from data_pipelines import episodes, normalization
 from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import loader, mixtures, named_mixtures, sample_kinds, sampling_rules
-from data_pipelines.sources import base, rlds
+from data_pipelines.sources import rlds
 from data_pipelines.streaming import pool as pool_lib
 from data_pipelines.streaming import scan
 from data_pipelines.transforms import text
@@ -196,7 +196,7 @@ def _first(dataset: rlds.RldsSource) -> pool_lib.EpisodeView:
         DataError: there is none.
     """
     for episode in dataset.read():
-        if not isinstance(episode, base.Reject):
+        if not isinstance(episode, episodes.Reject):
             return pool_lib.EpisodeView(episode)
     raise errors.DataError("no episode can be used", f"dataset {dataset.name}")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
-from data_pipelines.sources import base, rlds, rlds_info
+from data_pipelines.sources import rlds, rlds_info
 from defi_jax import errors
 
 
@@ -184,12 +184,12 @@ class Pool:
         count_samples: Callable[[EpisodeView], int],
         max_bytes: int,
         cameras: Sequence[str],
-        report: Callable[[base.Reject], None],
+        report: Callable[[episodes.Reject], None],
     ):
         self.position = start
         self._source, self._records = source, records
         self._count_samples, self._report = count_samples, report
-        self._last_reject: base.Reject | None = None
+        self._last_reject: episodes.Reject | None = None
         self._max_bytes, self._cameras = max_bytes, cameras
         self._samples: list[tuple[EpisodeView, int]] = []  # not drawn yet
         self._left: collections.Counter[EpisodeView] = collections.Counter()  # of each episode
@@ -246,8 +246,8 @@ class Pool:
     def _view(self, record: Record) -> EpisodeView | None:
         episode = self._source.try_episode(record.shard, record.index, record.data)
         if isinstance(episode, errors.DataError):
-            episode = base.Reject(episode.where, episode.what)
-        if isinstance(episode, base.Reject):
+            episode = episodes.Reject(episode.where, episode.what)
+        if isinstance(episode, episodes.Reject):
             self._last_reject = episode
             self._report(episode)
             return None

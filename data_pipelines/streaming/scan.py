@@ -96,7 +96,7 @@ def _compute(dataset: rlds.RldsSource, workers: base.Workers) -> Scan:
     steps = 0
     found = dataset.map(_columns, workers=workers)
     for episode in tqdm.tqdm(found, total=dataset.total, desc=dataset.name, unit="ep"):
-        if isinstance(episode, base.Reject):
+        if isinstance(episode, episodes.Reject):
             logging.warning("%s: left out, %s", episode.item, episode.reason)
             continue
         steps += episode.length

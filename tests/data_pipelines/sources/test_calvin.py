@@ -121,7 +121,7 @@ def test_png_keeps_pixels(calvin_root):
 def test_a_bad_step_rejects_its_windows_only(calvin_root, changes, reason):
     _write_step(calvin_root / "training", 5, **changes)
     found = _read(calvin_root)
-    rejects = [result for result in found if isinstance(result, base.Reject)]
+    rejects = [result for result in found if isinstance(result, episodes.Reject)]
     assert len(rejects) == 2 and reason in rejects[0].reason
     assert sum(isinstance(result, episodes.Episode) for result in found) == 2
 

@@ -111,7 +111,7 @@ def test_unusable_actions_are_rejected_with_a_reason(tmp_path, change, reason):
     _write_video(tmp_path / "clips" / "clip.mp4", 60)
     _annotate(tmp_path, [_action(**change), _action()])
     reject, clip = _read(tmp_path)
-    assert isinstance(reject, base.Reject) and reason in reject.reason
+    assert isinstance(reject, episodes.Reject) and reason in reject.reason
     assert reject.item.endswith("clip.mp4, action 0-0") and isinstance(clip, episodes.Episode)
 
 

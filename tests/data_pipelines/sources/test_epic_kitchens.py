@@ -66,7 +66,7 @@ def test_splits_are_tables(root):
 )
 def test_unusable_segments_are_rejected(root, old, new, reason):
     _write(root, ROW.replace(old, new), ROW.replace("P01_102_0", "P01_102_1"))
-    rejects = [result for result in _read(root) if isinstance(result, base.Reject)]
+    rejects = [result for result in _read(root) if isinstance(result, episodes.Reject)]
     assert len(rejects) == 1 and reason in rejects[0].reason and "P01_102_0" in rejects[0].item
 
 
@@ -85,7 +85,7 @@ def test_damaged_rows_are_rejected_and_the_others_go_on(root):
     text = table.read_bytes().replace(b"XX", b"\xff") + f"{odd}\n{ROW}\n".encode()
     table.write_bytes(text.replace(b"P01_102_0", b"P01_102_1", 1))
     found = _read(root)
-    reasons = [f"{r.item}: {r.reason}" for r in found if isinstance(r, base.Reject)]
+    reasons = [f"{r.item}: {r.reason}" for r in found if isinstance(r, episodes.Reject)]
     assert [clip.episode_id for clip in found if isinstance(clip, episodes.Episode)] == [
         "epic/P01_102_0"
     ]

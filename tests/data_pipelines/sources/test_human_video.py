@@ -85,7 +85,7 @@ def test_leftovers_and_damaged_files_are_named(folder):
     names = ("a.mp4", "broken.mp4", "list.mp4", "gone.mp4")
     _caption(folder, dict.fromkeys(names, "x"))
     results = _read(folder)
-    reasons = {r.item.split("/")[-1]: r.reason for r in results if isinstance(r, base.Reject)}
+    reasons = {r.item.split("/")[-1]: r.reason for r in results if isinstance(r, episodes.Reject)}
     assert [r.episode_id for r in results if isinstance(r, episodes.Episode)] == ["clips/a.mp4"]
     assert reasons.keys() == {"broken.mp4", "list.mp4", "gone.mp4", "b.mp4"}
     assert "cut short" in reasons["broken.mp4"] and "not an mp4" in reasons["list.mp4"]
@@ -170,7 +170,7 @@ def test_damaged_csv_is_a_data_error(folder, text):
 def test_an_entry_that_is_no_caption_costs_itself_alone(folder, name, content):
     (folder / name).write_text(content)
     found = _read(folder)
-    assert isinstance(found[0], base.Reject) and "both must be texts" in found[0].reason
+    assert isinstance(found[0], episodes.Reject) and "both must be texts" in found[0].reason
     assert f"{name}, entry 1" in found[0].item
     assert [r.episode_id for r in found if isinstance(r, episodes.Episode)] == ["clips/a.mp4"]
 

@@ -224,7 +224,7 @@ def test_small_drift_of_a_concatenated_video_finds_the_same_frames(tmp_path):
 def test_drift_beyond_half_a_frame_is_rejected(tmp_path):
     _write_v3(tmp_path, drift=0.6 / FPS)
     reject = _read(tmp_path)[1]
-    assert isinstance(reject, base.Reject) and "video has no frame at" in reject.reason
+    assert isinstance(reject, episodes.Reject) and "video has no frame at" in reject.reason
 
 
 def test_images_in_the_table_keep_their_bytes(tmp_path):
@@ -259,7 +259,7 @@ def test_a_bad_episode_is_rejected_and_the_others_go_on(tmp_path, change, reason
     _write_v2(tmp_path)
     _write_table(tmp_path / "data/chunk-000/episode_000000.parquet", _columns(0) | change)
     reject, second, third = _read(tmp_path)
-    assert isinstance(reject, base.Reject) and reason in reject.reason
+    assert isinstance(reject, episodes.Reject) and reason in reject.reason
     assert "episode_000000.parquet, episode 0" in reject.item
     assert isinstance(second, episodes.Episode) and isinstance(third, episodes.Episode)
 

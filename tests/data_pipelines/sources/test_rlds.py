@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from data_pipelines import episodes
 from data_pipelines.formats import image, tfrecord
 from data_pipelines.open_x import registry
 from data_pipelines.sources import base, rlds
@@ -167,7 +168,7 @@ def _nan_gripper() -> np.ndarray:
 def test_unusable_episode_is_rejected_with_its_place(write_rlds, episode, change, reason):
     source = rlds.RldsSource(write_rlds([[episode(0) | change, episode(1)]]))
     rejected, good = source.read()
-    assert isinstance(rejected, base.Reject) and reason in rejected.reason
+    assert isinstance(rejected, episodes.Reject) and reason in rejected.reason
     assert rejected.item.endswith("record 0") and good.length == 4
 
 
@@ -259,7 +260,7 @@ def test_damaged_records_are_rejected_up_to_a_number(write_rlds, episode, monkey
     path.write_bytes(data)
     source = rlds.RldsSource(directory, max_damaged=1, workers=base.Workers(count=workers))
     results = list(source.read())
-    (rejected,) = (one for one in results if isinstance(one, base.Reject))
+    (rejected,) = (one for one in results if isinstance(one, episodes.Reject))
     assert len(results) == 10 and "checksum" in rejected.reason
     assert rejected.item == f"{path} record {results.index(rejected)}"
     with pytest.raises(errors.DataError, match="checksum"):
@@ -290,7 +291,7 @@ def test_a_field_of_the_episode_that_does_not_fit_rejects_it(write_rlds, episode
     description = (directory / "features.json").read_text()
     (directory / "features.json").write_text(description.replace('"int32"', '"float32"'))
     rejected, good = rlds.RldsSource(directory).read()
-    assert isinstance(rejected, base.Reject) and good.length == 4
+    assert isinstance(rejected, episodes.Reject) and good.length == 4
     assert "metadata cannot be written" in rejected.reason or "does not fit" in rejected.reason
 
 

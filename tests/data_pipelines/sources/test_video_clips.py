@@ -70,7 +70,7 @@ def test_uneven_video_plays_at_its_true_speed(tmp_path):
 
 def test_times_that_no_camera_has_are_rejected(tmp_path):
     reject = _read(_write(tmp_path / "wild.mkv", [0, 1, 2, 3, 60]))
-    assert isinstance(reject, base.Reject)
+    assert isinstance(reject, episodes.Reject)
     assert "0.6667 Hz on average, 10 Hz is usual" in reject.reason
 
 
@@ -84,7 +84,7 @@ def test_sample_fps_takes_the_nearest_frames_by_time(tmp_path):
 
 def test_sampling_faster_than_the_video_is_rejected(tmp_path):
     reject = _read(_write(tmp_path / "a.mkv", range(5)), video_clips.ClipOptions(sample_fps=20))
-    assert isinstance(reject, base.Reject) and "plays at 10 Hz, slower" in reject.reason
+    assert isinstance(reject, episodes.Reject) and "plays at 10 Hz, slower" in reject.reason
 
 
 def test_a_window_in_seconds_and_its_frames(tmp_path):
@@ -175,12 +175,12 @@ def test_worker_processes_give_the_same_in_order_and_skip_what_is_bad(tmp_path):
 def test_an_id_that_is_there_twice_is_rejected(tmp_path):
     source = _source(tmp_path, 2, names=["same", "same"])
     first = next(iter(source.read()))
-    assert isinstance(first, base.Reject) and "'same' is there already" in first.reason
+    assert isinstance(first, episodes.Reject) and "'same' is there already" in first.reason
     assert source.total == 2
 
 
 def test_rejects_hold_text_that_every_file_can():
-    assert base.Reject("caf\udce9.mp4", "bad").item == "caf\\udce9.mp4"
+    assert episodes.Reject("caf\udce9.mp4", "bad").item == "caf\\udce9.mp4"
 
 
 def test_digest_follows_the_file(tmp_path):

@@ -75,7 +75,7 @@ def test_two_videos_are_static_and_gripper(tmp_path):
 def test_frame_count_is_checked_against_the_annotation(tmp_path):
     _write_clip(tmp_path, "1", video_length=6)
     (reject,) = _read(tmp_path)
-    assert isinstance(reject, base.Reject) and "5 frames, its annotation 6" in reject.reason
+    assert isinstance(reject, episodes.Reject) and "5 frames, its annotation 6" in reject.reason
 
 
 def test_stride_with_actions_is_refused(tmp_path):
@@ -104,7 +104,7 @@ def test_unusable_annotation_is_rejected_and_the_others_go_on(tmp_path, change, 
     _write_clip(tmp_path, "1", **change)
     _write_clip(tmp_path, "2")
     rejected, clip = _read(tmp_path)
-    assert isinstance(rejected, base.Reject) and reason in rejected.reason
+    assert isinstance(rejected, episodes.Reject) and reason in rejected.reason
     assert rejected.item.endswith("1.json") and isinstance(clip, episodes.Episode)
 
 

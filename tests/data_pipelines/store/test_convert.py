@@ -110,9 +110,9 @@ def test_rejects_are_counted_by_reason_and_the_recipe_is_kept(tmp_path):
         name, total, recipe = "s", 3, {"selection": "all"}
 
         def read(self, skip=frozenset()):
-            yield base.Reject("a", "cut short (5 of 10 bytes): a.mp4; replace it")
-            yield base.Reject("b\udce9", "cut short (7 of 90 bytes): b.mp4; replace it")
-            yield base.Reject("c", "starts with b'PK7'")
+            yield episodes.Reject("a", "cut short (5 of 10 bytes): a.mp4; replace it")
+            yield episodes.Reject("b\udce9", "cut short (7 of 90 bytes): b.mp4; replace it")
+            yield episodes.Reject("c", "starts with b'PK7'")
             if "e" not in skip:
                 yield _video_episode()
 

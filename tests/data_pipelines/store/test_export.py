@@ -3,7 +3,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.loading import mixtures
+from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds, rlds_info
 from data_pipelines.store import export, reader
 from data_pipelines.store import writer as store_writer
@@ -58,7 +58,7 @@ def test_an_export_is_read_back_as_it_was(tmp_path, shard_bytes):
         np.testing.assert_array_equal(other.states, one.states)
         assert other.metadata == {**one.metadata, "exported_id": one.episode_id}
     again = _store(tmp_path / "again", other)
-    assert mixtures.convention_of(again.meta(0)) == mixtures.convention_of(
+    assert registry.convention_of(again.meta(0)) == registry.convention_of(
         reader.EpisodeStore(tmp_path / "s").meta(0)
     )
 
