@@ -37,7 +37,11 @@ class Source(Protocol):
 
 
 def recipe(source: Source) -> dict[str, Any]:
-    """Returns how a source chose and made its episodes; {} where nothing was chosen."""
+    """Returns how a source chose and made its episodes; {} where nothing was chosen.
+
+    Its "left_out" is a list of texts for the summary, one for each kind of thing that is not read:
+    "split validation: ...", "camera depth: ...".
+    """
     return dict(getattr(source, "recipe", {}))
 
 

@@ -11,7 +11,8 @@ executed after the step's images. Relative actions are clipped differences in un
 0.05 rad, absolute ones metres and radians of the world; both end with the gripper, +1 open.
 
 The annotation has `language.ann` (texts), `language.task` and `info.indx` (first and last step,
-inclusive). The embeddings that it holds as well are not read.
+inclusive). The embeddings that it holds as well are not read. Downloads name the folder after the
+model of those embeddings as well, for example `lang_paraphrase-MiniLM-L3-v2`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PLAY_STEPS = 600  # a recording has up to 60 000 steps; pieces of 20 s are read 
 _EMBODIMENTS = {"rel_actions": "franka_panda", "actions": "franka_panda_absolute"}
 _CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
 _LANGUAGE_FOLDERS = ("lang_annotations", "lang_clip_resnet50", ".")
+_ANNOTATION = "auto_lang_ann.npy"
 _MAX_MEMBER_BYTES = 1 << 26  # unpacked size of one array of a step
 
 # What numpy's reader raises on damaged files; a header goes through Python's tokenizer.
@@ -47,6 +49,8 @@ _NUMPY_ERRORS = (
     TypeError,
     KeyError,
     EOFError,
+    AttributeError,
+    MemoryError,
     NotImplementedError,
     RuntimeError,
     SyntaxError,
@@ -90,6 +94,7 @@ def open_source(
     *,
     name: str,
     part: Part,
+    language: str,
     actions: Actions,
     splits: Collection[str] | None,
     options: video_clips.ClipOptions,
@@ -101,14 +106,15 @@ def open_source(
         directory: that holds `training` and `validation`, or one of these.
         name: of the dataset.
         part: the annotated windows, or all recordings without language in pieces.
+        language: folder of the annotation within a split; "" for a usual one.
         actions: which of the two to keep.
         splits: to read; None for those that are there.
         options: how frames are stored.
         workers: how episodes are read.
 
     Raises:
-        UserError: no such directory or split, or frames are to be left out.
-        DataError: annotations or recordings are damaged.
+        UserError: no such directory or split, no annotation, or frames are to be left out.
+        DataError: annotations or recordings of all splits are damaged.
     """
     if options.leaves_out_frames:
         raise errors.UserError(
@@ -117,24 +123,32 @@ def open_source(
             "use neither",
         )
     folders = _split_folders(pathlib.Path(directory), splits)
-    segments, files = [], []
+    find = functools.partial(_annotated, language=language) if part == "language" else _play
+    segments, files, failures = [], [], {}
     for split, folder in folders.items():
-        found, file = (_annotated if part == "language" else _play)(folder, f"{name}/{split}")
-        segments += found
-        files.append({"split": split, **video_clips.describe_file(file)})
+        try:
+            found, file = find(folder, f"{name}/{split}")
+            files.append({"split": split, **video_clips.describe_file(file)})
+            segments += found
+        except errors.UserError as error:
+            failures[split] = error
+    if not files:
+        raise next(iter(failures.values()))
     if not segments:
         raise errors.DataError(f"no {part} segments", str(directory), "choose the other part")
     selection = {
         "language": "every annotated window, first to last step, inclusive",
         "play": f"all recordings, in pieces of {PLAY_STEPS} steps",
     }
-    recipe = {
+    recipe: dict[str, Any] = {
         "kind": "calvin",
         "captions" if part == "language" else "recordings": files,
         "selection": selection[part],
         "actions": actions,
         "frames": options.to_json(),
     }
+    if failures:
+        recipe["left_out"] = [f"split {split}: {error}" for split, error in failures.items()]
     read = functools.partial(_read, name=name, actions=actions, options=options)
     return base.ItemSource(name, segments, read, recipe=recipe, workers=workers)
 
@@ -161,12 +175,19 @@ def _split_folders(
     return {split: folder for split, folder in found.items() if splits is None or split in splits}
 
 
-def _annotated(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Path]:
-    paths = [folder / name / "auto_lang_ann.npy" for name in _LANGUAGE_FOLDERS]
+def _annotated(
+    folder: pathlib.Path, prefix: str, language: str
+) -> tuple[list[Segment], pathlib.Path]:
+    names = (language,) if language else _LANGUAGE_FOLDERS
+    paths = [folder / name / _ANNOTATION for name in names]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
+        others = sorted(path.parent.name for path in folder.glob(f"*/{_ANNOTATION}"))
+        named = " or ".join(f"--calvin_language={other}" for other in others)
         raise errors.UserError(
-            "no language annotations", str(paths[0]), "use --calvin_part=play, or download them"
+            "no language annotations",
+            str(paths[0]),
+            f"found others: give {named}" if others else "use --calvin_part=play, or download them",
         )
     try:
         segments = list(_parse_annotation(numpy_pickle.load_dict(path), folder, prefix))

@@ -108,12 +108,13 @@ def _count_reasons(rejects: Sequence[episodes.Reject]) -> dict[str, int]:
 
 
 def summary(manifest: Mapping[str, Any], seconds: float, *, shown: int = 5) -> str:
-    """Says in a few lines what a conversion gave."""
+    """Says in a few lines what a conversion gave, and what was left out of it."""
     rejected = manifest["rejected"]
     lines = [
         f"{manifest['source']}: {manifest['episodes']} episodes, {manifest['frames']} frames, "
         f"{len(rejected)} rejected, {seconds:.1f} s"
     ]
+    lines += [f"  left out {what}" for what in manifest["recipe"].get("left_out", ())]
     lines += [f"  rejected {reject['item']}: {reject['reason']}" for reject in rejected[:shown]]
     if len(rejected) > shown:
         lines.append(f"  and {len(rejected) - shown} more, see {MANIFEST}")

@@ -28,7 +28,7 @@ _USED = {
     "rlds": _FILES | {"max_damaged"},
     "human_video": _FILES | _FRAMES | {"embodiment", "captions", "fps"},
     "video_layout": _FILES | _FRAMES | {"embodiment", "fps"},
-    "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_actions"},
+    "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_language", "calvin_actions"},
     "lerobot": _FILES | _FRAMES | {"embodiment", "primary", "wrist", "fps"},
     "metaworld": {"tasks", "episodes", "image_size", "seed", "workers", "strip_actions"},
 }
@@ -49,7 +49,7 @@ class ConvertOptions:
         captions: caption file of a video folder; "" searches.
         shorter_side, square_crop, every, sample_fps, max_frames, image_format, fps: of videos, see
             `video_clips.ClipOptions`.
-        calvin_part, calvin_actions: see `calvin.open_source`.
+        calvin_part, calvin_language, calvin_actions: see `calvin.open_source`.
         primary, wrist: cameras of LeRobot, see `lerobot.open_source`.
         item_seconds, item_memory_mb: what reading one clip or episode may take.
         tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
@@ -73,6 +73,7 @@ class ConvertOptions:
     image_format: Any
     fps: float | None
     calvin_part: Any
+    calvin_language: str
     calvin_actions: Any
     primary: str
     wrist: str
@@ -95,6 +96,7 @@ class ConvertOptions:
         }
         same = ["name", "splits", "embodiment"]
         same += ["calvin_part", "calvin_actions"] if self.source == "calvin" else []
+        same += ["calvin_language"] if self.calvin_language else []
         same += ["primary", "wrist"] if self.source == "lerobot" else []
         values |= {name: getattr(self, name) for name in same}
         values |= {} if self.source == "rlds" else self.clip_options().to_json()
@@ -143,7 +145,11 @@ def open_source(options: ConvertOptions) -> base.Source:
     }
     if options.source == "calvin":
         return calvin.open_source(
-            options.input, part=options.calvin_part, actions=options.calvin_actions, **common
+            options.input,
+            part=options.calvin_part,
+            language=options.calvin_language,
+            actions=options.calvin_actions,
+            **common,
         )
     common["embodiment"] = options.embodiment
     if options.source == "lerobot":
@@ -171,6 +177,7 @@ def define_flags() -> None:
     flags.DEFINE_float("fps", None, "true frame rate of the videos, Hz.", 0.01)
     flags.DEFINE_enum("image_format", "jpeg", ["jpeg", "png"], "of decoded frames.")
     flags.DEFINE_enum("calvin_part", "language", ["language", "play"], "calvin: what to read.")
+    flags.DEFINE_string("calvin_language", "", "calvin: folder of the language annotation.")
     flags.DEFINE_enum(
         "calvin_actions", "rel_actions", ["rel_actions", "actions"], "calvin: relative or absolute."
     )

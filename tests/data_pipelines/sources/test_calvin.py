@@ -1,9 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
 from data_pipelines.sources import base, calvin, video_clips
+from data_pipelines.store import convert, reader, validate
 from defi_jax import errors
 
 OPTIONS = video_clips.ClipOptions()
@@ -24,13 +27,13 @@ def _write_step(folder, number: int, **changes):
     np.savez_compressed(folder / f"episode_{number:07d}.npz", **kept)
 
 
-def _write_annotation(folder, windows, texts):
+def _write_annotation(folder, windows, texts, name="lang_annotations"):
     content = {
         "language": {"ann": list(texts), "task": ["task"] * len(texts), "emb": np.zeros((2, 384))},
         "info": {"episodes": [], "indx": list(windows)},
     }
-    (folder / "lang_annotations").mkdir(exist_ok=True)
-    np.save(folder / "lang_annotations" / "auto_lang_ann.npy", content)  # pyright: ignore
+    (folder / name).mkdir(exist_ok=True)
+    np.save(folder / name / "auto_lang_ann.npy", content)  # pyright: ignore
 
 
 @pytest.fixture
@@ -47,24 +50,21 @@ def calvin_root(tmp_path):
     return tmp_path / "task_ABC_D"
 
 
-def _read(
-    root,
-    *,
-    part: calvin.Part = "language",
-    actions: calvin.Actions = "rel_actions",
-    splits=None,
-    options=OPTIONS,
-) -> list:
-    source = calvin.open_source(
-        root,
-        name="abc",
-        part=part,
-        actions=actions,
-        splits=splits,
-        options=options,
-        workers=WORKERS,
-    )
-    return list(source.read())
+def _open(root, **changes) -> base.ItemSource:
+    arguments: dict[str, Any] = {
+        "name": "abc",
+        "part": "language",
+        "language": "",
+        "actions": "rel_actions",
+        "splits": None,
+        "options": OPTIONS,
+        "workers": WORKERS,
+    }
+    return calvin.open_source(root, **arguments | changes)
+
+
+def _read(root, **changes) -> list:
+    return list(_open(root, **changes).read())
 
 
 def test_annotated_windows_are_inclusive_and_keep_their_columns(calvin_root):
@@ -153,20 +153,20 @@ def test_an_array_that_unpacks_to_gigabytes_is_refused(calvin_root, monkeypatch)
 def test_other_number_of_texts_than_windows_is_a_data_error(calvin_root):
     _write_annotation(calvin_root / "training", [(3, 6)], ["a", "b"])
     with pytest.raises(errors.DataError, match=r"auto_lang_ann\.npy"):
-        _read(calvin_root)
+        _read(calvin_root, splits=["training"])
 
 
 @pytest.mark.parametrize("window", [(0.9, 3.9), ("0", "3"), (0, float("inf")), (4, 3)])
 def test_windows_are_whole_numbers(calvin_root, window):
     _write_annotation(calvin_root / "training", [window], ["a"])
     with pytest.raises(errors.DataError, match="annotation 0 is from step"):
-        _read(calvin_root)
+        _read(calvin_root, splits=["training"])
 
 
 def test_a_recording_without_its_last_step_is_refused(calvin_root):
     np.save(calvin_root / "training" / "ep_start_end_ids.npy", np.array([[3, 2**62]]))
     with pytest.raises(errors.DataError, match=r"no last step.*ep_start_end_ids\.npy"):
-        _read(calvin_root, part="play")
+        _read(calvin_root, part="play", splits=["training"])
 
 
 def test_a_text_that_is_not_utf8_is_rejected(calvin_root):
@@ -187,7 +187,40 @@ def test_usage_errors_name_what_to_do(calvin_root):
         _read(calvin_root, splits=["training"])
 
 
+def test_embeddings_of_other_language_models_are_named_and_chosen_by_a_flag(calvin_root):
+    folder = calvin_root / "training"
+    (folder / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    names = ("lang_all-distilroberta-v1", "lang_paraphrase-MiniLM-L3-v2")
+    for name in names:
+        _write_annotation(folder, [(3, 6)], [f"text of {name}"], name)
+    wanted = " or ".join(f"--calvin_language={name}" for name in names)
+    with pytest.raises(errors.UserError, match=f"no language annotations.*give {wanted}"):
+        _read(folder)
+    (found,) = _read(folder, language=names[1])
+    assert found.instructions == (f"text of {names[1]}",)
+    with pytest.raises(errors.UserError, match=r"lang_msmarco/auto_lang_ann\.npy; found others"):
+        _read(folder, language="lang_msmarco")
+
+
+@pytest.mark.parametrize("part", ["language", "play"])
+def test_a_split_that_cannot_be_read_does_not_stop_the_other(calvin_root, tmp_path, part):
+    damaged = calvin_root / "training"
+    (damaged / "lang_annotations" / "auto_lang_ann.npy").write_bytes(b"\x93NUMPY")
+    (damaged / "ep_start_end_ids.npy").write_bytes(b"PK")
+    source = _open(calvin_root, part=part)
+    manifest = convert.convert(source, tmp_path / "store", origin={}, progress=False)
+    (said,) = manifest["recipe"]["left_out"]
+    assert said.startswith("split training: ") and ".npy; download it again" in said
+    assert f"  left out {said}" in convert.summary(manifest, 1.0)
+    store = reader.EpisodeStore(tmp_path / "store")
+    assert {name.split("/")[1] for name in store.episode_ids} == {"validation"}
+    findings, _ = validate.validate(tmp_path / "store", progress=False)
+    assert {finding.check for finding in findings} <= {"language"}  # play has none
+    with pytest.raises(errors.DataError, match="training"):  # nothing is left
+        _read(calvin_root, part=part, splits=["training"])
+
+
 def test_recordings_that_are_no_table_are_a_data_error(calvin_root):
     np.save(calvin_root / "training" / "ep_start_end_ids.npy", np.array([[9, 3]]))
     with pytest.raises(errors.DataError, match="ends before it starts"):
-        _read(calvin_root, part="play")
+        _read(calvin_root, part="play", splits=["training"])
