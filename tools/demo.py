@@ -70,96 +70,51 @@ def phases(out: str, videos: Mapping[str, str], size: Size) -> dict[str, list[li
         videos: store name -> folder of clips; empty for simulated video of other tasks.
         size: how much of everything.
     """
-    collect = ["launch/data.py", "convert", "--source=metaworld", "--image_size=64"]
-    clips = [_convert_video(folder, f"{out}/data/{name}") for name, folder in videos.items()]
-    simulated = [
-        *collect,
-        f"--tasks={OTHER_TASKS}",
-        f"--episodes={min(6, size.episodes)}",
-        "--strip_actions",
-        f"--output={out}/data/{_SIMULATED_VIDEO}",
-    ]
+    out = shlex.quote(out)
+    data = f"{out}/data"
+    collect = "launch/data.py convert --source=metaworld --image_size=64"
+    convert = [_convert_video(folder, f"{data}/{name}") for name, folder in videos.items()]
     action_free = list(videos) or [_SIMULATED_VIDEO]
+    if not videos:
+        episodes = min(6, size.episodes)
+        options = f"--tasks={OTHER_TASKS} --episodes={episodes} --strip_actions"
+        convert = [f"{collect} {options} --output={data}/{_SIMULATED_VIDEO}"]
     share = VIDEO_SHARE / len(action_free)
     mixture = [f"{_STORE}:{1 - VIDEO_SHARE:.3f}", *(f"{name}:{share:.3f}" for name in action_free)]
     mixed = f"--config.data.mixture={','.join(mixture)}"
-    return {
+    pretrained = f"--config.init.gfdm={out}/gfdm --config.init.gidm={out}/gidm"
+    lines = {
         "collect": [
-            *(clips or [simulated]),  # first: a folder that cannot be used is known at once
-            [
-                *collect,
-                f"--tasks={TASKS}",
-                f"--episodes={size.episodes}",
-                f"--output={out}/data/{_STORE}",
-            ],
+            *convert,  # first: a folder that cannot be used is known at once
+            f"{collect} --tasks={TASKS} --episodes={size.episodes} --output={data}/{_STORE}",
             *(
-                [
-                    "launch/data.py",
-                    "preview",
-                    f"--store={out}/data/{name}",
-                    f"--output={out}/data/{name}.png",
-                ]
+                f"launch/data.py preview --store={data}/{name} --output={data}/{name}.png"
                 for name in (_STORE, *action_free)
             ),
         ],
-        "gfdm": [_train("gfdm", out, size, [mixed])],
-        "gidm": [_train("gidm", out, size, [mixed])],
-        "joint": [
-            _train(
-                "joint",
-                out,
-                size,
-                [
-                    f"--config.data.mixture={_STORE}",
-                    f"--config.init.gfdm={out}/gfdm",
-                    f"--config.init.gidm={out}/gidm",
-                ],
-            )
-        ],
-        "export": [
-            ["launch/export.py", f"--workdir={out}/joint", f"--output={out}/bundle", "--overwrite"]
-        ],
+        "gfdm": [_train("gfdm", out, size, mixed)],
+        "gidm": [_train("gidm", out, size, mixed)],
+        "joint": [_train("joint", out, size, f"--config.data.mixture={_STORE} {pretrained}")],
+        "export": [f"launch/export.py --workdir={out}/joint --output={out}/bundle --overwrite"],
         "evaluate": [
-            [
-                "-m",
-                "defi_rollout",
-                "evaluate",
-                f"{out}/bundle",
-                "--benchmark=metaworld",
-                f"--tasks={TASKS}",
-                f"--episodes={size.rollouts}",
-                "--language",
-                "--resume",
-                f"--output={out}/evaluation",
-            ]
+            f"-m defi_rollout evaluate {out}/bundle --benchmark=metaworld --tasks={TASKS} "
+            f"--episodes={size.rollouts} --language --resume --output={out}/evaluation"
         ],
-        "report": [["launch/report.py", f"--run={out}"]],
+        "report": [f"launch/report.py --run={out}"],
     }
+    return {phase: [shlex.split(line) for line in own] for phase, own in lines.items()}
 
 
-def _convert_video(folder: str, output: str) -> list[str]:
+def _convert_video(folder: str, output: str) -> str:
     is_rlds = any(pathlib.Path(folder).glob("**/*.tfrecord-*"))
-    kind = "rlds" if is_rlds else "human_video"
-    return [
-        "launch/data.py",
-        "convert",
-        f"--source={kind}",
-        f"--input={folder}",
-        "--strip_actions",
-        f"--output={output}",
-    ]
+    source = f"--source={'rlds' if is_rlds else 'human_video'} {shlex.quote(f'--input={folder}')}"
+    return f"launch/data.py convert {source} --strip_actions --output={output}"
 
 
-def _train(stage: str, out: str, size: Size, more: list[str]) -> list[str]:
-    steps = [] if size.steps is None else [f"--config.steps={size.steps}"]
-    return [
-        "launch/train.py",
-        f"--config=configs/{stage}.py:tiny",
-        f"--workdir={out}/{stage}",
-        f"--config.data.root={out}/data",
-        *steps,
-        *more,
-    ]
+def _train(stage: str, out: str, size: Size, more: str) -> str:
+    steps = "" if size.steps is None else f"--config.steps={size.steps}"
+    config = f"--config=configs/{stage}.py:tiny --workdir={out}/{stage}"
+    return f"launch/train.py {config} --config.data.root={out}/data {steps} {more}"
 
 
 def claim(out: pathlib.Path, videos: Mapping[str, str], size: Size) -> None:

@@ -20,7 +20,8 @@ def test_action_free_video_is_simulated_unless_folders_are_named(tmp_path):
     )
     videos = {"clips": "/some where/clips", "rlds": str(tmp_path)}
     (tmp_path / "x.tfrecord-00000-of-00001").write_bytes(b"")
-    phases = demo.phases("out", videos, SMALL)
+    phases = demo.phases("my out", videos, SMALL)
+    assert _flag(phases["collect"][0], "output") == "my out/data/clips"
     for stage in ("gfdm", "gidm"):
         mixture = _flag(phases[stage][0], "config.data.mixture")
         assert mixture == "metaworld:0.700,clips:0.150,rlds:0.150"
