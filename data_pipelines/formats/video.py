@@ -1,7 +1,7 @@
-"""Video files: frames with their times out of mp4, mov, webm, mkv and avi; H.264 into mp4.
+"""Video files: frames with their times, as a player shows them; H.264 into mp4.
 
-The kind of a file is read from its first bytes, never from its name, and then forced, because
-FFmpeg otherwise opens playlists that point at other local files. Damage is a `DataError`: FFmpeg
+The container is told by its bytes, see `containers`, and then forced, because FFmpeg otherwise
+opens playlists that point at other local files. Damage is a `DataError`: FFmpeg
 plays a cut file up to the cut and conceals flipped bits, so declared lengths are checked first and
 a frame that the decoder marks as damaged is refused. (About half of all single flipped bits give
 another valid picture: only a digest of the file would find those.)
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fractions
-import io
 import itertools
 import os
 import pathlib
@@ -26,13 +25,11 @@ import av.container
 import av.error
 import numpy as np
 
+from data_pipelines.formats import containers
 from data_pipelines.formats import image as image_lib
-from defi_jax import errors
 
-_EBML_MAGIC = b"\x1a\x45\xdf\xa3"
-_MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
-# First box of an ISO media or QuickTime file.
-_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+# Their index leads to a frame before the wanted time; other containers are decoded from the start.
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Video:
         self._stream = _video_stream(container, path)
         rate = self._stream.average_rate or self._stream.guessed_rate
         if not rate:
-            raise _damaged("video without a frame rate", path)
+            raise containers.damaged("video without a frame rate", path)
         self.rate = float(rate)
         self._tick = float(self._stream.time_base or fractions.Fraction(1, 90_000))  # seconds
         self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
@@ -81,16 +78,16 @@ class Video:
             end: stop after the frame nearest to this time, seconds; None reads to the end.
         """
         half = 0.5 / self.rate
-        if start is not None and start > half:
+        if start is not None and start > half and self._container.format.name in _SEEKABLE:
             offset = int((start - half) / self._tick)
             self._container.seek(self._first_pts + offset, stream=self._stream)
         last_size = None
         for index, raw in enumerate(self._container.decode(self._stream)):
             image_lib.check_image_size(raw.height, raw.width, str(self._path))
             if raw.is_corrupt:
-                raise _damaged(f"frame {index} of those read is damaged", self._path)
+                raise containers.damaged(f"frame {index} of those read is damaged", self._path)
             if last_size not in (None, (raw.height, raw.width)):
-                raise _damaged("frame size changes within the video", self._path)
+                raise containers.damaged("frame size changes within the video", self._path)
             last_size = (raw.height, raw.width)
             time = self._time(raw, index)
             if start is not None and time <= start - half:
@@ -118,7 +115,7 @@ def open_video(path: str | os.PathLike) -> Iterator[Video]:
         DataError: unreadable, truncated, damaged, without pictures or of changing frame size.
     """
     path = pathlib.Path(path)
-    container_format = video_format(path)
+    container_format = containers.find_format(path)
     try:
         # An open file, not a path: FFmpeg then cannot follow protocols or references.
         with path.open("rb") as file, av.open(file, mode="r", format=container_format) as container:
@@ -126,96 +123,18 @@ def open_video(path: str | os.PathLike) -> Iterator[Video]:
     except MemoryError:
         raise  # a limit of the process, no damage
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _damaged(f"damaged video ({error})", path) from error
+        raise containers.damaged(f"damaged video ({error})", path) from error
 
 
 def _video_stream(container: av.container.InputContainer, path: pathlib.Path) -> av.VideoStream:
     stream = container.streams.best("video")  # not the cover picture, where there is one
     if not isinstance(stream, av.VideoStream):
-        raise _damaged("file holds no video stream", path)
+        raise containers.damaged("file holds no video stream", path)
     if stream.codec_context is None:
-        raise _damaged("video codec is not supported", path)
+        raise containers.damaged("video codec is not supported", path)
     image_lib.check_image_size(stream.codec_context.height, stream.codec_context.width, str(path))
     stream.thread_count = 1  # clips are decoded in parallel, by processes
     return stream
-
-
-def _damaged(what: str, path: pathlib.Path) -> errors.DataError:
-    return errors.DataError(what, str(path), "remove or replace this file")
-
-
-# ---- containers ----
-
-
-def video_format(path: str | os.PathLike) -> str:
-    """Tells the container of a video from its first bytes.
-
-    Returns:
-        "mp4" (also QuickTime), "matroska" (also webm) or "avi".
-
-    Raises:
-        DataError: the file is empty, truncated or none of these; playlists are none of these.
-    """
-    path = pathlib.Path(path)
-    try:
-        with path.open("rb") as file:
-            head, size = file.read(64), path.stat().st_size
-            if head[4:8] in _ISO_BOXES:
-                _check_iso_boxes(file, size, path)
-                return "mp4"
-    except OSError as error:
-        raise errors.DataError(
-            f"video cannot be read ({error.strerror})", str(path), "check the path"
-        ) from error
-    if head[:4] == _EBML_MAGIC:
-        _check_matroska_size(head, size, path)
-        return "matroska"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        _check_length(8 + int.from_bytes(head[4:8], "little"), size, path)
-        return "avi"
-    kind = "an empty file" if not head else f"a file that starts with {head[:12]!r}"
-    raise errors.DataError(
-        f"not an mp4, mov, webm, mkv or avi video but {kind}", str(path), "remove or replace it"
-    )
-
-
-def _check_length(declared: int, size: int, path: pathlib.Path) -> None:
-    if declared > size:
-        raise _damaged(f"video is cut short ({size} of {declared} bytes)", path)
-
-
-def _check_iso_boxes(file: io.BufferedReader, size: int, path: pathlib.Path) -> None:
-    """Walks the top-level boxes (ISO 14496-12, 4.2) and checks that they end inside the file."""
-    offset, kinds = 0, set()
-    while offset + 8 <= size:
-        file.seek(offset)
-        header = file.read(16)
-        length = int.from_bytes(header[:4])
-        if length == 1:
-            length = int.from_bytes(header[8:16])
-        elif length == 0:  # to the end of the file
-            length = size - offset
-        if length < 8:
-            break  # trailing bytes that are no box: players ignore them
-        kinds.add(header[4:8])
-        offset += length
-        _check_length(offset, size, path)
-    if b"moov" not in kinds:
-        raise _damaged("video is cut short (its index box 'moov' is missing)", path)
-
-
-def _check_matroska_size(head: bytes, size: int, path: pathlib.Path) -> None:
-    """Checks the declared size of the segment; live recordings declare none (RFC 8794, 6.2)."""
-    start = head.find(_MATROSKA_SEGMENT)
-    if start < 0 or start + 5 > len(head):
-        return  # FFmpeg reports what is wrong with so odd a header
-    first = head[start + 4]
-    length = 9 - first.bit_length()
-    field = head[start + 4 : start + 4 + length]
-    mask = (1 << (7 * length)) - 1
-    declared = int.from_bytes(field) & mask
-    if len(field) == length and declared != mask:
-        _check_length(start + 4 + length + declared, size, path)
 
 
 # ---- writing ----

@@ -13,12 +13,12 @@ The field names and an example row come from the official description; no real v
 from __future__ import annotations
 
 import collections
-import csv
 import pathlib
 import re
 from collections.abc import Collection, Sequence
 
 from data_pipelines import episodes
+from data_pipelines.formats import csv_files
 from data_pipelines.sources import video_clips
 from defi_jax import errors
 
@@ -30,6 +30,7 @@ _COLUMNS = (
     "stop_timestamp",
     "narration",
 )
+_FIX = "download it again"
 SPLITS = ("train", "validation")
 _TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
@@ -55,8 +56,7 @@ def find(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathli
 
 def is_annotation(path: pathlib.Path) -> bool:
     """Tells whether a file is such a table, by its first line."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return path.suffix == ".csv" and "narration_id" in file.readline().strip().split(",")
+    return "narration_id" in csv_files.read_header(path)
 
 
 def find_clips(
@@ -72,8 +72,9 @@ def find_clips(
     rejects: list[episodes.Reject] = []
     without_video: collections.Counter[tuple[str, int]] = collections.Counter()
     for table in tables:
-        for number, row in enumerate(_read_table(table), 1):
-            absent = [column for column in _COLUMNS if row[column] is None]
+        rows = csv_files.read_rows(table, _COLUMNS, what="EPIC-KITCHENS table", fix=_FIX)
+        for number, row in enumerate(rows, 1):
+            absent = [column for column in _COLUMNS if column not in row]
             if absent:
                 reason = f"row is cut short, without {', '.join(absent)}"
                 rejects.append(episodes.Reject(f"{table.name}, segment {number}", reason))
@@ -111,20 +112,6 @@ def seconds(timestamp: str) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
-def _read_table(path: pathlib.Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ValueError(f"without column {', '.join(missing)}")
-            return list(rows)
-    except (OSError, ValueError, csv.Error) as error:
-        raise errors.DataError(
-            f"EPIC-KITCHENS table cannot be used ({error})", str(path), "download it again"
-        ) from error
-
-
 def _clip(
     row: dict[str, str], video: pathlib.Path, name: str, table: pathlib.Path
 ) -> video_clips.Clip | episodes.Reject:
@@ -135,13 +122,13 @@ def _clip(
         return episodes.Reject(item, str(error))
     if not start < end:
         return episodes.Reject(item, f"it ends at {end:g} s, before it starts at {start:g} s")
-    if not row["narration"].strip():
+    if not row["narration"]:
         return episodes.Reject(item, "no narration")
     return video_clips.Clip(
         item=item,
         episode_id=f"{name}/{row['narration_id']}",
         videos={"static": video},
-        instructions=(row["narration"].strip(),),
+        instructions=(row["narration"],),
         window=video_clips.Window(start=start, end=end),
         metadata={"table": table.name, "participant": row["participant_id"]},
     )

@@ -8,7 +8,7 @@ What lies in the folder tells its kind:
 * `EPIC_100_*.csv`: EPIC-KITCHENS-100, see `epic_kitchens`.
 * a json list of {"id", "label"}: Something-Something v2's own label files; clips are `<id>.webm`.
 * a json object {file: caption or list of captions}, a json list of {"file", "caption"}, or a csv
-  with the columns `file` and `caption` (a file in several rows has several captions).
+  or tsv with the columns `file` and `caption` (a file in several rows has several captions).
 
 Files are searched below the folder, by relative path or by name. A video without caption, a caption
 without video, a caption that is not UTF-8 and a damaged video are rejects with a reason; nothing is
@@ -17,18 +17,17 @@ dropped silently.
 
 from __future__ import annotations
 
-import csv
-import io
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from data_pipelines import episodes
-from data_pipelines.formats import json_files
+from data_pipelines.formats import csv_files, json_files
 from data_pipelines.sources import base, ego4d, epic_kitchens, video_clips, video_layout
 from defi_jax import errors
 
 _FORMATS = "expected captions.json {file: caption}, a csv with columns file,caption, or annotation/"
+_COLUMNS = ("file", "caption")
 
 Captions = dict[str, tuple[str, ...]]
 
@@ -130,31 +129,33 @@ def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Rej
     path = pathlib.Path(path)
     captions: Captions = {}
     rejects = []
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        if "\0" in text:
-            raise ValueError("not UTF-8 but perhaps UTF-16")
-        is_csv = path.suffix == ".csv"
-        entries = _parse_csv(text) if is_csv else _parse_json(json_files.parse(text))
-        for number, (file, caption) in enumerate(entries, 1):
-            if isinstance(file, str) and isinstance(caption, str):
-                captions[file] = (*captions.get(file, ()), caption.strip())
-            else:
-                reason = f"caption {caption!r} of file {file!r}: both must be texts"
-                rejects.append(episodes.Reject(f"{path.name}, entry {number}", reason))
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise errors.DataError(
-            f"caption file cannot be used ({error!r})", str(path), _FORMATS
-        ) from error
+    if path.suffix.lower() in csv_files.SUFFIXES:
+        rows = csv_files.read_rows(path, _COLUMNS, what="caption file", fix=_FORMATS)
+        entries = [(row.get("file"), row.get("caption")) for row in rows]
+    else:
+        entries = _read_json(path)
+    for number, (file, caption) in enumerate(entries, 1):
+        if isinstance(file, str) and isinstance(caption, str):
+            captions[file] = (*captions.get(file, ()), caption.strip())
+        else:
+            reason = f"caption {caption!r} of file {file!r}: both must be texts"
+            rejects.append(episodes.Reject(f"{path.name}, entry {number}", reason))
     if not captions:
         raise errors.DataError("caption file names no video", str(path), _FORMATS)
     return captions, rejects
 
 
-def _parse_csv(text: str) -> Iterator[tuple[Any, Any]]:
-    """Yields file and caption, None where a row is too short."""
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        yield row["file"], row["caption"]
+def _read_json(path: pathlib.Path) -> list[tuple[Any, Any]]:
+    """Reads pairs of file and caption, whatever they are."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        if "\0" in text:
+            raise ValueError("not UTF-8 but perhaps UTF-16")
+        return list(_parse_json(json_files.parse(text)))
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"caption file cannot be used ({error})", str(path), _FORMATS
+        ) from error
 
 
 def _parse_json(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -173,7 +174,12 @@ def _parse_json(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _find_captions(directory: pathlib.Path) -> pathlib.Path:
-    found = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".csv"))
+    kinds = (".json", *csv_files.SUFFIXES)
+    found = sorted(
+        path
+        for path in directory.iterdir()
+        if path.suffix.lower() in kinds and path.is_file() and not path.name.startswith(".")
+    )
     if len(found) == 1:
         return found[0]
     if not found:
@@ -189,25 +195,24 @@ def _match(
 ) -> tuple[list[video_clips.Clip], list[episodes.Reject]]:
     """Pairs captions with the videos of the folder; both sides' leftovers are rejects."""
     videos = video_clips.VideoFolder(directory)
-    clips, rejects, used = [], [], set()
+    rejects = []
+    texts_of: dict[pathlib.Path, tuple[str, ...]] = {}
     for file, texts in sorted(captions.items()):
         found = videos.find(file)
-        if len(found) != 1:
+        if len(found) == 1:
+            texts_of[found[0]] = (*texts_of.get(found[0], ()), *texts)
+        else:
             reason = f"{len(found)} videos of this name" if found else "no such video"
             rejects.append(episodes.Reject(file, reason))
-            continue
-        relative = found[0].relative_to(directory).as_posix()
-        used.add(found[0])
-        clips.append(
-            video_clips.Clip(
-                item=str(found[0]),
-                episode_id=f"{name}/{relative}",
-                videos={"static": found[0]},
-                instructions=texts,
-                metadata={"file": relative},
-            )
+    clips = [
+        video_clips.Clip(
+            item=str(path),
+            episode_id=f"{name}/{(relative := path.relative_to(directory).as_posix())}",
+            videos={"static": path},
+            instructions=tuple(dict.fromkeys(texts)),
+            metadata={"file": relative},
         )
-    rejects += [
-        episodes.Reject(str(path), "no caption") for path in videos.paths if path not in used
+        for path, texts in texts_of.items()
     ]
-    return clips, rejects
+    uncaptioned = (path for path in videos.paths if path not in texts_of)
+    return clips, rejects + [episodes.Reject(str(path), "no caption") for path in uncaptioned]

@@ -5,11 +5,14 @@ Frames are decoded once, shrunk and stored as JPEG or PNG, so that training neve
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import itertools
 import os
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -23,7 +26,12 @@ from data_pipelines.sources import base
 from data_pipelines.transforms import action
 from defi_jax import errors
 
-SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
+# Files of these names are expected to have a caption, those that cannot be read included.
+_IS_VIDEO = re.compile(
+    r"\.(mp4|m4v|mov|qt|3gp|3g2|webm|mkv|avi|flv|f4v|m?ts|m2ts|gif|ogv|wmv|asf|mpe?g|vob|mxf|webp|heic"
+    r"|avif)",
+    re.IGNORECASE,
+)
 MAX_FRAMES = 20_000  # of one clip; longer ones are films that somebody forgot to cut
 _RATES_DIFFER = 0.01  # relative
 _RATES_CONTRADICT = 4.0  # times
@@ -153,26 +161,35 @@ Found = tuple[list[Clip], list[episodes.Reject], dict[str, Any]]
 class VideoFolder:
     """The videos below a directory, found by relative path, name or name without suffix.
 
+    Names are compared in Unicode's composed form, because file systems and editors differ in it.
+    Files and folders whose name begins with a dot are no part of the data set.
+
     Attributes:
-        paths: of all videos, sorted.
+        paths: of all files with a video's suffix, sorted.
     """
 
     def __init__(self, directory: pathlib.Path):
-        self.paths = sorted(
-            path
-            for path in directory.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file()
-        )
-        self._found: dict[str, list[pathlib.Path]] = {}
+        names = {path: path.relative_to(directory).as_posix() for path in directory.rglob("*")}
+        shown = [path for path in sorted(names) if not re.search(r"(^|/)\.", names[path])]
+        files = [path for path in shown if path.is_file()]
+        self.paths = [path for path in files if _IS_VIDEO.fullmatch(path.suffix)]
+        by_name, by_stem, by_path = (collections.defaultdict(list) for _ in range(3))
+        for path in files:  # whatever the suffix: what a caption names is there
+            by_name[compose(path.name)].append(path)
+            by_path[compose(names[path])].append(path)
         for path in self.paths:
-            for key in {path.name, path.stem}:
-                self._found.setdefault(key, []).append(path)
-        # Last, because a path decides where names do not.
-        self._found |= {path.relative_to(directory).as_posix(): [path] for path in self.paths}
+            by_stem[compose(path.stem)].append(path)
+        # A path decides where names do not, and a whole name before one without suffix.
+        self._found = by_stem | by_name | by_path
 
     def find(self, name: str) -> list[pathlib.Path]:
         """Returns the videos of this name."""
-        return self._found.get(name, [])
+        return self._found.get(compose(name).removeprefix("./"), [])
+
+
+def compose(name: str) -> str:
+    """Returns a file's name in Unicode's normal form C, with slashes between folders."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
 
 
 # Who acts in a clip of which nobody said so; hands leave no action vectors.

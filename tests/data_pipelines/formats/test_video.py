@@ -1,8 +1,9 @@
 import av
 import numpy as np
+import PIL.Image
 import pytest
 
-from data_pipelines.formats import video
+from data_pipelines.formats import containers, video
 from defi_jax import errors
 
 HEIGHT, WIDTH = 48, 64
@@ -43,7 +44,7 @@ def _read(path, **window) -> tuple[list[np.ndarray], float]:
 def test_video_containers_are_told_by_content(tmp_path, codec, container, expected):
     path = tmp_path / "clip.dat"  # the name says nothing
     _write_clip(path, codec, container, [_picture(i) for i in range(10)])
-    assert video.video_format(path) == expected
+    assert containers.find_format(path) == expected
     frames, rate = _read(path)
     assert len(frames) == 10 and rate == pytest.approx(10, rel=0.01)
     assert np.abs(frames[3].astype(int) - _picture(3)).mean() < 12
@@ -114,7 +115,7 @@ def test_disguised_playlist_is_refused(tmp_path, name):
 def test_container_format_is_forced(tmp_path, monkeypatch):
     video.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
-    monkeypatch.setattr(video, "video_format", lambda path: "mp4")  # the first barrier fell
+    monkeypatch.setattr(containers, "find_format", lambda path: "mp4")  # the first barrier fell
     with pytest.raises(errors.DataError, match="damaged video"):
         _read(tmp_path / "list.mp4")
 
@@ -158,3 +159,69 @@ def test_audio_only_file_is_refused(tmp_path):
         output.mux(stream.encode(None))
     with pytest.raises(errors.DataError, match="no video stream"):
         _read(tmp_path / "sound.mp4")
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"OggS" + bytes(30), r"Ogg file \(ogv\)"),
+        (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "ASF"),
+        (b"\x00\x00\x01\xba\x44\x00", "MPEG program stream"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIF"),
+        (b"\x00\x00\x00\x18ftypavif\x00\x00\x00\x00mif1avif", "AVIF"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8X", "WebP"),
+        (b"RIFF\x10\x00\x00\x00WAVEfmt ", "sound"),
+        (b"#EXTM3U\n#EXT-X-VERSION:3", "HLS playlist"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (bytes(2048), "file of zeros"),
+        (b"\x47" + bytes(187) + b"\x48" + bytes(187), "starts with b'G"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(tmp_path, head, kind):
+    (tmp_path / "clip.mp4").write_bytes(head)
+    with pytest.raises(errors.DataError, match=f"not an mp4, .* but .*{kind}.*; convert it"):
+        _read(tmp_path / "clip.mp4")
+
+
+def _write_gif(path, frames):
+    images = [PIL.Image.fromarray(frame) for frame in frames]
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=100)
+
+
+def _write_m2ts(path, frames):
+    """Packets of a camcorder's file begin with a time code of four bytes."""
+    _write_clip(path, "libx264", "mpegts", frames)
+    data = path.read_bytes()
+    packets = [data[start : start + 188] for start in range(0, len(data), 188)]
+    path.write_bytes(b"".join(b"\0\0\0\0" + packet for packet in packets))
+
+
+WRITERS = {
+    "mpegts": lambda path, frames: _write_clip(path, "libx264", "mpegts", frames),
+    "m2ts": _write_m2ts,
+    "gif": _write_gif,
+    "flv": lambda path, frames: _write_clip(path, "flv", "flv", frames),
+    "3gp": lambda path, frames: _write_clip(path, "mpeg4", "3gp", frames),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_streams_and_animations_are_read(tmp_path, kind):
+    pictures = [_picture(i) for i in range(12)]
+    WRITERS[kind](tmp_path / "clip", pictures)
+    frames, rate = _read(tmp_path / "clip")
+    assert len(frames) == 12 and rate == pytest.approx(10, rel=0.01)
+    assert np.abs(frames[5].astype(int) - pictures[5]).mean() < 12
+    part, _ = _read(tmp_path / "clip", start=0.4, end=0.6)
+    np.testing.assert_array_equal(part, frames[4:7])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_streams_and_animations_cut_short_are_refused(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 255, (10, HEIGHT, WIDTH, 3), np.uint8)
+    WRITERS[kind](tmp_path / "whole", list(noise))
+    data = (tmp_path / "whole").read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) * 2 // 3 + 1])
+    with pytest.raises(errors.DataError, match="cut short"):
+        _read(tmp_path / "cut")

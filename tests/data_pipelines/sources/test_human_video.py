@@ -1,5 +1,6 @@
 import csv
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -179,3 +180,71 @@ def test_splits_of_a_folder_without_are_refused(folder):
     _caption(folder, {"a.mp4": "x"})
     with pytest.raises(errors.UserError, match=r"no split train.*leave out --splits"):
         _read(folder, splits=["train"])
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("captioned", ["NFC", "NFD"])
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_names_are_compared_in_one_normal_form(tmp_path, stored, captioned, suffix):
+    name = "Öffne Tür é"
+    _write_clip(tmp_path / (unicodedata.normalize(stored, name) + ".mp4"))
+    _caption(tmp_path, {unicodedata.normalize(captioned, name) + suffix: "open the door"})
+    (clip,) = _read(tmp_path)
+    assert clip.instructions == ("open the door",)
+
+
+def test_names_that_differ_only_in_normal_form_are_two_videos(tmp_path):
+    for form in ("NFC", "NFD"):
+        _write_clip(tmp_path / (unicodedata.normalize(form, "é") + ".mp4"))
+    _caption(tmp_path, {"é": "x"})
+    assert "2 videos of this name" in [reject.reason for reject in _read(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file, caption\na.mp4, open it\n",
+        "\ufefffile,caption\r\na.mp4,open it\r\n\r\n",
+        "File;Caption\na.mp4;open it\n",
+        "caption\tfile\nopen it\ta.mp4\n",
+        '"file" , "CAPTION" \n "a.mp4" , "open it" \n',
+        "number,file,caption\n1,.\\a.mp4,open it\n",
+    ],
+)
+def test_headers_and_cells_may_be_written_as_people_write_them(tmp_path, text):
+    _write_clip(tmp_path / "a.mp4")
+    (tmp_path / "captions.CSV").write_text(text, encoding="utf-8", newline="")
+    (clip,) = _read(tmp_path)
+    assert clip.instructions == ("open it",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,text\na,b\n", "without column file, caption; it has: name, text"),
+        ("file,caption\na.mp4,open it, then close it\n", "line 2 has 3 cells for 2 columns"),
+        ("file,caption,caption\na.mp4,x,y\n", "several columns caption"),
+        (",".join(map(str, range(99_999))) + "\n", "it has: 0, 1, 2, 3, .*, 11, ..."),
+    ],
+)
+def test_a_table_that_is_no_caption_file_says_what_is_missing(tmp_path, text, said):
+    _write_clip(tmp_path / "a.mp4")
+    (tmp_path / "captions.csv").write_text(text)
+    with pytest.raises(errors.DataError, match=said) as error:
+        _read(tmp_path)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_two_names_of_one_video_are_one_clip_and_repeated_lines_one_caption(tmp_path):
+    _write_clip(tmp_path / "a.mp4")
+    (tmp_path / "c.csv").write_text("file,caption\na,push\na.mp4,push\n./a.mp4,shove\n")
+    (clip,) = _read(tmp_path)
+    assert set(clip.instructions) == {"push", "shove"} and len(clip.instructions) == 2
+
+
+def test_a_file_that_is_there_is_never_missing(tmp_path):
+    for name in ("notes.txt", "b.mp4", "c.hevc", ".hidden.mp4"):
+        (tmp_path / name).write_bytes(b"\x00\x00\x00\x01" + bytes(range(200)))
+    _caption(tmp_path, {"notes.txt": "x", "b": "y", "c.hevc": "z"})
+    reasons = [reject.reason for reject in _read(tmp_path)]
+    assert len(reasons) == 3 and all("a bare H.264" in reason for reason in reasons)
