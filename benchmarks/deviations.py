@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from defi_jax.models import params as params_lib
 from defi_jax.models import svd_vae
 from defi_jax.models.frozen import pretrained
-from defi_jax.weights import fields
+from defi_jax.weights import fields, table
 from defi_jax.weights.parity import check
-from defi_jax.weights.parity import policy as parity_policy
-from defi_jax.weights.parity import runner as parity_runner
-from defi_jax.weights.parity import video as parity_video
 from defi_jax.weights.tables import diffusers_names
 
 
@@ -43,7 +41,7 @@ def relative(changed: np.ndarray, base: np.ndarray) -> float:
 def _cross_attention(fixture):
     """Row 1: the denoiser attends to all of the context, or action i to tokens 0..i."""
     outputs = [
-        parity_policy.run_action_denoiser(
+        check.KINDS["action_denoiser"](
             {**fixture.config, "cross_attention": kind}, fixture.params, fixture.inputs
         )
         for kind in ("causal", "full")
@@ -59,7 +57,7 @@ def _mask_order(fixture):
     mask = (np.arange(length) < lengths).astype(fixture.inputs["text_mask"].dtype)
     inputs = {**fixture.inputs, "text_mask": mask}
     tiled, aligned = (
-        parity_policy.run_gidm({**fixture.config, "mask_order": order}, fixture.params, inputs)
+        check.KINDS["gidm"]({**fixture.config, "mask_order": order}, fixture.params, inputs)
         for order in ("tiled", "aligned")
     )
     yield (
@@ -82,7 +80,7 @@ def _features(fixture):
         sample[:, :, : noise.shape[2]] = noise  # scaled by c_in: unit noise at the first sigma
         inputs = {**fixture.inputs, "sample": sample, "added_time_ids": ids.copy()}
         inputs["added_time_ids"][:, 0], inputs["added_time_ids"][:, 2] = fps, strength
-        return parity_video.run_svd_unet(fixture.config, fixture.params, inputs)["up_features"]
+        return check.KINDS["svd_unet"](fixture.config, fixture.params, inputs)["up_features"]
 
     batch, frames, channels, height, width = fixture.inputs["sample"].shape
     shape = (batch, frames, channels // 2, height, width)
@@ -99,8 +97,11 @@ def _posterior(fixture):
     config = fields.make_config(svd_vae.SVDVAEConfig, fixture.config, "svd_vae")
     mode = pretrained.SVDVAELatents(config=config)
     sample = pretrained.SVDVAELatents(config=config, posterior="sample")
-    params = parity_runner.import_params(
-        mode.make, diffusers_names.entries(mode.make), fixture.params, (), "svd_vae"
+    params = table.import_params(
+        diffusers_names.entries(mode.make),
+        fixture.params,
+        expected=params_lib.abstract_params(mode.make),
+        where="svd_vae",
     )
     pixels = jnp.asarray(fixture.inputs["pixels"]).transpose(0, 2, 3, 1)
     frames = jnp.clip(jnp.round((pixels + 1) * 127.5), 0, 255).astype(jnp.uint8)

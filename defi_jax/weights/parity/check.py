@@ -20,18 +20,15 @@ import safetensors
 from defi_jax import errors, tensor_files
 from defi_jax.weights import fields
 from defi_jax.weights.parity import golden as parity_golden
-from defi_jax.weights.parity import policy as parity_policy
-from defi_jax.weights.parity import runner as parity_runner
-from defi_jax.weights.parity import text as parity_text
-from defi_jax.weights.parity import video as parity_video
+from defi_jax.weights.parity import kinds, runner
 
 # Relative L2 error that a float output in fp32 may have.
 TOLERANCE = 1e-4
 
-Arrays = parity_runner.Arrays
+Arrays = runner.Arrays
 Runner = Callable[[Mapping[str, Any], Arrays, Arrays], Mapping[str, np.ndarray]]
 
-KINDS: dict[str, Runner] = {**parity_video.KINDS, **parity_text.KINDS, **parity_policy.KINDS}
+KINDS: dict[str, Runner] = dict(kinds.KINDS)
 
 _GROUPS = ("param", "in", "out")
 _GOLDEN_SUFFIX = ".npz"

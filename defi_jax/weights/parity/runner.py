@@ -1,38 +1,82 @@
-"""What the runners of parity fixtures share: reading weights, checking inputs."""
+"""Runs a module on a fixture: official weights and inputs in, official outputs out."""
 
+import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import errors
-from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
-from defi_jax.weights import table
+from defi_jax.weights import fields, table
 
 Arrays = Mapping[str, np.ndarray]
+Outputs = dict[str, Any]
 
 
-def import_params(
-    make: params_lib.Make,
-    entries: Sequence[table.Entry],
-    params: Arrays,
-    dropped: table.Dropped,
-    where: str,
-) -> Params:
-    """Returns a fixture's weights as the parameters of the module that `make` builds.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How the fixtures of one kind are run.
 
-    Raises:
-        DataError: names or shapes that do not fit the module.
+    Attributes:
+        name: of the kind.
+        config: type of the module's config, or a function from the reference's fields to it.
+        module: builds the module: (config, rngs=...).
+        entries: (config, module's maker, official weights) -> rows between our names and theirs.
+        forward: (module, inputs) -> outputs in official layouts, by name; traced.
+        inputs: axes of each input, as `check_inputs` has them.
+        dropped: official names that have no place here.
     """
-    return table.import_params(
-        entries,
-        params,
-        dropped=dropped,
-        expected=params_lib.abstract_params(make),
-        where=where,
-    )
+
+    name: str
+    config: type[Any] | Callable[[Mapping[str, Any]], Any]
+    module: Callable[..., Any]
+    entries: Callable[[Any, params_lib.Make, Arrays], Sequence[table.Entry]]
+    forward: Callable[[Any, dict[str, jax.Array]], Outputs]
+    inputs: Mapping[str, str]
+    dropped: table.Dropped = ()
+
+    def __call__(
+        self, config: Mapping[str, Any], params: Arrays, inputs: Arrays
+    ) -> dict[str, np.ndarray]:
+        """Runs the module.
+
+        Args:
+            config: the reference's fields; names that start with "_" are its own bookkeeping.
+            params: the reference's state dict.
+            inputs: by name.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            UserError: unknown, missing or contradictory config fields; inputs of other shapes.
+            DataError: weights whose names or shapes do not fit the config.
+        """
+        given = {key: value for key, value in config.items() if not key.startswith("_")}
+        ours: Any = (
+            fields.make_config(self.config, given, self.name)
+            if isinstance(self.config, type)
+            else self.config(given)
+        )
+        check_inputs(inputs, self.inputs, ours, self.name)
+
+        def make(rngs):
+            return self.module(ours, rngs=rngs)
+
+        imported = table.import_params(
+            self.entries(ours, make, params),
+            params,
+            dropped=self.dropped,
+            expected=params_lib.abstract_params(make),
+            where=self.name,
+        )
+        arrays = {name: jnp.asarray(value) for name, value in inputs.items()}
+        run = jax.jit(lambda own, given: self.forward(params_lib.bind(make, own), given))
+        return {name: np.asarray(value) for name, value in run(imported, arrays).items()}
 
 
 def check_inputs(inputs: Arrays, specs: Mapping[str, str], config: Any, where: str) -> None:
@@ -40,20 +84,22 @@ def check_inputs(inputs: Arrays, specs: Mapping[str, str], config: Any, where: s
 
     Args:
         inputs: name to array.
-        specs: name to axes, each a number, a field of the config (dotted where configs nest) or a
-            letter that stands for one size in all inputs: "B 2 N feature_dim". A leading "int" asks
-            for whole numbers; a trailing "..." leaves the rest to the module.
+        specs: name to axes; "a|b" asks for one of several inputs. Axes are numbers, fields of the
+            config (dotted where configs nest) or letters that stand for one size in all inputs:
+            "B 2 N feature_dim". A leading "int" asks for whole numbers; a trailing "..." leaves the
+            rest to the module.
         config: the module's config.
         where: the kind, for messages.
 
     Raises:
         UserError: inputs that are missing or have another shape, all of them.
     """
-    problems, letters = [], {}
-    for name, spec in specs.items():
-        if name not in inputs:
-            problems.append(f"lacks {name!r}")
-        elif not _fits(inputs[name], spec.split(), config, letters):
+    letters: dict[str, int] = {}
+    wanted = [(names.split("|"), spec) for names, spec in specs.items()]
+    problems = [f"lacks {names[0]!r}" for names, _ in wanted if not inputs.keys() & set(names)]
+    given = [(name, spec) for names, spec in wanted for name in names if name in inputs]
+    for name, spec in given:
+        if not _fits(inputs[name], spec.split(), config, letters):
             problems.append(f"{name} is {inputs[name].dtype}{inputs[name].shape}, not [{spec}]")
     if problems:
         raise errors.UserError(

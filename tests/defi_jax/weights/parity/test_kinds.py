@@ -5,7 +5,7 @@ from defi_jax import errors
 from defi_jax.models import video_former
 from defi_jax.weights import table
 from defi_jax.weights.parity import golden as parity_golden
-from defi_jax.weights.parity import policy as parity_policy
+from defi_jax.weights.parity import kinds
 from defi_jax.weights.tables import policy as policy_table
 
 
@@ -30,7 +30,7 @@ def _runner_case():
 
 
 def test_runner_returns_outputs_under_fixture_names():
-    outputs = parity_policy.run_video_former(*_runner_case())
+    outputs = kinds.KINDS["video_former"](*_runner_case())
     assert set(outputs) == {"tokens"}
     assert outputs["tokens"].shape == (1, 4, 8)
 
@@ -38,9 +38,9 @@ def test_runner_returns_outputs_under_fixture_names():
 def test_runner_refuses_unknown_config_fields_and_names():
     config, params, inputs = _runner_case()
     with pytest.raises(errors.UserError, match="unknown config field dimm"):
-        parity_policy.run_video_former({**config, "dimm": 3}, params, inputs)
+        kinds.KINDS["video_former"]({**config, "dimm": 3}, params, inputs)
     with pytest.raises(errors.DataError, match="unknown name surplus"):
-        parity_policy.run_video_former(config, {**params, "surplus": np.zeros(1)}, inputs)
+        kinds.KINDS["video_former"](config, {**params, "surplus": np.zeros(1)}, inputs)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_runner_refuses_inputs_of_another_shape(change):
     config, params, inputs = _runner_case()
     changed = {"features": change(inputs["features"])}
     with pytest.raises(errors.UserError, match=r"not \[B num_frames N condition_dim\]"):
-        parity_policy.run_video_former(config, params, changed)
+        kinds.KINDS["video_former"](config, params, changed)
 
 
 def test_joint_runner_refuses_a_part_that_is_a_list_and_inputs_without_a_camera():
@@ -81,11 +81,11 @@ def test_joint_runner_refuses_a_part_that_is_a_list_and_inputs_without_a_camera(
     }
     config = {"video_former": video, "denoiser": denoiser, "condition_frames": [0, 1]}
     with pytest.raises(errors.UserError, match=r"not an object: joint_policy\.gidm"):
-        parity_policy.run_joint_policy({**config, "gidm": [1]}, {}, {})
+        kinds.KINDS["joint_policy"]({**config, "gidm": [1]}, {}, {})
     with pytest.raises(errors.UserError, match=r"lacks 'static_features'; lacks 'text_features'"):
-        parity_policy.run_joint_policy({**config, "gidm": inverse}, {}, {})
+        kinds.KINDS["joint_policy"]({**config, "gidm": inverse}, {}, {})
 
 
 def test_joint_runner_names_a_missing_part():
     with pytest.raises(errors.UserError, match=r"joint_policy\.video_former"):
-        parity_policy.run_joint_policy({"condition_frames": [0, 1]}, {}, {})
+        kinds.KINDS["joint_policy"]({"condition_frames": [0, 1]}, {}, {})
