@@ -1,16 +1,19 @@
 """Shared shell of the launch scripts: logging to stderr, one-line errors, exit codes."""
 
+import contextlib
 import difflib
 import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from absl import app, flags
 
 from defi_jax import errors
+
+_EXIT_BROKEN_PIPE = 141  # as of programs that the signal SIGPIPE ends
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an expected error.")
 
@@ -37,7 +40,23 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print("error: interrupted", file=sys.stderr)
             return 130
 
-    app.run(guarded, flags_parser=_parse_flags)
+    with _quiet_pipe():
+        app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """Ends without a word where who reads stdout, such as `head`, has seen enough."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        # Python itself would complain of what is still to be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ended = error.__context__  # the exit that was under way when the rest was written
+        sys.exit(ended.code if isinstance(ended, SystemExit) else _EXIT_BROKEN_PIPE)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -47,6 +66,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known: {', '.join(known[:20])}"
+
+
+def require_one(values: Mapping[str, str | None]) -> None:
+    """Raises UserError unless exactly one of the flags has a value."""
+    if sum(map(bool, values.values())) != 1:
+        raise errors.UserError(
+            "one source is needed", ", ".join(values), "give exactly one of the two"
+        )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

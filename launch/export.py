@@ -25,10 +25,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 def main(argv: list[str]) -> None:
     """Checks the flags and calls the writer."""
     del argv
-    if bool(_WORKDIR.value) == bool(_FROM_BUNDLE.value):
-        raise errors.UserError(
-            "one source is needed", "--workdir, --from_bundle", "give exactly one of the two"
-        )
+    cli.require_one({"--workdir": _WORKDIR.value, "--from_bundle": _FROM_BUNDLE.value})
     if _FROM_BUNDLE.value and _STEP.value is not None:
         raise errors.UserError("a bundle has one step", "--step", "leave it out")
 

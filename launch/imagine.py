@@ -36,10 +36,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdou
 def main(argv: list[str]) -> None:
     """Checks the flags, predicts and draws."""
     del argv
-    if bool(_WORKDIR.value) == bool(_BUNDLE.value):
-        raise errors.UserError(
-            "one source is needed", "--workdir, --bundle", "give exactly one of the two"
-        )
+    cli.require_one({"--workdir": _WORKDIR.value, "--bundle": _BUNDLE.value})
     if _BUNDLE.value and _STEP.value is not None:
         raise errors.UserError("a bundle has one step", "--step", "leave it out")
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from absl import flags
 
 from data_pipelines import normalization
 from data_pipelines.formats import image
+from data_pipelines.latents import cache
 from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import mixtures, named_mixtures, sampling_rules
 from data_pipelines.open_x import registry
@@ -27,6 +28,24 @@ if TYPE_CHECKING:
 Result = tuple[dict[str, Any], str]
 
 _SHOWN_FINDINGS = 40
+
+
+def define_flags() -> None:
+    """Defines the flags of all commands but `convert`, which has its own."""
+    flags.DEFINE_string("output", "", "convert, encode, export, preview: what to write.")
+    flags.DEFINE_string("store", "", "an episode store, of all commands but convert and list.")
+    flags.DEFINE_string("root", "", "list: directory of episode stores.")
+    flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
+    flags.DEFINE_enum("dtype", "float16", cache.DTYPES, "encode: of what is stored.")
+    flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
+    flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
+    flags.DEFINE_string(
+        "official_latents", "", "encode: video layout whose latents to take; they are samples."
+    )
+    flags.DEFINE_integer("frames_per_device", 16, "encode: frames encoded at once.", 1)
+    flags.DEFINE_float("seconds", 20, "bench: time in the loader.", 0.1)
+    flags.DEFINE_bool("overwrite", False, "encode: delete a cache of something else.")
+    flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 
 def run_convert(options: convert_options.ConvertOptions) -> Result:
@@ -103,13 +122,12 @@ def run_validate(store: str) -> Result:
     return result, "\n".join(lines)
 
 
-def run_preview(store: str, config: Any, objective: Any, output: str, count: int) -> Result:
+def run_preview(store: str, config: Any, output: str, count: int) -> Result:
     """Writes a contact sheet as PNG: of a store, or of what a config's model receives.
 
     Args:
         store: directory; used without a config.
         config: the experiment, or None.
-        objective: made from it (`defi_jax.objectives.make`), or None.
         output: file to write.
         count: examples at most.
 
@@ -122,7 +140,8 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
         source: Any = reader.EpisodeStore(store)
         sheet = preview.store_sheet(source, count=count)
     else:
-        sheet = _batch_sheet(config, objective, count)
+        batch = next(open_loader(config, _image_objective(config)).first(1))
+        sheet = preview.batch_sheet(batch, count=count)
     path = pathlib.Path(output)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -137,9 +156,14 @@ def run_preview(store: str, config: Any, objective: Any, output: str, count: int
     return {"output": output, "width": width, "height": height}, f"wrote {output}"
 
 
-def _batch_sheet(config: Any, objective: Any, count: int) -> np.ndarray:
-    """Draws the first training batch, by the loader that training uses."""
-    return preview.batch_sheet(next(open_loader(config, objective).first(1)), count=count)
+def _image_objective(config: Any) -> Any:
+    """Returns an experiment's objective, told to read images, not what was made of them."""
+    from defi_jax import objectives
+
+    config.data.latents = ""
+    if config.objective == "joint":
+        config.cache_features = False
+    return objectives.make(config)
 
 
 def open_loader(config: Any, objective: Any) -> loader.Loader:
@@ -166,12 +190,11 @@ def open_loader(config: Any, objective: Any) -> loader.Loader:
     )
 
 
-def run_bench(config: Any, objective: Any, seconds: float) -> Result:
+def run_bench(config: Any, seconds: float) -> Result:
     """Measures the loader of an experiment; see `bench.run`.
 
     Args:
         config: the experiment.
-        objective: made from it (`defi_jax.objectives.make`).
         seconds: of wall time in the loader.
 
     Raises:
@@ -179,13 +202,12 @@ def run_bench(config: Any, objective: Any, seconds: float) -> Result:
     """
     from tools.data import bench
 
-    if config is None:
-        raise errors.UserError(
-            "no experiment", "--config", "give --config=configs/gidm.py[:preset]"
-        )
+    _require_experiment(config)
     config.data.workers = 0
     result = bench.run(
-        open_loader(config, objective), image_size=config.data.image_size, seconds=seconds
+        open_loader(config, _image_objective(config)),
+        image_size=config.data.image_size,
+        seconds=seconds,
     )
     first, last = result.rss_mib
     text = (
@@ -199,67 +221,84 @@ def run_bench(config: Any, objective: Any, seconds: float) -> Result:
     return dataclasses.asdict(result), text
 
 
-def open_for_encoding(config: Any, store: str, output: str) -> tuple[Any, list[mixtures.Component]]:
-    """Returns the experiment whose encoders to use and what to encode, one store where it is given.
-
-    Raises:
-        UserError: there is no experiment, no place to write to, or stores are absent.
-    """
-    if not config:
-        raise errors.UserError(
-            "no experiment", "--config", "give --config=configs/gfdm.py[:preset]"
-        )
-    if store:
-        path = pathlib.Path(store)
-        config.data.root, config.data.mixture = str(path.parent), path.name
-    config.data.latents = ""  # what the caches are made from is pixels
-    _require(output, "--output")
-    return config, components_lib.open_components(config.data)
-
-
 def run_encode(
     config: Any,
-    components: Sequence[mixtures.Component],
-    encoder: Any,
+    store: str,
     output: str,
     *,
     dtype: str,
     overwrite: bool,
     official_latents: str,
-    process_index: int,
-    process_count: int,
-    barrier: Callable[[str], None],
+    posterior: str,
+    frames_per_device: int,
 ) -> Result:
-    """Writes the latent caches of all components of a config's mixture; see `encode.encode`.
+    """Writes the latent caches of a config's mixture, one a store; see `encode.encode`.
 
-    `official_latents` is the video layout, if any, whose latents are taken as they are.
+    Args:
+        config: the experiment whose encoders to use.
+        store: one store instead of the mixture; "" for that.
+        output: directory of the caches.
+        dtype: of what is stored.
+        overwrite: whether a cache of something else is deleted.
+        official_latents: the video layout whose latents, samples, are taken as they are, or "".
+        posterior: "mode" or "sample", of latents that are computed.
+        frames_per_device: encoded at once.
+
+    Raises:
+        UserError: there is no experiment, no place to write to, or stores are absent.
     """
-    from data_pipelines.latents import encode  # they take a second to import
+    import jax
 
-    start, caches = time.monotonic(), {}
-    given = video_layout.LatentFiles(official_latents) if official_latents else None
+    from data_pipelines.latents import encode
+    from defi_jax import objectives, processes
+    from defi_jax.training.caches import latents as latent_cache
+
+    _require_experiment(config)
+    _require(output, "--output")
+    components = _open_pixels(config, store)
     rules = sampling_rules.by_component(config.data, components, config.seed)
-    for component in components:
-        caches[component.name] = encode.encode(
-            component.source,
-            pathlib.Path(output) / component.name,
-            encoder,
-            cameras=rules[component.name].cameras,
-            dtype=dtype,
-            overwrite=overwrite,
-            max_bad_fraction=config.data.max_bad_fraction,
-            given=given,
-            process_index=process_index,
-            process_count=process_count,
-            barrier=barrier,
+    given = video_layout.LatentFiles(official_latents) if official_latents else None
+    start, caches = time.monotonic(), {}
+    with processes.joined():
+        encoder = latent_cache.make_encoder(
+            config,
+            objectives.make(config),
+            posterior="sample" if official_latents else posterior,
+            frames_per_device=frames_per_device,
         )
+        for component in components:
+            caches[component.name] = encode.encode(
+                component.source,
+                pathlib.Path(output) / component.name,
+                encoder,
+                cameras=rules[component.name].cameras,
+                dtype=dtype,
+                overwrite=overwrite,
+                max_bad_fraction=config.data.max_bad_fraction,
+                given=given,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                barrier=processes.barrier,
+            )
     seconds = time.monotonic() - start
+    return {"output": output, "seconds": seconds, "caches": caches}, _cache_lines(caches, output)
+
+
+def _open_pixels(config: Any, store: str) -> list[mixtures.Component]:
+    """Opens what caches are made from: a config's mixture, or one store where it is given."""
+    if store:
+        path = pathlib.Path(store)
+        config.data.root, config.data.mixture = str(path.parent), path.name
+    config.data.latents = ""
+    return components_lib.open_components(config.data)
+
+
+def _cache_lines(caches: Mapping[str, Any], output: str) -> str:
     lines = [
         f"{name}: {m['frames']} frames ({m['damaged']} damaged), {m['texts']} texts"
         for name, m in caches.items()
     ]
-    lines.append(f"{output}: {seconds:.1f} s; train with --config.data.latents={output}")
-    return {"output": output, "seconds": seconds, "caches": caches}, "\n".join(lines)
+    return "\n".join([*lines, f"train with --config.data.latents={output}"])
 
 
 def run_export(store: str, output: str, name: str) -> Result:
@@ -344,3 +383,10 @@ def _describe_store(path: pathlib.Path) -> Mapping[str, Any]:
 def _require(value: str, flag: str) -> None:
     if not value:
         raise errors.UserError("no path given", flag, f"give {flag}=PATH")
+
+
+def _require_experiment(config: Any) -> None:
+    if not config:
+        raise errors.UserError(
+            "no experiment", "--config", "give --config=configs/{gfdm,gidm,joint}.py[:preset]"
+        )

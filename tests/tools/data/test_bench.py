@@ -10,7 +10,7 @@ from configs import gidm
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
 from data_pipelines.store import writer as store_writer
-from defi_jax import errors, objectives
+from defi_jax import errors
 from tools.data import bench, commands
 
 
@@ -47,7 +47,7 @@ def test_loader_is_measured_beside_decoding_the_same_frames(tmp_path, monkeypatc
         bench, "_bare", lambda encoded, *rest: decoded.append(encoded) or bare(encoded, *rest)
     )
     config = _experiment(tmp_path, workers=2)
-    result, text = commands.run_bench(config, objectives.make(config), 0.5)
+    result, text = commands.run_bench(config, 0.5)
     batch = config.global_batch
     assert len(decoded) == bench.ROUNDS and len(decoded[0]) == 8 * batch * 2
     assert result["frames"] % (2 * batch) == 0 and result["frames"] > 0
@@ -59,9 +59,9 @@ def test_loader_is_measured_beside_decoding_the_same_frames(tmp_path, monkeypatc
 def test_what_holds_no_encoded_frames_says_so(tmp_path):
     config = _experiment(tmp_path, mixture="synthetic")
     with pytest.raises(errors.UserError, match="'synthetic' holds no encoded frames"):
-        commands.run_bench(config, objectives.make(config), 0.5)
+        commands.run_bench(config, 0.5)
     with pytest.raises(errors.UserError, match="no experiment: --config"):
-        commands.run_bench(None, None, 0.5)
+        commands.run_bench(None, 0.5)
 
 
 class _ReadsAhead:

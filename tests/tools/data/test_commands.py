@@ -24,6 +24,7 @@ DEFAULTS = {
     "image_format": "jpeg",
     "fps": None,
     "calvin_part": "language",
+    "calvin_language": "",
     "calvin_actions": "rel_actions",
     "primary": "",
     "wrist": "",
@@ -61,7 +62,7 @@ def test_store_goes_through_all_commands(store, tmp_path):
     (entry,) = listed["stores"]
     assert entry["name"] == "b" and entry["fps"] == [5.0] and "b: 3 episodes" in text
     picture = tmp_path / "new" / "sheet.png"
-    commands.run_preview(str(store), None, None, str(picture), 2)
+    commands.run_preview(str(store), None, str(picture), 2)
     assert image.decode_image(picture.read_bytes()).shape[1] > 100
     for result in (statistics, checked, listed):
         json.dumps(result)
@@ -148,4 +149,4 @@ def test_one_known_command_is_expected(argv):
 
 def test_preview_needs_something_to_draw(tmp_path):
     with pytest.raises(errors.UserError, match="--store or --config"):
-        commands.run_preview("", None, None, str(tmp_path / "a.png"), 1)
+        commands.run_preview("", None, str(tmp_path / "a.png"), 1)

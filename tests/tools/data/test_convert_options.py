@@ -24,6 +24,7 @@ OPTIONS = convert_options.ConvertOptions(
     image_format="jpeg",
     fps=None,
     calvin_part="language",
+    calvin_language="",
     calvin_actions="rel_actions",
     primary="",
     wrist="",
