@@ -260,7 +260,7 @@ def run_encode(
     given = video_layout.LatentFiles(official_latents) if official_latents else None
     start, caches = time.monotonic(), {}
     with processes.joined():
-        encoder = latent_cache.make_encoder(
+        encoder: Any = latent_cache.make_encoder(
             config,
             objectives.make(config),
             posterior="sample" if official_latents else posterior,
