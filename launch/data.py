@@ -1,14 +1,16 @@
 """Converts, checks and shows data: python launch/data.py COMMAND --flag=value ...
 
 convert   --source={rlds,human_video,video_layout,calvin,lerobot,metaworld} --input=DIR --output=DIR
+build     --builder={something_something_v2,ego4d_fho,epic_kitchens100,video_folder} --input=DIR
+          --output=DATA_DIR       human video as a TFDS dataset, array_record
 stats     --store=DIR             means, quantiles and ranges of actions and states
 validate  --store=DIR             damage, gaps, doubtful values and where; exit 1 on errors
 preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
 encode    --config=configs/gfdm.py --store=DIR | --config.data.{root,mixture}=... --output=DIR
                                   latents and text embeddings, computed once for GFDM training;
                                   goes on where it was stopped; many hosts as launch/train.py
-export    --store=DIR --output=DIR [--name=NAME] [--format=tfds]
-                                  an RLDS directory that tfds.load, dlimp and Octo read
+export    --store=DIR --output=DIR [--name=NAME] [--file_format=array_record]
+                                  an RLDS directory that tfds, dlimp and Octo read
 bench     --config=configs/gidm.py:small --config.data.{root,mixture}=... [--seconds=20]
                                   frames a second and core, beside bare decoding and resizing
 list      [--root=DIR]            stores, known datasets and mixtures
@@ -31,6 +33,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 _COMMANDS = {
     "convert": lambda: commands.run_convert(convert_options.from_flags()),
+    "build": lambda: commands.run_build(
+        _F.builder, convert_options.from_flags("build"), _F.file_format
+    ),
     "stats": lambda: commands.run_stats(_F.store),
     "validate": lambda: commands.run_validate(_F.store),
     "preview": lambda: commands.run_preview(_F.store, _CONFIG.value, _F.output, _F.count),
@@ -45,7 +50,7 @@ _COMMANDS = {
         frames_per_device=_F.frames_per_device,
     ),
     "bench": lambda: commands.run_bench(_CONFIG.value, _F.seconds),
-    "export": lambda: commands.run_export(_F.store, _F.output, _F.name),
+    "export": lambda: commands.run_export(_F.store, _F.output, _F.name, _F.file_format),
     "list": lambda: commands.run_list(_F.root),
 }
 

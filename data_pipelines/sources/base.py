@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import dataclasses
+import hashlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -43,6 +47,48 @@ def recipe(source: Source) -> dict[str, Any]:
     "split validation: ...", "camera depth: ...".
     """
     return dict(getattr(source, "recipe", {}))
+
+
+class Tally:
+    """Counts what a source gave, for manifests."""
+
+    def __init__(self):
+        self._episodes = self._frames = 0
+        self._seconds = 0.0
+        self._rates, self._sizes = collections.Counter(), collections.Counter()
+        self._rejects: list[episodes.Reject] = []
+
+    def add(self, found: episodes.Episode | episodes.EpisodeMeta | episodes.Reject) -> None:
+        """Takes up an episode or a reject."""
+        if isinstance(found, episodes.Reject):
+            self._rejects.append(found)
+            return
+        self._episodes += 1
+        self._frames += found.length
+        self._seconds += found.length / found.fps
+        self._rates[f"{found.fps:.4g}"] += 1
+        if size := found.metadata.get("frame_size"):
+            self._sizes["x".join(map(str, size))] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns `episodes, frames, hours, fps, sizes, rejected_by_reason, rejected`.
+
+        `fps` and `sizes` count episodes by frame rate and, where known, by frame size. Reasons are
+        counted whatever numbers, bytes and files they name.
+        """
+        varying = re.compile(r"b'.*'|b\".*\"|\b\d+(\.\d+)?\b")
+        reasons = collections.Counter(
+            varying.sub("N", reject.reason.split(": ")[0]) for reject in self._rejects
+        )
+        return {
+            "episodes": self._episodes,
+            "frames": self._frames,
+            "hours": round(self._seconds / 3600, 4),
+            "fps": dict(self._rates),
+            "sizes": dict(self._sizes),
+            "rejected_by_reason": dict(reasons.most_common()),
+            "rejected": [dataclasses.asdict(reject) for reject in self._rejects],
+        }
 
 
 class WithoutActions:
@@ -117,6 +163,12 @@ class ItemSource:
         self._read_item, self._rejects = read_item, [*rejects, *twice]
         self._workers = workers
 
+    def shuffled(self) -> ItemSource:
+        """Returns the same items ordered by a hash of their ids, as TFDS orders examples."""
+        other = copy.copy(self)
+        other._items = sorted(self._items, key=lambda item: _hash(item.episode_id))
+        return other
+
     def read(
         self, skip: Collection[str] = frozenset()
     ) -> Iterator[episodes.Episode | episodes.Reject]:
@@ -129,6 +181,10 @@ class ItemSource:
         for item, result in results:
             is_failure = isinstance(result, workers_lib.Failure)
             yield episodes.Reject(item.item, result.reason) if is_failure else result
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
 def _unique(items: Sequence[Item]) -> tuple[list[Item], list[episodes.Reject]]:

@@ -8,13 +8,12 @@ two sources by mistake. It tells how the data were made: what was chosen by whic
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tqdm
@@ -27,6 +26,8 @@ from defi_jax import errors
 
 MANIFEST = "manifest.json"
 
+Copy = Callable[[base.Source, pathlib.Path], list[episodes.Reject]]
+
 
 def convert(
     source: base.Source,
@@ -34,6 +35,7 @@ def convert(
     *,
     origin: Mapping[str, Any],
     progress: bool = True,
+    copy: Copy | None = None,
 ) -> dict[str, Any]:
     """Writes all episodes of a source that the store does not hold yet.
 
@@ -43,6 +45,7 @@ def convert(
         origin: JSON-able description of the input and its options; a store that was begun with
             another one is refused.
         progress: draw a progress bar on stderr.
+        copy: writes the episodes and returns the rejects; None for this process, see `beam`.
 
     Returns:
         The manifest: `source, origin, recipe, complete, episodes, frames, hours, fps, sizes,
@@ -60,54 +63,30 @@ def convert(
     with files.alone(output):
         try:
             _check_same_origin(output, start)  # no other run changes it any more
-            return _fill(source, output, start, progress)
+            return _fill(source, output, start, copy or functools.partial(_copy, progress=progress))
         except BaseException:
             _remove_empty(output, existed)
             raise
 
 
 def _fill(
-    source: base.Source, output: pathlib.Path, start: Mapping[str, Any], progress: bool
+    source: base.Source, output: pathlib.Path, start: Mapping[str, Any], copy: Copy
 ) -> dict[str, Any]:
     """Writes what is missing; returns the manifest."""
-    with store_writer.EpisodeWriter(output, source=source.name) as writer:
-        _write_manifest(output, {**start, "complete": False})
-        rejects = _copy(source, writer, progress)
+    _write_manifest(output, {**start, "complete": False})
+    rejects = copy(source, output)
     store = _open_filled(output, source, rejects)
-    manifest = {
-        **start,
-        "complete": True,
-        "episodes": len(store),
-        "frames": int(store.lengths.sum()),
-        **_describe(store),
-        "rejected_by_reason": _count_reasons(rejects),
-        "rejected": [{"item": reject.item, "reason": reject.reason} for reject in rejects],
-        "fingerprint": store.fingerprint(),
-    }
-    _write_manifest(output, manifest)
+    tally = base.Tally()
+    for found in (*map(store.meta, range(len(store))), *rejects):
+        tally.add(found)
+    end = {"complete": True, **tally.to_json(), "fingerprint": store.fingerprint()}
+    _write_manifest(output, manifest := {**start, **end})
     return manifest
 
 
-def _describe(store: reader.EpisodeStore) -> dict[str, Any]:
-    """Returns hours, and the number of episodes by frame rate and by frame size where known."""
-    seconds, rates, sizes = 0.0, collections.Counter(), collections.Counter()
-    for i in range(len(store)):
-        meta = store.meta(i)
-        seconds += meta.length / meta.fps
-        rates[f"{meta.fps:.4g}"] += 1
-        sizes["x".join(map(str, meta.metadata.get("frame_size", ())))] += 1
-    sizes.pop("", None)
-    return {"hours": round(seconds / 3600, 4), "fps": dict(rates), "sizes": dict(sizes)}
-
-
-def _count_reasons(rejects: Sequence[episodes.Reject]) -> dict[str, int]:
-    """Counts rejects by reason, whatever numbers, bytes and files the reasons name."""
-    varying = re.compile(r"b'.*'|b\".*\"|\b\d+(\.\d+)?\b")
-    reasons = (varying.sub("N", reject.reason.split(": ")[0]) for reject in rejects)
-    return dict(collections.Counter(reasons).most_common())
-
-
-def summary(manifest: Mapping[str, Any], seconds: float, *, shown: int = 5) -> str:
+def summary(
+    manifest: Mapping[str, Any], seconds: float, *, shown: int = 5, where: str = MANIFEST
+) -> str:
     """Says in a few lines what a conversion gave, and what was left out of it."""
     rejected = manifest["rejected"]
     lines = [
@@ -117,7 +96,7 @@ def summary(manifest: Mapping[str, Any], seconds: float, *, shown: int = 5) -> s
     lines += [f"  left out {what}" for what in manifest["recipe"].get("left_out", ())]
     lines += [f"  rejected {reject['item']}: {reject['reason']}" for reject in rejected[:shown]]
     if len(rejected) > shown:
-        lines.append(f"  and {len(rejected) - shown} more, see {MANIFEST}")
+        lines.append(f"  and {len(rejected) - shown} more, see {where}")
     return "\n".join(lines)
 
 
@@ -141,20 +120,24 @@ def read_manifest(store: str | os.PathLike) -> dict[str, Any] | None:
         ) from error
 
 
-def _copy(
-    source: base.Source, writer: store_writer.EpisodeWriter, progress: bool
-) -> list[episodes.Reject]:
-    done = writer.done_ids()
+def _copy(source: base.Source, output: pathlib.Path, *, progress: bool) -> list[episodes.Reject]:
+    """Writes what the store lacks; returns the rejects."""
     rejects = []
-    with tqdm.tqdm(
-        total=source.total, initial=len(done), desc=source.name, unit="ep", disable=not progress
-    ) as bar:
-        for result in source.read(skip=done):
+    with store_writer.EpisodeWriter(output, source=source.name) as writer:
+        done = writer.done_ids()
+        bar = tqdm.tqdm(
+            source.read(skip=done),
+            total=source.total,
+            initial=len(done),
+            desc=source.name,
+            unit="ep",
+            disable=not progress,
+        )
+        for result in bar:
             if isinstance(result, episodes.Reject):
                 rejects.append(result)
             else:
                 writer.write(result)
-            bar.update()
     return rejects
 
 

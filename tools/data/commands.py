@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -301,23 +303,64 @@ def _cache_lines(caches: Mapping[str, Any], output: str) -> str:
     return "\n".join([*lines, f"train with --config.data.latents={output}"])
 
 
-def run_export(store: str, output: str, name: str) -> Result:
+def run_build(
+    builder_name: str, options: convert_options.ConvertOptions, file_format: str | None
+) -> Result:
+    """Writes human video as a TFDS dataset, by the builder of this name.
+
+    Raises:
+        UserError: no such builder, a path is missing, or see `human_video`.
+    """
+    from data_pipelines.tfds_builders import human_video  # registers the builders
+
+    if builder_name not in human_video.BUILDERS:
+        hint = cli.nearest(builder_name, human_video.BUILDERS)
+        raise errors.UserError(f"unknown builder '{builder_name}'", "--builder", hint)
+    _require(options.input, "--input")
+    _require(options.output, "--output")
+    start = time.monotonic()
+    builder = human_video.BUILDERS[builder_name](
+        input_dir=options.input,
+        data_dir=options.output,
+        options=options.clip_options(),
+        captions=options.captions,
+        source_name=options.name,
+        embodiment=options.embodiment or "human",
+        workers=convert_options.workers(options),
+        file_format=file_format or "array_record",
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # where TFDS says what it does
+        builder.download_and_prepare()
+    found = dict(builder.info.metadata or {})
+    lines = [
+        f"{split}: {convert.summary(counts, time.monotonic() - start, where='metadata.json')}"
+        for split, counts in found.items()
+    ]
+    return {"directory": builder.data_dir, "splits": found}, "\n".join([*lines, builder.data_dir])
+
+
+def run_export(store: str, output: str, name: str, file_format: str | None) -> Result:
     """Writes a store as a TFDS dataset; see `export.export_tfds`.
 
     Args:
         store: directory.
         output: TFDS's data_dir.
         name: of the dataset; "" for the store's.
+        file_format: "array_record", or "tfrecord" where it is None.
     """
+    file_format = file_format or "tfrecord"
     _require(store, "--store")
     _require(output, "--output")
     start = time.monotonic()
     name = name or pathlib.Path(store).resolve().name
-    result = export.export_tfds(reader.EpisodeStore(store), output, name=name)
+    result = export.export_tfds(
+        reader.EpisodeStore(store), output, name=name, file_format=file_format
+    )
+    call = "load" if file_format == "tfrecord" else "data_source"
     text = (
         f"{result['directory']}: {result['episodes']} episodes, {result['frames']} frames, "
         f"{result['shards']} files, {result['bytes']} bytes, {time.monotonic() - start:.1f} s\n"
-        f"read it with tfds.load({name!r}, data_dir={output!r})"
+        f"read it with tfds.{call}({name!r}, data_dir={output!r})"
     )
     return result, text
 

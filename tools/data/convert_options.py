@@ -20,6 +20,7 @@ from data_pipelines.sources import (
     video_layout,
 )
 from data_pipelines.sources import workers as workers_lib
+from data_pipelines.tfds_builders import rlds_writer
 from defi_jax import errors
 
 _FILES = {"input", "name", "splits", "item_seconds", "item_memory_mb", "workers", "strip_actions"}
@@ -30,9 +31,10 @@ _USED = {
     "video_layout": _FILES | _FRAMES | {"embodiment", "fps"},
     "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_language", "calvin_actions"},
     "lerobot": _FILES | _FRAMES | {"embodiment", "primary", "wrist", "fps"},
+    "build": _FILES - {"splits", "strip_actions"} | _FRAMES | {"embodiment", "captions", "fps"},
     "metaworld": {"tasks", "episodes", "image_size", "seed", "workers", "strip_actions"},
 }
-SOURCES = tuple(_USED)
+SOURCES = tuple(kind for kind in _USED if kind != "build")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,24 +126,20 @@ def open_source(options: ConvertOptions) -> base.Source:
     if not options.input:
         raise errors.UserError("no path given", "--input", "give --input=PATH")
     splits = options.splits or None
-    limits = workers_lib.Limits(
-        seconds=options.item_seconds, memory_bytes=options.item_memory_mb << 20
-    )
-    workers = base.Workers(count=options.workers, limits=limits)
     if options.source == "rlds":
         name = options.name or None
         return rlds.RldsSource(
             options.input,
             splits=splits,
             dataset=name,
-            workers=workers,
+            workers=workers(options),
             max_damaged=options.max_damaged,
         )
     common: dict[str, Any] = {
         "name": options.name or pathlib.Path(options.input).resolve().name,
         "splits": splits,
         "options": options.clip_options(),
-        "workers": workers,
+        "workers": workers(options),
     }
     if options.source == "calvin":
         return calvin.open_source(
@@ -159,6 +157,14 @@ def open_source(options: ConvertOptions) -> base.Source:
     if options.source == "video_layout":
         return video_layout.open_source(options.input, **common)
     return human_video.open_source(options.input, captions=options.captions or None, **common)
+
+
+def workers(options: ConvertOptions) -> base.Workers:
+    """How clips and episodes are read."""
+    limits = workers_lib.Limits(
+        seconds=options.item_seconds, memory_bytes=options.item_memory_mb << 20
+    )
+    return base.Workers(count=options.workers, limits=limits)
 
 
 def define_flags() -> None:
@@ -191,22 +197,31 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
     flags.DEFINE_integer("workers", 2, "parallel processes.", 1)
     flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
+    flags.DEFINE_string("builder", "", "build: something_something_v2, video_folder, ...")
+    flags.DEFINE_enum(
+        "file_format",
+        None,
+        rlds_writer.FILE_FORMATS,
+        "build (array_record by default), export (tfrecord): of the records.",
+    )
     flags.DEFINE_integer("max_damaged", 0, "rlds: damaged records to leave out at most.", 0)
 
 
-def from_flags() -> ConvertOptions:
-    """Returns what the command line says.
+def from_flags(command: str = "convert") -> ConvertOptions:
+    """Returns what the command line of "convert" or "build" says.
 
     Raises:
         UserError: it gives a flag that the source does not use.
     """
     names = [field.name for field in dataclasses.fields(ConvertOptions)]
     values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
-    used = _USED.get(values["source"], set(names)) | {"source", "output"}
+    kind = command if command in _USED else values["source"]
+    used = _USED.get(kind, set(names)) | {"output"} | ({"source"} if kind != command else set())
     unused = [f"--{name}" for name in names if flags.FLAGS[name].present and name not in used]
     if unused:
+        user = command if kind == command else f"--source={kind}"
         raise errors.UserError(
-            f"--source={values['source']} does not use {', '.join(unused)}",
+            f"{user} does not use {', '.join(unused)}",
             "command line",
             "leave it out",
         )

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
@@ -7,6 +8,7 @@ from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds, rlds_info
 from data_pipelines.store import export, reader
 from data_pipelines.store import writer as store_writer
+from data_pipelines.tfds_builders import rlds_writer
 from defi_jax import errors
 from tools.data import commands
 
@@ -90,7 +92,7 @@ def test_steps_carry_what_rlds_asks_for(tmp_path):
     [
         ({"actions": None}, "without actions"),
         ({"frames": {"static": [b"x"] * 4}}, "'e/1' has cameras static,"),
-        ({"actions": np.zeros((4, 3), np.float32)}, "action has 3 dimensions, .* have 7"),
+        ({"actions": np.zeros((4, 3), np.float32)}, r"it has action\[3\].* ones action\[7\]"),
     ],
 )
 def test_episodes_of_other_fields_are_refused_and_nothing_is_left(tmp_path, second, named):
@@ -132,21 +134,45 @@ def test_command_takes_the_stores_name_and_says_which_tfds_allows(tmp_path):
     _store(tmp_path / "My-Store", _episode(0))
     store, output = str(tmp_path / "My-Store"), str(tmp_path / "o")
     with pytest.raises(errors.UserError, match=r"'My-Store': --name; give lower-case"):
-        commands.run_export(store, output, "")
-    result, text = commands.run_export(store, output, "mine")
+        commands.run_export(store, output, "", "tfrecord")
+    result, text = commands.run_export(store, output, "mine", "tfrecord")
     assert result["episodes"] == 1 and "tfds.load('mine'" in text
+    _, text = commands.run_export(store, output, "other", "array_record")
+    assert f"tfds.data_source('other', data_dir={output!r})" in text
 
 
 def test_damaged_description_of_an_episode_is_a_data_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(export.exported, "describe", lambda episode: "{}")
+    monkeypatch.setattr(rlds_writer.exported, "describe", lambda episode: "{}")
     done = _export(_store(tmp_path / "s", _episode(0)), tmp_path / "o")
     with pytest.raises(errors.DataError, match="export the store again"):
         list(rlds.RldsSource(done["directory"]).read())
 
 
+def test_array_record_is_what_tfds_reads_without_tensorflow(tmp_path):
+    written = [_episode(number) for number in range(3)]
+    done = _export(
+        _store(tmp_path / "s", *written), tmp_path / "o", file_format="array_record", shard_bytes=1
+    )
+    assert done["shards"] == 3
+    builder = tfds.builder_from_directory(done["directory"])
+    assert builder.info.features["steps"]["observation"]["image_1"].shape == (16, 24, 3)
+    assert builder.info.features["steps"]["observation"]["image_1"].encoding_format == "png"
+    assert builder.info.splits["train"].shard_lengths == [1, 1, 1]
+    source = tfds.data_source("mine", data_dir=str(tmp_path / "o"), split="train")
+    for one, other in zip(written, source, strict=True):
+        steps = list(other["steps"])
+        assert [step["is_last"] for step in steps] == [False] * (one.length - 1) + [True]
+        np.testing.assert_array_equal([step["action"] for step in steps], one.actions)
+        np.testing.assert_array_equal([s["observation"]["state"] for s in steps], one.states)
+        assert steps[0]["language_instruction"].decode() == one.instructions[0]
+        for step, encoded in zip(steps, one.frames["gripper"], strict=True):  # PNG: lossless
+            np.testing.assert_array_equal(
+                step["observation"]["image_1"], image_lib.decode_image(encoded)
+            )
+
+
 def test_tfds_reads_it(tmp_path):
     pytest.importorskip("tensorflow")
-    tfds = pytest.importorskip("tensorflow_datasets")
     written = [_episode(number) for number in range(3)]
     done = _export(_store(tmp_path / "s", *written), tmp_path / "o")
     dataset = tfds.builder_from_directory(done["directory"]).as_dataset(split="train")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -150,3 +151,20 @@ def test_one_known_command_is_expected(argv):
 def test_preview_needs_something_to_draw(tmp_path):
     with pytest.raises(errors.UserError, match="--store or --config"):
         commands.run_preview("", None, str(tmp_path / "a.png"), 1)
+
+
+def test_human_video_is_built_as_a_tfds_dataset(tmp_path, capsys):
+    picture = np.linspace(0, 255, 48 * 64 * 3).astype(np.uint8).reshape(48, 64, 3)
+    (tmp_path / "clips").mkdir()
+    video.write_video(tmp_path / "clips" / "a.mp4", [picture] * 4, fps=10)
+    (tmp_path / "clips" / "captions.json").write_text('{"a.mp4": "push", "b.mp4": "pull"}')
+    changes = {"input": str(tmp_path / "clips"), "output": str(tmp_path / "tfds")}
+    options = convert_options.ConvertOptions(source="", **DEFAULTS | changes)
+    result, text = commands.run_build("video_folder", options, None)
+    assert result["splits"]["train"]["episodes"] == 1 and "1 rejected" in text
+    assert next((tmp_path / "tfds").rglob("*.array_record-00000-of-00001"))
+    assert not capsys.readouterr().out  # TFDS's own words must not spoil --json
+    with pytest.raises(errors.UserError, match=r"unknown builder 'video_folders'.*video_folder"):
+        commands.run_build("video_folders", options, None)
+    with pytest.raises(errors.UserError, match="no path given: --input"):
+        commands.run_build("video_folder", dataclasses.replace(options, input=""), None)
