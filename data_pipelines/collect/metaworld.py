@@ -30,7 +30,7 @@ from multiprocessing import connection
 import numpy as np
 import tqdm
 from defi_rollout import errors as rollout_errors
-from defi_rollout.benchmarks import metaworld_env
+from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
 from data_pipelines import episodes, files
 from data_pipelines.formats import image, json_files
@@ -84,7 +84,7 @@ class Settings:
 
     def start_of(self, task: str, index: int) -> str:
         """The kind of start of episode `index`; spread evenly, so that any prefix has the share."""
-        if metaworld_env.pair_of(task) is None:
+        if metaworld_tasks.pair_of(task) is None:
             return "usual"
         share = self.half_way_share
         is_half_way = math.ceil((index + 1) * share) > math.ceil(index * share)
@@ -142,7 +142,7 @@ def collect(
     call with more episodes or tasks adds what is missing. Progress goes to stderr.
 
     Args:
-        tasks: names of `metaworld_env.TASKS`.
+        tasks: names of `metaworld_tasks.TASKS`.
         output: directory of the store.
         workers: parallel processes.
         image_size, half_way_share, action_noise, seed, strip_actions: see `Settings`.
@@ -169,7 +169,7 @@ def collect(
     )
     with _user_errors():
         for task in tasks:
-            metaworld_env.get_task(task)
+            metaworld_tasks.get_task(task)
         metaworld_env.choose_gl()  # once here: the processes inherit the choice
     directory = pathlib.Path(output)
     _check_settings(directory, settings)

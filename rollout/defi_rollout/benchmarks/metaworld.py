@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from defi_rollout import errors, spec
-from defi_rollout.benchmarks import base, headless_gl, metaworld_env
+from defi_rollout.benchmarks import base, headless_gl, metaworld_env, metaworld_tasks
 
 VERSION = "1"
 SEEDS_PER_RUN = 10_000  # starts of run seed n: FIRST_EVALUATION_SEED + n * this + index
@@ -36,9 +36,9 @@ class MetaWorld:
         return {
             "name": self.name,
             "version": VERSION,
-            "tasks": {n: dataclasses.asdict(t) for n, t in metaworld_env.TASKS.items()},
-            "pairs": [dataclasses.asdict(pair) for pair in metaworld_env.PAIRS],
-            "half_way_displacement": metaworld_env.HALF_WAY_DISPLACEMENT,
+            "tasks": {n: dataclasses.asdict(t) for n, t in metaworld_tasks.TASKS.items()},
+            "pairs": [dataclasses.asdict(pair) for pair in metaworld_tasks.PAIRS],
+            "half_way_displacement": metaworld_tasks.HALF_WAY_DISPLACEMENT,
             "first_seed": metaworld_env.FIRST_EVALUATION_SEED,
             "seeds_per_run": SEEDS_PER_RUN,
             "starts": "even episodes of paired tasks half_way, all others usual",
@@ -52,7 +52,7 @@ class MetaWorld:
             raise errors.UsageError(
                 f"{plan.episodes} episodes", "--episodes", f"give 1 to {SEEDS_PER_RUN}"
             )
-        tasks = plan.tasks or metaworld_env.DEMO_TASKS
+        tasks = plan.tasks or metaworld_tasks.DEMO_TASKS
         if len(set(tasks)) < len(tasks):
             raise errors.UsageError("a task is named twice", "--tasks", "name each once")
         standard = [_episode(task, i, plan.seed) for task in tasks for i in range(plan.episodes)]
@@ -154,8 +154,8 @@ def _camera_size(bundle_spec: spec.BundleSpec) -> tuple[int, int]:
 
 
 def _episode(name: str, index: int, run_seed: int) -> base.Episode:
-    task = metaworld_env.get_task(name)
-    is_half_way = index % 2 == 0 and metaworld_env.opposite(name) is not None
+    task = metaworld_tasks.get_task(name)
+    is_half_way = index % 2 == 0 and metaworld_tasks.opposite(name) is not None
     return base.Episode(
         id=f"{name}-{index:04d}",
         task=name,
@@ -172,7 +172,7 @@ def _episode(name: str, index: int, run_seed: int) -> base.Episode:
 
 def _vary(episode: base.Episode, condition: str) -> base.Episode:
     """The same start with the opposite instruction, or with none."""
-    other = metaworld_env.opposite(episode.task)
+    other = metaworld_tasks.opposite(episode.task)
     assert other is not None  # only half-way starts are varied, and those belong to a pair
     index = episode.seed % SEEDS_PER_RUN
     changed = dataclasses.replace(
@@ -180,7 +180,7 @@ def _vary(episode: base.Episode, condition: str) -> base.Episode:
     )
     if condition == base.EMPTY:
         return dataclasses.replace(changed, instruction="", ends_on=(episode.task, other))
-    instructions = metaworld_env.get_task(other).instructions
+    instructions = metaworld_tasks.get_task(other).instructions
     return dataclasses.replace(
         changed,
         instruction=instructions[_paraphrase(index, other)],
@@ -191,4 +191,4 @@ def _vary(episode: base.Episode, condition: str) -> base.Episode:
 
 def _paraphrase(index: int, task: str) -> int:
     # Two neighbours share one, so that both kinds of start meet every paraphrase.
-    return index // 2 % len(metaworld_env.get_task(task).instructions)
+    return index // 2 % len(metaworld_tasks.get_task(task).instructions)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("metaworld", reason="the package metaworld is not installed")
 
 from defi_rollout import errors as rollout_errors
-from defi_rollout.benchmarks import metaworld_env
+from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
 from data_pipelines.collect import metaworld
 from data_pipelines.store import reader
@@ -61,7 +61,7 @@ def test_collected_episodes_follow_the_schema(collected):
     for i in range(len(store)):
         meta, actions = store.meta(i), store.actions(i)
         assert (meta.source, meta.embodiment, meta.fps) == ("metaworld", "metaworld_sawyer", 80.0)
-        assert meta.instructions == metaworld_env.TASKS[_TASK].instructions
+        assert meta.instructions == metaworld_tasks.TASKS[_TASK].instructions
         assert meta.cameras == ("static", "gripper")
         assert actions.shape == (meta.length, 4) and np.abs(actions).max() <= 1.0
         assert store.states(i).shape == (meta.length, 4)

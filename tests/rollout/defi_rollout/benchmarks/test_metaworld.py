@@ -2,7 +2,7 @@ import collections
 
 import pytest
 from defi_rollout import bundle, errors
-from defi_rollout.benchmarks import base, metaworld, metaworld_env
+from defi_rollout.benchmarks import base, metaworld, metaworld_env, metaworld_tasks
 
 BENCHMARK = metaworld.MetaWorld()
 
@@ -14,7 +14,7 @@ def _episodes(**changes):
 
 def test_default_table_is_the_demo_tasks_with_unique_ids():
     episodes = _episodes()
-    assert {episode.task for episode in episodes} == set(metaworld_env.DEMO_TASKS)
+    assert {episode.task for episode in episodes} == set(metaworld_tasks.DEMO_TASKS)
     assert len({episode.id for episode in episodes}) == len(episodes) == 100
 
 
@@ -43,7 +43,7 @@ def test_language_repeats_half_way_starts_with_other_instructions():
     for condition in (base.OPPOSITE, base.EMPTY):
         assert [e.seed for e in by_condition[condition]] == [e.seed for e in half_way]
     opposite, empty = by_condition[base.OPPOSITE][0], by_condition[base.EMPTY][0]
-    closing = metaworld_env.TASKS["drawer-close-v3"].instructions
+    closing = metaworld_tasks.TASKS["drawer-close-v3"].instructions
     assert opposite.instruction in closing and opposite.scored_task == "drawer-close-v3"
     assert empty.instruction == "" and set(empty.ends_on) == {"drawer-open-v3", "drawer-close-v3"}
     assert len({e.id for e in episodes}) == len(episodes)

@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("metaworld", reason="the package metaworld is not installed")
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import metaworld_env
+from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
-_PAIRED = [task for pair in metaworld_env.PAIRS for task in pair.tasks]
+_PAIRED = [task for pair in metaworld_tasks.PAIRS for task in pair.tasks]
 _SIZE = 32
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -39,7 +39,7 @@ def make_env():
 
 
 def _starts(task):
-    return metaworld_env.STARTS if metaworld_env.pair_of(task) else ("usual",)
+    return metaworld_env.STARTS if metaworld_tasks.pair_of(task) else ("usual",)
 
 
 def _play_expert(env, seed, start):
@@ -94,7 +94,7 @@ print(json.dumps([env.start_digest(), int(env.observe()["observation/image"].sum
     assert json.loads(done.stdout.splitlines()[-1]) == [env.start_digest(), total, []]
 
 
-@pytest.mark.parametrize("pair", metaworld_env.PAIRS, ids=lambda pair: pair.body)
+@pytest.mark.parametrize("pair", metaworld_tasks.PAIRS, ids=lambda pair: pair.body)
 def test_half_way_pictures_do_not_tell_the_tasks_apart(make_env, pair):
     opening, closing = make_env(pair.opens), make_env(pair.closes)
     # Different pasts must not show either.
@@ -111,7 +111,7 @@ def test_half_way_pictures_do_not_tell_the_tasks_apart(make_env, pair):
 
 @pytest.mark.parametrize("task", _PAIRED)
 def test_half_way_starts_are_half_open_and_not_yet_successful(make_env, task):
-    env, pair = make_env(task, cameras=()), metaworld_env.pair_of(task)
+    env, pair = make_env(task, cameras=()), metaworld_tasks.pair_of(task)
     for seed in range(5):
         env.reset(seed, "half_way")
         joint = env._env.data.joint(pair.joint)
@@ -124,14 +124,14 @@ def test_half_way_starts_are_half_open_and_not_yet_successful(make_env, task):
 # ---- success ----
 
 
-@pytest.mark.parametrize("task", metaworld_env.DEMO_TASKS)
+@pytest.mark.parametrize("task", metaworld_tasks.DEMO_TASKS)
 def test_expert_succeeds_at_its_own_task_only(make_env, task):
     env = make_env(task, cameras=())
     for start in _starts(task):
         steps = _play_expert(env, 2, start)
         assert steps is not None and steps <= env.spec.horizon // 2
         assert env.successes.pop(task)
-        assert not env.successes.get(metaworld_env.opposite(task), False)
+        assert not env.successes.get(metaworld_tasks.opposite(task), False)
 
 
 def test_success_stays_once_reached(make_env):
@@ -151,7 +151,7 @@ def test_only_half_way_starts_score_both_tasks(make_env):
 
 
 def test_pair_success_by_goal_or_by_displacement():
-    drawer, window = metaworld_env.PAIRS  # the drawer opens towards negative values
+    drawer, window = metaworld_tasks.PAIRS  # the drawer opens towards negative values
     cases = [
         (drawer, "open", -0.161, -0.11, True),  # at the goal, 5 cm moved
         (drawer, "open", -0.131, -0.07, True),  # 6.1 cm moved
@@ -173,7 +173,7 @@ def test_pair_success_by_goal_or_by_displacement():
 @pytest.mark.parametrize("task", _PAIRED)
 def test_goals_of_the_pairs_are_those_of_meta_world(make_env, task):
     """With the start at the goal no displacement counts, so that only the goals are compared."""
-    env, pair = make_env(task, cameras=()), metaworld_env.pair_of(task)
+    env, pair = make_env(task, cameras=()), metaworld_tasks.pair_of(task)
     env.reset(4, "half_way")
     upstream = env._env
     low, high = upstream.model.joint(pair.joint).range
@@ -244,17 +244,17 @@ def test_expert_actions_are_clipped_and_silent(make_env):
 def test_tasks_have_distinct_paraphrases_and_experts():
     from metaworld import policies
 
-    said = [text for task in metaworld_env.TASKS.values() for text in task.instructions]
+    said = [text for task in metaworld_tasks.TASKS.values() for text in task.instructions]
     assert len(set(said)) == len(said)
-    assert all(len(task.instructions) >= 4 for task in metaworld_env.TASKS.values())
-    assert set(metaworld_env.TASKS) <= set(policies.ENV_POLICY_MAP)
-    assert set(metaworld_env.DEMO_TASKS) >= set(_PAIRED)
+    assert all(len(task.instructions) >= 4 for task in metaworld_tasks.TASKS.values())
+    assert set(metaworld_tasks.TASKS) <= set(policies.ENV_POLICY_MAP)
+    assert set(metaworld_tasks.DEMO_TASKS) >= set(_PAIRED)
 
 
 def test_opposites():
-    assert metaworld_env.opposite("drawer-open-v3") == "drawer-close-v3"
-    assert metaworld_env.opposite("window-close-v3") == "window-open-v3"
-    assert metaworld_env.opposite("button-press-topdown-v3") is None
+    assert metaworld_tasks.opposite("drawer-open-v3") == "drawer-close-v3"
+    assert metaworld_tasks.opposite("window-close-v3") == "window-open-v3"
+    assert metaworld_tasks.opposite("button-press-topdown-v3") is None
 
 
 def test_bad_input_names_the_thing_and_the_fix(make_env, monkeypatch):
@@ -279,7 +279,7 @@ def test_bad_input_names_the_thing_and_the_fix(make_env, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", metaworld_env.DEMO_TASKS)
+@pytest.mark.parametrize("task", metaworld_tasks.DEMO_TASKS)
 def test_expert_success_rate(make_env, task):
     env = make_env(task, cameras=())
     for start in _starts(task):
@@ -288,7 +288,7 @@ def test_expert_success_rate(make_env, task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", metaworld_env.OTHER_TASKS)
+@pytest.mark.parametrize("task", metaworld_tasks.OTHER_TASKS)
 def test_expert_of_the_other_tasks_often_succeeds(make_env, task):
     env = make_env(task, cameras=())
     assert np.mean([_play_expert(env, seed, "usual") is not None for seed in range(10)]) >= 0.5
