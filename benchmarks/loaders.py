@@ -132,7 +132,6 @@ def ours(root: str, image_size: int, seconds: float) -> float:
     objective = objectives.make(config)
     batches = streaming_loader.make_loader(
         config.data,
-        "gidm",
         objective.batch_spec(BATCH),
         tokenizers=objective.tokenizers(),
         split="train",

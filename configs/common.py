@@ -3,10 +3,12 @@
 A preset is numbers, never another code path. Paths come from flags, never from here.
 """
 
+import dataclasses
 from typing import Any, cast
 
 import ml_collections
 
+from data_pipelines.loading import config as data_config
 from defi_jax import cli, errors
 
 PRESETS = ("tiny", "small", "full")
@@ -52,41 +54,8 @@ def base(objective: str, preset: str) -> ml_collections.ConfigDict:
 
 
 def data() -> ml_collections.ConfigDict:
-    """Returns the data section."""
-    return ml_collections.ConfigDict(
-        {
-            "root": "",  # directory of episode stores, or of RLDS directories to stream
-            "mixture": "",  # "synthetic", "store[:weight],store[:weight]" under root, or a name
-            # {name: {key: value}}, where cameras, camera_weights, frame_stride, max_frames or
-            # pair_offset differ between the datasets of a mixture.
-            "per_dataset": {},
-            "image_size": 64,
-            "cameras": ("static",),
-            "camera_weights": (),  # of each where one is drawn; () for equal ones
-            "num_frames": 3,
-            "frame_stride": 10,  # control steps between clip frames; 0 spreads over the episode
-            "max_frames": 0,  # longer episodes give no clip; 0 for any length
-            # Control steps between the frames of a pair, inclusive; ("dataset",) for the official
-            # ones of each dataset.
-            "pair_offset": (4, 12),
-            "pair_draw": "sample",  # | run: once for each dataset, as officially
-            "pair_include_last": False,  # pair the last frame too, with itself, as officially
-            "drop_still": 0.0,  # grey levels that the frames of a pair differ by at least
-            "action_horizon": 10,
-            "window_stride": 1,  # control steps between joint windows
-            "action_dim": 4,
-            "normalization": "none",  # none | normal | bounds | bounds_q99
-            "unnormalized_dims": (),  # action dimensions left as they are, such as the gripper's
-            "holdout_percent": 10,  # of the episodes, by a hash of their id
-            "augment": False,
-            "correlated_augment": False,  # one number drives crop and colours, as officially
-            "workers": 0,
-            "max_bad_fraction": 0.001,
-            "stream_mib": 256,  # encoded episodes in memory where RLDS files are streamed
-            # GFDM: directory written by `launch/data.py encode`; "" runs the encoders in the step.
-            "latents": "",
-        }
-    )
+    """Returns the data section; docs/data_keys.md says what its keys mean."""
+    return ml_collections.ConfigDict(dataclasses.asdict(data_config.DataConfig()))
 
 
 def encoders() -> ml_collections.ConfigDict:

@@ -6,6 +6,7 @@ model (a latent cache, cached features) comes in the place of the images.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -105,6 +106,26 @@ def fake(spec: Batch, seed: int = 0) -> Batch:
         return rng.standard_normal(leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map(draw, spec)
+
+
+def assemble(
+    spec: Batch,
+    arrays: Mapping[str, np.ndarray],
+    text: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> Batch:
+    """Returns the batch of a spec's type that has these arrays.
+
+    Args:
+        spec: abstract batch.
+        arrays: by field; a field without one is None.
+        text: ids and mask by role; the only one where a batch has a single text.
+    """
+    tokens = {
+        role: TextTokens(ids=np.array(ids), mask=np.array(m)) for role, (ids, m) in text.items()
+    }
+    fields: dict[str, Any] = dict.fromkeys(field_names(type(spec))) | dict(arrays)
+    fields["text"] = tokens if isinstance(spec.text, dict) else next(iter(tokens.values()))
+    return type(spec)(**fields)
 
 
 def check(batch: Batch, spec: Batch) -> None:

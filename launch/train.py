@@ -37,7 +37,6 @@ def main(argv: list[str]) -> None:
         make_loader = functools.partial(
             streaming_loader.make_loader,
             config.data,
-            objective.name,
             tokenizers=objective.tokenizers(),
         )
         loop.train(config, objective, make_loader, workdir)

@@ -1,7 +1,9 @@
-"""What a loader reads: the components of its mixture, with all that the objective needs of them."""
+"""What a loader reads: the components of its mixture, with all that their samples need.
+
+config, components -> values of each data set -> normalisers -> sample kinds -> `Prepared`
+"""
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,136 +14,160 @@ from absl import logging
 
 from data_pipelines import normalization
 from data_pipelines.latents import cache
-from data_pipelines.loading import batches, mixtures, sample_kinds, sampling_rules
-from data_pipelines.sources import synthetic
-from defi_jax import errors
-
-
-def open_components(config: Any) -> list[mixtures.Component]:
-    """Opens the sources of the mixture that the `data` section names."""
-    make_synthetic = functools.partial(
-        synthetic.SyntheticSource, image_size=config.image_size, action_dim=config.action_dim
-    )
-    return mixtures.load(config.mixture, config.root, make_synthetic)
-
-
-def with_latents(
-    components: Sequence[mixtures.Component],
-    directory: str,
-    rules: Mapping[str, sampling_rules.Rules],
-) -> list[mixtures.Component]:
-    """The same components, their sources together with their latent caches below a directory."""
-    root, found = pathlib.Path(directory), []
-    for component in components:
-        name, cameras = component.name, rules[component.name].cameras
-        source = cache.open_source(component.source, root / name, cameras)
-        found.append(dataclasses.replace(component, source=source))
-    return found
+from data_pipelines.loading import config as config_lib
+from data_pipelines.loading import mixtures, named_mixtures, sample_kinds
+from data_pipelines.open_x import base, registry
+from defi_jax import batch as batch_lib
+from defi_jax import cli, errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
+class Prepared:
     """A mixture that can be read.
 
     Attributes:
         components: of the mixture.
-        rules: of each, by name.
-        readers: of each, by name.
+        kinds: how a sample of each is read, by name.
         normalizer: of the actions of all together.
-        normalizers: of the actions of each, by name, as they are read; joint has one head and
-            takes `normalizer` for all.
+        fingerprint: what decides the samples, JSON-able.
     """
 
     components: tuple[mixtures.Component, ...]
-    rules: Mapping[str, sampling_rules.Rules]
-    readers: Mapping[str, sample_kinds.Reader]
+    kinds: Mapping[str, sample_kinds.SampleKind]
     normalizer: normalization.Normalizer
-    normalizers: Mapping[str, normalization.Normalizer]
-
-    def describe(self, config: Any) -> dict[str, Any]:
-        """Returns what decides how a sample is read, for the fingerprint."""
-        return {
-            "transforms": sample_kinds.describe(config),
-            "rules": {name: dataclasses.asdict(own) for name, own in self.rules.items()},
-            "normalizer": self.normalizer.to_json(),
-            **self._describe_own(),
-        }
-
-    def _describe_own(self) -> dict[str, Any]:
-        own = {name: normalizer.to_json() for name, normalizer in self.normalizers.items()}
-        is_one = all(values == self.normalizer.to_json() for values in own.values())
-        return {} if is_one else {"normalizers": own}
+    fingerprint: Mapping[str, Any]
 
 
 def prepare(
-    config: Any,
-    objective_name: str,
+    config: config_lib.DataConfig,
+    spec: batch_lib.Batch,
     components: Sequence[mixtures.Component],
-    rules: Mapping[str, sampling_rules.Rules],
     *,
     train: bool,
-    with_images: bool,
-) -> Opened:
-    """Returns the components with their readers; see `readers.make_reader`."""
-    normalizer, normalizers = make_normalizers(config, objective_name, components)
-    return Opened(
+    seed: int,
+) -> Prepared:
+    """Returns the components with their sample kinds.
+
+    Args:
+        config: the data section.
+        spec: abstract batch, of any batch size.
+        components: opened sources.
+        train: draw cameras and augmentations.
+        seed: of what is drawn once for a run.
+
+    Raises:
+        UserError: data sets contradict each other, or the config names unknown ones.
+        DataError: a component lacks actions or cameras.
+    """
+    kind = sample_kinds.kind_of(spec)
+    if kind.actions is sample_kinds.Actions.SHARED:
+        mixtures.check_actions(components, f"data.mixture={config.mixture!r}")
+    configs = own_configs(config, components, seed)
+    fingerprint = {
+        "transforms": config.transforms,
+        "rules": {name: own.own for name, own in configs.items()},
+        "objective": kind.stage,
+        "sources": [[c.name, c.weight, c.fingerprint()] for c in components],
+    }
+    if kind is sample_kinds.LatentClips:
+        components = _with_latents(components, config.latents, configs)
+        manifests = [[c.name, cache.cache_of(c.source).manifest] for c in components]
+        fingerprint |= {"latents": manifests}
+    normalizer, own = make_normalizers(config, kind.actions, components)
+    fingerprint |= {"normalizer": normalizer.to_json()}
+    of_each = {name: one.to_json() for name, one in own.items()}
+    if any(values != normalizer.to_json() for values in of_each.values()):
+        fingerprint |= {"normalizers": of_each}
+    kinds = {
+        name: kind(config=values, normalizer=own[name], train=train)
+        for name, values in configs.items()
+    }
+    for component in components:
+        _check_needs(component, kinds[component.name], len(config.cameras))
+    return Prepared(
         components=tuple(components),
-        rules=rules,
-        readers={
-            name: sample_kinds.make_reader(
-                config,
-                objective_name,
-                own,
-                normalizers[name],
-                train=train,
-                with_images=with_images,
-            )
-            for name, own in rules.items()
-        },
+        kinds=kinds,
         normalizer=normalizer,
-        normalizers=normalizers,
+        fingerprint=fingerprint,
     )
 
 
+def own_configs(
+    config: config_lib.DataConfig, components: Sequence[mixtures.Component], seed: int
+) -> dict[str, config_lib.DataConfig]:
+    """Returns the values of each component by name, see `DataConfig.for_dataset`.
+
+    Raises:
+        UserError: `per_dataset` names data sets that nobody knows.
+    """
+    names, standards = [component.name for component in components], registry.standards()
+    known = {*names, *standards}
+    known.update(*(mixture.weights for mixture in named_mixtures.NAMED.values()))
+    unknown = [name for name in config.per_dataset if name not in known]
+    if unknown:
+        what = "; ".join(f"no data set {name!r}" for name in unknown)
+        hints = " ".join(cli.nearest(name, names) for name in unknown)
+        raise errors.UserError(what, "data.per_dataset", hints)
+    found = {}
+    for component in components:
+        standard = standards.get(component.source.meta(0).source)
+        offset = base.DEFAULT_OFFSET if standard is None else standard.pair_offset
+        found[component.name] = config.for_dataset(component.name, offset, seed)
+    return found
+
+
+def _with_latents(
+    components: Sequence[mixtures.Component],
+    directory: str,
+    configs: Mapping[str, config_lib.DataConfig],
+) -> list[mixtures.Component]:
+    """The same components, their sources together with their latent caches below a directory."""
+    root, found = pathlib.Path(directory), []
+    for component in components:
+        name = component.name
+        source = cache.open_source(component.source, root / name, configs[name].cameras)
+        found.append(dataclasses.replace(component, source=source))
+    return found
+
+
 def make_normalizers(
-    config: Any, objective_name: str, components: Sequence[mixtures.Component]
+    config: config_lib.DataConfig,
+    actions: sample_kinds.Actions,
+    components: Sequence[mixtures.Component],
 ) -> tuple[normalization.Normalizer, dict[str, normalization.Normalizer]]:
     """Returns the actions' normaliser of all components together, and that of each by name.
 
-    Statistics are those of the components that have actions of data.action_dim. GIDM takes each
-    dataset's own, as officially; joint, whose actions mean the same, one for all.
+    Statistics are those of the components that have actions of data.action_dim.
 
     Raises:
-        DataError: joint is given actions of another width than data.action_dim.
+        DataError: shared actions are of another width than data.action_dim.
     """
     mask = tuple(dim not in config.unnormalized_dims for dim in range(config.action_dim))
+    none = normalization.Normalizer(kind="none", statistics=None, mask=mask)
     used = []
-    for component in components:
+    for component in components if actions is not sample_kinds.Actions.UNUSED else ():
         width = _action_width(component)
         if width == config.action_dim:
             used.append(component)
-        elif width is not None and objective_name == "joint":
+        elif width is not None and actions is sample_kinds.Actions.SHARED:
             raise errors.DataError(
                 f"actions have {width} dimensions, data.action_dim is {config.action_dim}",
                 f"data set {component.name!r}",
                 f"give --config.data.action_dim={width}",
             )
-        elif width is not None and objective_name == "gidm":
+        elif width is not None:
             logging.warning("%s: %d-D actions stay out of the probe", component.name, width)
     kind = config.normalization
-    if kind == "none" or objective_name == "gfdm" or not used:
-        none = normalization.Normalizer(kind="none", statistics=None, mask=mask)
+    if kind == "none" or not used:
         return none, {component.name: none for component in components}
-    parts = {component.name: component.statistics()["actions"] for component in used}
-    merged = normalization.merge(list(parts.values()))
+    columns = {component.name: component.statistics()["actions"] for component in used}
+    merged = normalization.merge(list(columns.values()))
     together = normalization.Normalizer(kind=kind, statistics=merged, mask=mask)
-    normalizers = {component.name: together for component in components}
-    if objective_name == "gidm":
-        normalizers |= {
-            name: normalization.Normalizer(kind=kind, statistics=own, mask=mask)
-            for name, own in parts.items()
-        }
-    return together, normalizers
+    own = {component.name: together for component in components}
+    if actions is sample_kinds.Actions.OWN:
+        for name, column in columns.items():
+            own[name] = normalization.Normalizer(kind=kind, statistics=column, mask=mask)
+    return together, own
 
 
 def _action_width(component: mixtures.Component) -> int | None:
@@ -150,75 +176,32 @@ def _action_width(component: mixtures.Component) -> int | None:
     return component.source.actions(int(rows[0])).shape[1] if len(rows) else None
 
 
-def divide(
-    components: Sequence[mixtures.Component],
-    own_readers: Mapping[str, sample_kinds.Reader],
-    config: Any,
-    split: str,
-) -> tuple[batches.Part, ...]:
-    """Returns the components' samples of a split, read by the reader of their name.
-
-    Raises:
-        DataError: a component lacks actions, cameras or frames.
-        UserError: no episode of any component is held out.
-    """
-    parts = []
-    for component in components:
-        source, reader = component.source, own_readers[component.name]
-        usable = has_needs(component, reader)
-        held_out = np.array(
-            [batches.is_held_out(name, config.holdout_percent) for name in source.episode_ids]
-        )
-        rows = np.flatnonzero(usable & (held_out == (split == "eval")))
-        table = batches.Table(rows, reader.num_samples(source.lengths[rows]))
-        if len(table):
-            parts.append(
-                batches.Part(
-                    name=component.name,
-                    weight=component.weight,
-                    source=source,
-                    reader=reader,
-                    table=table,
-                )
-            )
-        elif split == "train":
-            raise errors.DataError(
-                "no episode is of usable length or left for training",
-                f"data set {component.name!r}",
-                "leave it out of data.mixture, lower data.holdout_percent or raise data.max_frames",
-            )
-    if not parts:
-        names = ", ".join(component.name for component in components)
-        raise errors.UserError(
-            f"no episode of {names} is held out for evaluation",
-            f"data.holdout_percent={config.holdout_percent}",
-            "raise it, collect more episodes, or set eval_batches=0",
-        )
-    return tuple(parts)
-
-
-def has_needs(component: mixtures.Component, reader: sample_kinds.Reader) -> np.ndarray:
-    """Returns bool[episodes], those that have the actions and cameras the objective takes."""
+def _check_needs(
+    component: mixtures.Component, kind: sample_kinds.SampleKind, num_cameras: int
+) -> None:
+    """Raises DataError where no episode has the actions and cameras that the kind takes."""
     source, where = component.source, f"data set {component.name!r}"
-    usable = np.ones(len(source), bool)
-    if reader.needs_actions:
-        usable = source.has_actions
-        if not usable.any():
+    cameras = kind.config.cameras
+    if kind.actions is sample_kinds.Actions.SHARED:
+        if len(cameras) != num_cameras:
+            raise errors.UserError(
+                f"joint takes {num_cameras} cameras of every data set, not {cameras}", where
+            )
+        if not source.has_actions.any():
             raise errors.DataError(
                 "no episode has actions, which joint training needs",
                 where,
                 "leave it out of data.mixture; action-free video trains gfdm and gidm",
             )
-    with_cameras = usable & reader.has_cameras(source)
-    if not with_cameras.any():
+    usable = kind.can_use(source)
+    if not usable.any():
         some = itertools.islice(range(len(source)), 100)
         available = sorted({camera for i in some for camera in source.meta(i).cameras})
         raise errors.DataError(
-            f"no episode has the cameras {', '.join(reader.camera_names)}",
+            f"no episode has the cameras {', '.join(cameras)}",
             where,
             f"available: {', '.join(available)}; give --config.data.cameras",
         )
-    left_out = len(source) - int(with_cameras.sum())
-    if left_out:
+    if not usable.all():
+        left_out = int((~usable).sum())
         logging.warning("%s: %d episodes lack actions or cameras", component.name, left_out)
-    return with_cameras

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 
 from data_pipelines import episodes, normalization
+from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import named_mixtures
 from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds_info, synthetic
@@ -41,6 +42,10 @@ class Component:
     weight: float
     source: episodes.EpisodeSource
     directory: pathlib.Path | None
+
+    def fingerprint(self) -> str:
+        """Returns a digest of all content."""
+        return self.source.fingerprint()
 
     def statistics(self) -> dict[str, normalization.Statistics]:
         """Returns the statistics of its columns, kept beside the store."""
@@ -72,26 +77,17 @@ def parse(text: str) -> named_mixtures.Mixture:
     return named_mixtures.Mixture(weights=weights, by_size=False)
 
 
-def load(
-    text: str, root: str, make_synthetic: Callable[[], synthetic.SyntheticSource]
-) -> list[Component]:
-    """Opens the sources of a mixture.
-
-    Args:
-        text: see the module's docstring.
-        root: directory of the episode stores.
-        make_synthetic: builds the source named "synthetic".
-
-    Returns:
-        The components, in the order of the text.
+def open_stores(config: config_lib.DataConfig) -> list[Component]:
+    """Opens the sources of the mixture that a config names, in the order of its text.
 
     Raises:
         UserError: stores are absent; all of them are named, and what there is instead.
     """
+    text, root = config.mixture, config.root
     alone = bool(root and text) and _is_store(pathlib.Path(root) / text)
     mixture = named_mixtures.Mixture(weights={text: 1.0}) if alone else parse(text)
-    names = [name for name in mixture.weights if name != synthetic.NAME]
-    directories = {name: pathlib.Path(root) / name for name in names}
+    directories = {name: pathlib.Path(root) / name for name in mixture.weights}
+    directories.pop(synthetic.NAME, None)
     if directories and not root:
         raise errors.UserError(
             f"the mixture names stores ({', '.join(directories)}) but data.root is empty",
@@ -101,16 +97,18 @@ def load(
     absent = [name for name, directory in directories.items() if not _is_store(directory)]
     if absent:
         raise _absent_error(absent, root)
-    sources = {name: _open(directories.get(name), make_synthetic) for name in mixture.weights}
-    return [
-        Component(
-            name=name,
-            weight=weight * int(sources[name].lengths.sum()) if mixture.by_size else weight,
-            source=sources[name],
-            directory=directories.get(name),
-        )
-        for name, weight in mixture.weights.items()
-    ]
+    components = []
+    for name, weight in mixture.weights.items():
+        directory = directories.get(name)
+        source: Any = _made_up(config) if directory is None else reader.EpisodeStore(directory)
+        if mixture.by_size:
+            weight *= int(source.lengths.sum())
+        components.append(Component(name=name, weight=weight, source=source, directory=directory))
+    return components
+
+
+def _made_up(config: config_lib.DataConfig) -> synthetic.SyntheticSource:
+    return synthetic.SyntheticSource(image_size=config.image_size, action_dim=config.action_dim)
 
 
 def find_records(root: str, name: str) -> epath.Path | None:
@@ -190,11 +188,6 @@ def _kinds(components: Sequence[Component]) -> dict[str, episodes.EpisodeMeta]:
             name = component.name if is_alone else f"{component.name} ({dataset}, {robot})"
             found[name] = meta
     return found
-
-
-def _open(directory: Any, make_synthetic: Callable[[], Any]) -> Any:
-    """Opens a store, or makes the synthetic source where there is no directory."""
-    return make_synthetic() if directory is None else reader.EpisodeStore(directory)
 
 
 def _is_store(directory: pathlib.Path) -> bool:

@@ -1,56 +1,112 @@
-"""How each objective reads a sample of an episode.
+"""How a sample of each batch type lies in an episode, and how it is read.
 
-A reader is a pure function of (episode, sample number, random generator). It works in two steps, so
-that the small ones of a whole batch can come first: images empty the processor's caches, and small
-work between them takes four times as long. No jax, so that worker processes only need numpy. What
-differs between datasets is in their `rules`.
+    GFDMBatch   `Clips`, with latents `LatentClips`
+    GIDMBatch   `Pairs`
+    JointBatch  `Windows`, with features `FeatureWindows`
+
+Reading is a pure function of (place, instruction, random generator). It works in two steps, so that
+the small ones of a whole batch can come first: images empty the processor's caches, and small work
+between them takes four times as long. No jax, so that worker processes only need numpy. What
+differs between data sets is in the config of each.
 """
 
 from __future__ import annotations
 
+import abc
 import bisect
 import dataclasses
+import enum
+import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import ClassVar
 
 import numpy as np
 
 from data_pipelines import episodes, normalization
 from data_pipelines.latents import cache
-from data_pipelines.loading import sampling_rules
+from data_pipelines.loading import config as config_lib
 from data_pipelines.transforms import action, frame, trajectory
+from defi_jax import batch as batch_lib
 from defi_jax import errors
 
 Arrays = dict[str, np.ndarray]
 Read = Callable[[], Arrays]
 
 
-class Reader(Protocol):
-    """How an objective reads a sample of an episode."""
+class Still(Exception):
+    """A frame pair shows no motion; no error, another pair is read instead."""
+
+
+class Actions(enum.Enum):
+    """How a kind takes actions.
+
+    UNUSED: not at all.
+    OWN: where an episode has any; each data set is normalised by its own statistics.
+    SHARED: of every episode; those of all data sets mean the same and are normalised as one.
+    """
+
+    UNUSED = enum.auto()
+    OWN = enum.auto()
+    SHARED = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sample lies.
+
+    Attributes:
+        component: name of its component of the mixture.
+        source: the component's episodes.
+        episode: number within the source.
+        sample: number within the episode.
+        row: number among all samples of the component's split; -1 where it is streamed.
+    """
+
+    component: str
+    source: episodes.EpisodeSource
+    episode: int
+    sample: int
+    row: int = -1
 
     @property
-    def needs_actions(self) -> bool:
-        """Whether it takes only episodes that have actions."""
-        ...
+    def meta(self) -> episodes.EpisodeMeta:
+        """What is known of the episode."""
+        return self.source.meta(self.episode)
+
+    def __str__(self) -> str:
+        return f"{self.source.episode_ids[self.episode]}#{self.sample}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleKind(abc.ABC):
+    """How samples of one batch type are read from one data set.
+
+    Attributes:
+        stage: name of the batch type in fingerprints.
+        actions: how actions are taken.
+        has_fixed_text: whether a sample has the same paraphrase whenever it is drawn.
+        config: values of the data set.
+        normalizer: of its actions.
+        train: draw cameras and augmentations.
+    """
+
+    stage: ClassVar[str]
+    actions: ClassVar[Actions]
+    has_fixed_text: ClassVar[bool] = False
+
+    config: config_lib.DataConfig
+    normalizer: normalization.Normalizer
+    train: bool
 
     @property
-    def camera_names(self) -> tuple[str, ...]:
-        """The cameras that it may ask for."""
-        ...
+    @abc.abstractmethod
+    def frames(self) -> trajectory.Clip | trajectory.FramePair | trajectory.Window:
+        """Which frames of an episode make a sample."""
 
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns int64, the number of samples of episodes of these lengths."""
-        ...
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """Returns bool[len(source)], whether each episode has the cameras it takes."""
-        ...
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Read:
-        """Draws and reads all but the pixels of sample number `sample` of episode `i`.
+    @abc.abstractmethod
+    def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
+        """Draws and reads all but the pixels of a sample.
 
         Returns:
             What decodes the frames and returns the arrays.
@@ -59,132 +115,109 @@ class Reader(Protocol):
             DataError, OSError: it is damaged; also when they are decoded.
             Still: when they are decoded: it is a pair without motion, and not wanted.
         """
-        ...
 
+    @functools.cached_property
+    def prepare(self) -> frame.Prepare:
+        """What pixels go through."""
+        return frame.prepare(
+            self.config.image_size,
+            augment=self.config.augment and self.train,
+            correlated=self.config.correlated_augment,
+        )
 
-class Still(Exception):
-    """A frame pair shows no motion; no error, another pair is read instead."""
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns int64, the number of samples of episodes of these lengths."""
+        return self.frames.num_samples(lengths)
 
+    def can_use(self, source: episodes.EpisodeSource) -> np.ndarray:
+        """Returns bool[len(source)], whether each episode has the cameras and actions it takes."""
+        present = [source.has_camera(name) for name in self.config.cameras]
+        if self.actions is Actions.SHARED:
+            return np.all([*present, source.has_actions], axis=0)
+        return np.any(present, axis=0)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cameras:
-    """One camera a sample, drawn among those of `names` that the episode has.
-
-    Attributes:
-        names: in order of preference.
-        weights: of each in the draw; () for equal ones.
-        draw: whether to draw; otherwise the first one.
-    """
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...] = ()
-    draw: bool
-
-    def __call__(self, meta: episodes.EpisodeMeta, rng: np.random.Generator) -> str:
-        """Returns the camera."""
-        weights = self.weights or (1.0,) * len(self.names)
-        pairs = zip(self.names, weights, strict=True)
+    def _camera(self, meta: episodes.EpisodeMeta, rng: np.random.Generator) -> str:
+        """Returns one camera that the episode has: a drawn one in training, else the first."""
+        names = self.config.cameras
+        pairs = zip(names, self.config.camera_weights or (1.0,) * len(names), strict=True)
         present = {name: weight for name, weight in pairs if name in meta.cameras}
         shares = list(itertools.accumulate(present.values()))
         number = bisect.bisect(shares, rng.random() * shares[-1])
-        return list(present)[number if self.draw else 0]
-
-    def present(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """Returns bool[len(source)], whether each episode has one of them."""
-        return np.any([source.has_camera(name) for name in self.names], axis=0)
+        return list(present)[number if self.train else 0]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OneCameraReader:
-    """What readers share that draw one camera a sample."""
-
-    cameras: Cameras
-    needs_actions: bool = False
-
-    @property
-    def camera_names(self) -> tuple[str, ...]:
-        """See `Reader`."""
-        return self.cameras.names
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return self.cameras.present(source)
+def kind_of(spec: batch_lib.Batch) -> type[SampleKind]:
+    """Returns the kind of an abstract batch's samples."""
+    if isinstance(spec, batch_lib.GFDMBatch):
+        return Clips if spec.latents is None else LatentClips
+    if isinstance(spec, batch_lib.GIDMBatch):
+        return Pairs
+    return Windows if spec.features is None else FeatureWindows
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ClipReader(_OneCameraReader):
-    """What the two readers of clips share: the same draws give the same clips."""
-
-    clip: trajectory.Clip
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.clip.num_samples(lengths)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GFDMReader(_ClipReader):
+class Clips(SampleKind):
     """Video clips: `video` uint8[T, H, W, 3]."""
 
-    prepare: frame.Prepare
+    stage = "gfdm"
+    actions = Actions.UNUSED
 
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Read:
-        """See `Reader`."""
-        meta = source.meta(i)
-        camera = self.cameras(meta, rng)
-        frames = source.fetch(i, camera, self.clip(meta.length, sample))
-        return lambda: {"video": self.prepare(frames, rng)}
+    @functools.cached_property
+    def frames(self) -> trajectory.Clip:
+        """See `SampleKind`."""
+        own = self.config
+        return trajectory.Clip(
+            num_frames=own.num_frames, stride=own.frame_stride, max_frames=own.max_frames
+        )
+
+    def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
+        """See `SampleKind`."""
+        del instruction
+        camera, indices = self._clip(place, rng)
+        encoded = place.source.fetch(place.episode, camera, indices)
+        return lambda: {"video": self.prepare(encoded, rng)}
+
+    def _clip(self, place: Place, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+        """Returns camera and frames, the same ones for the same draws."""
+        meta = place.meta
+        return self._camera(meta, rng), self.frames(meta.length, place.sample)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedGFDMReader(_ClipReader):
-    """The clips of `GFDMReader` as their latents in a cache: `latents` [T, h, w, c]."""
+class LatentClips(Clips):
+    """The clips of `Clips` from a latent cache: `latents` [T, h, w, c], `text_features` [L, D]."""
 
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Read:
-        """See `Reader`."""
+    def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
+        """See `SampleKind`."""
+        source = place.source
         assert isinstance(source, cache.EncodedSource)
-        meta = source.meta(i)
-        camera = self.cameras(meta, rng)
-        indices = self.clip(meta.length, sample)
-        return lambda: {"latents": source.latents(i, camera, indices)}
+        camera, indices = self._clip(place, rng)
+        return lambda: {
+            "latents": source.latents(place.episode, camera, indices),
+            "text_features": source.cache.text(instruction),
+        }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GIDMReader(_OneCameraReader):
-    """Frame pairs: `frames` uint8[2, H, W, 3], `action` float32[A], `action_mask` bool[].
+class Pairs(SampleKind):
+    """Frame pairs: `frames` uint8[2, H, W, 3], `action` float32[A], `action_mask` bool[]."""
 
-    Attributes:
-        min_motion: mean difference of the two frames, in grey levels, below which a pair is
-            `Still`; 0 takes all pairs.
-    """
+    stage = "gidm"
+    actions = Actions.OWN
 
-    pair: trajectory.FramePair
-    prepare: frame.Prepare
-    normalizer: normalization.Normalizer
-    action_dim: int
-    min_motion: float = 0.0
+    @functools.cached_property
+    def frames(self) -> trajectory.FramePair:
+        """See `SampleKind`."""
+        low, high = self.config.pair_offset
+        return trajectory.FramePair(
+            min_offset=low, max_offset=high, include_last=self.config.pair_include_last
+        )
 
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.pair.num_samples(lengths)
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Read:
-        """See `Reader`.
-
-        Raises:
-            Still: the pair shows less than `min_motion`.
-        """
-        meta = source.meta(i)
-        camera = self.cameras(meta, rng)
-        pair = self.pair(meta.length, sample, rng)
-        encoded = source.fetch(i, camera, pair)
-        arrays = self._action(source, i, pair)
+    def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
+        """See `SampleKind`."""
+        del instruction
+        meta = place.meta
+        camera = self._camera(meta, rng)
+        pair = self.frames(meta.length, place.sample, rng)
+        encoded = place.source.fetch(place.episode, camera, pair)
+        arrays = self._action(place, pair)
 
         def read() -> Arrays:
             draws = self.prepare.draws(rng)
@@ -194,79 +227,46 @@ class GIDMReader(_OneCameraReader):
 
         return read
 
-    def _action(self, source: episodes.EpisodeSource, i: int, pair: np.ndarray) -> Arrays:
+    def _action(self, place: Place, pair: np.ndarray) -> Arrays:
         """Returns `action` and `action_mask`."""
+        source, i, width = place.source, place.episode, self.config.action_dim
         actions = source.actions(i) if source.has_actions[i] else None
-        if actions is None or actions.shape[1] != self.action_dim:
-            mean = np.zeros(self.action_dim, np.float32)
-            return {"action": mean, "action_mask": np.array(False)}
+        if actions is None or actions.shape[1] != width:
+            return {"action": np.zeros(width, np.float32), "action_mask": np.array(False)}
         first, second = (int(t) for t in pair)
         between = self.normalizer.apply(actions[first : second + 1])
         mean = action.MeanBetween()(between, 0, second - first)
         return {"action": mean, "action_mask": np.array(True)}
 
     def _check_motion(self, frames: np.ndarray) -> None:
-        if not self.min_motion:
+        if not self.config.drop_still:
             return
         first, second = frames.astype(np.int16)
         motion = np.abs(second - first).mean()
-        if motion < self.min_motion:
+        if motion < self.config.drop_still:
             raise Still(f"the frames differ by {motion:.2f} grey levels")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JointReader:
-    """Observations with the actions that follow.
+class Windows(SampleKind):
+    """Observations of all cameras with the actions that follow.
 
     `images` uint8[cams, H, W, 3], `actions` float32[S, A] normalised, `action_mask` bool[S].
-
-    Attributes:
-        with_images: False leaves `images` out and reads no frame.
     """
 
-    window: trajectory.Window
-    chunk: action.Chunk
-    cameras: tuple[str, ...]
-    prepare: frame.Prepare
-    normalizer: normalization.Normalizer
-    with_images: bool = True
-    needs_actions: bool = True
+    stage = "joint"
+    actions = Actions.SHARED
 
-    @property
-    def camera_names(self) -> tuple[str, ...]:
-        """See `Reader`."""
-        return self.cameras
+    @functools.cached_property
+    def frames(self) -> trajectory.Window:
+        """See `SampleKind`."""
+        return trajectory.Window(stride=self.config.window_stride)
 
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Reader`."""
-        return self.window.num_samples(lengths)
-
-    def has_cameras(self, source: episodes.EpisodeSource) -> np.ndarray:
-        """See `Reader`."""
-        return np.all([source.has_camera(name) for name in self.cameras], axis=0)
-
-    def __call__(
-        self, source: episodes.EpisodeSource, i: int, sample: int, rng: np.random.Generator
-    ) -> Read:
-        """See `Reader`."""
-        meta = source.meta(i)
-        t = self.window(meta.length, sample)
-        stored = source.actions(i)
-        assert stored is not None, "`needs_actions` leaves episodes without actions out"
-        width = len(self.normalizer.mask)
-        if stored.shape[1] != width:
-            raise errors.DataError(
-                f"actions have {stored.shape[1]} dimensions, data.action_dim is {width}",
-                f"episode {meta.episode_id!r}",
-                "convert embodiments separately",
-            )
-        following = action.recorded(stored, meta.metadata)[t : t + self.chunk.horizon]
-        actions, mask = self.chunk(self.normalizer.apply(following), 0)
-        arrays = {"actions": actions, "action_mask": mask}
-        if not self.with_images:
-            return lambda: arrays
-
-        encoded = [source.fetch(i, name, [t]) for name in self.cameras]
+    def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
+        """See `SampleKind`."""
+        del instruction
+        t = self.frames(place.meta.length, place.sample)
+        arrays = self._actions(place, t)
+        encoded = [place.source.fetch(place.episode, name, [t]) for name in self.config.cameras]
 
         def read() -> Arrays:
             images = [self.prepare(frame, rng)[0] for frame in encoded]
@@ -274,97 +274,44 @@ class JointReader:
 
         return read
 
+    def _actions(self, place: Place, t: int) -> Arrays:
+        """Returns `actions` and `action_mask` from frame t on."""
+        meta, stored = place.meta, place.source.actions(place.episode)
+        assert stored is not None, "`can_use` leaves episodes without actions out"
+        horizon, width = self.config.action_horizon, self.config.action_dim
+        if stored.shape[1] != width:
+            raise errors.DataError(
+                f"actions have {stored.shape[1]} dimensions, data.action_dim is {width}",
+                f"episode {meta.episode_id!r}",
+                "convert embodiments separately",
+            )
+        following = action.recorded(stored, meta.metadata)[t : t + horizon]
+        actions, mask = action.Chunk(horizon=horizon)(self.normalizer.apply(following), 0)
+        return {"actions": actions, "action_mask": mask}
 
-def make_reader(
-    config: Any,
-    objective_name: str,
-    own: sampling_rules.Rules,
-    normalizer: normalization.Normalizer,
-    *,
-    train: bool,
-    with_images: bool,
-) -> Reader:
-    """Returns how an objective reads a sample of a dataset.
 
-    Args:
-        config: the `data` section.
-        objective_name: "gfdm", "gidm" or "joint".
-        own: rules of the dataset.
-        normalizer: of actions.
-        train: draw cameras and augmentations.
-        with_images: False where features or latents come instead.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureWindows(Windows):
+    """The windows of `Windows`, in the place of images the `features` of each, computed before.
 
-    Raises:
-        UserError: the numbers of a clip, pair, window or chunk are impossible.
+    Attributes:
+        features: by component, a sample's row -> its features; None before they are known.
     """
-    prepare = frame.prepare(
-        config.image_size,
-        augment=config.augment and train,
-        correlated=config.correlated_augment,
-    )
-    try:
-        if objective_name == "gfdm":
-            return _gfdm_reader(config, own, prepare, train, with_images)
-        if objective_name == "gidm":
-            return _gidm_reader(config, own, prepare, train, normalizer)
-        return _joint_reader(config, own, prepare, normalizer, with_images)
-    except ValueError as error:
-        raise errors.UserError(str(error), "--config.data", "change these numbers") from error
 
+    has_fixed_text = True
 
-def _gfdm_reader(config, own, prepare, train, with_images) -> Reader:
-    clip = trajectory.Clip(
-        num_frames=config.num_frames, stride=own.frame_stride, max_frames=own.max_frames
-    )
-    cameras = Cameras(names=own.cameras, weights=own.camera_weights, draw=train)
-    if not with_images:
-        return EncodedGFDMReader(clip=clip, cameras=cameras)
-    return GFDMReader(clip=clip, cameras=cameras, prepare=prepare)
+    features: Mapping[str, Callable[[int], np.ndarray]] | None = None
 
+    @property
+    def with_images(self) -> Windows:
+        """The same windows with their images."""
+        return Windows(config=self.config, normalizer=self.normalizer, train=self.train)
 
-def _gidm_reader(config, own, prepare, train, normalizer) -> Reader:
-    low, high = own.pair_offset
-    if config.drop_still < 0:
-        raise ValueError(f"data.drop_still={config.drop_still} grey levels")
-    return GIDMReader(
-        pair=trajectory.FramePair(
-            min_offset=low, max_offset=high, include_last=config.pair_include_last
-        ),
-        cameras=Cameras(names=own.cameras, weights=own.camera_weights, draw=train),
-        prepare=prepare,
-        normalizer=normalizer,
-        action_dim=config.action_dim,
-        min_motion=config.drop_still,
-    )
-
-
-def _joint_reader(config, own, prepare, normalizer, with_images) -> Reader:
-    if len(own.cameras) != len(config.cameras):
-        raise ValueError(
-            f"joint takes {len(config.cameras)} cameras of every data set, not {own.cameras}"
-        )
-    return JointReader(
-        window=trajectory.Window(stride=config.window_stride),
-        chunk=action.Chunk(horizon=config.action_horizon),
-        cameras=own.cameras,
-        prepare=prepare,
-        normalizer=normalizer,
-        with_images=with_images,
-    )
-
-
-def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of the data section that change what a sample is, beside the `rules`."""
-    keys = (
-        "image_size",
-        "num_frames",
-        "pair_include_last",
-        "drop_still",
-        "action_horizon",
-        "action_dim",
-        "window_stride",
-        "augment",
-        "correlated_augment",
-        "holdout_percent",
-    )
-    return {key: config[key] for key in keys}
+    def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
+        """See `SampleKind`."""
+        del instruction, rng
+        arrays = self._actions(place, self.frames(place.meta.length, place.sample))
+        if self.features is None:
+            return lambda: arrays
+        own = self.features[place.component]
+        return lambda: arrays | {"features": own(place.row)}

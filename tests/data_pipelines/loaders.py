@@ -67,7 +67,6 @@ def make(name="gidm", *, split="train", seed=0, global_batch=8, process=0, count
     tokenizer = tokenizers.BytesTokenizer(length=LENGTH, lower_case=True, strip_punctuation=False)
     return loader.make_loader(
         data,
-        name,
         spec(name, data),
         tokenizers=dict.fromkeys(ROLES[name], tokenizer),
         split=split,

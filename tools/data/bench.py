@@ -78,6 +78,10 @@ def run(one: loader_lib.Loader, *, image_size: int, seconds: float) -> Result:
     Raises:
         UserError: it reads no encoded frames.
     """
+    if not isinstance(one, loader_lib.StoreLoader):
+        raise errors.UserError(
+            "streamed data are not measured", "data.root", "bench reads episode stores"
+        )
     encoded = _frames_of(one)
     frames_per_batch = len(encoded) / _RECORDED_BATCHES
     rates, limits, resident = [], [], []
@@ -105,25 +109,28 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _frames_of(one: loader_lib.Loader) -> list[bytes]:
+def _frames_of(one: loader_lib.StoreLoader) -> list[bytes]:
     """Returns the encoded frames of the first batches."""
     encoded: list[bytes] = []
-    parts = []
-    for part in one.batches.parts:
-        if not isinstance(part.source, reader.EpisodeStore):
+    sets = []
+    for one_set in one.batches.sets:
+        component = one_set.component
+        if not isinstance(component.source, reader.EpisodeStore):
             raise errors.UserError(
-                f"{part.name!r} holds no encoded frames",
+                f"{component.name!r} holds no encoded frames",
                 "data.mixture",
                 "bench reads episode stores; give --config.data.root and --config.data.mixture",
             )
-        parts.append(dataclasses.replace(part, source=_Recorder(part.source, encoded)))
-    recording = dataclasses.replace(one.batches, parts=tuple(parts))
+        recorder = _Recorder(component.source, encoded)
+        recorded = dataclasses.replace(component, source=recorder)
+        sets.append(dataclasses.replace(one_set, component=recorded))
+    recording = dataclasses.replace(one.batches, sets=tuple(sets))
     for number in range(_RECORDED_BATCHES):
         recording[number]
     return encoded
 
 
-def _through_loader(one: loader_lib.Loader, seconds: float) -> tuple[int, float, float]:
+def _through_loader(one: loader_lib.StoreLoader, seconds: float) -> tuple[int, float, float]:
     """Returns the number of batches, and seconds of wall and CPU time.
 
     The loader has read ahead all it may when the clocks start and when they stop, so that each

@@ -17,7 +17,8 @@ from data_pipelines import normalization
 from data_pipelines.formats import image
 from data_pipelines.latents import cache
 from data_pipelines.loading import components as components_lib
-from data_pipelines.loading import mixtures, named_mixtures, sampling_rules
+from data_pipelines.loading import config as config_lib
+from data_pipelines.loading import mixtures, named_mixtures
 from data_pipelines.open_x import registry
 from data_pipelines.sources import base, video_layout
 from data_pipelines.store import convert, export, reader, validate
@@ -181,7 +182,6 @@ def open_loader(config: Any, objective: Any) -> loader.Loader:
 
     return streaming_loader.make_loader(
         config.data,
-        config.objective,
         objective.batch_spec(config.global_batch),
         tokenizers=objective.tokenizers(),
         split="train",
@@ -258,7 +258,8 @@ def run_encode(
     _require_experiment(config)
     _require(output, "--output")
     components = _open_pixels(config, store)
-    rules = sampling_rules.by_component(config.data, components, config.seed)
+    data = config_lib.DataConfig.of(config.data)
+    own = components_lib.own_configs(data, components, config.seed)
     given = video_layout.LatentFiles(official_latents) if official_latents else None
     start, caches = time.monotonic(), {}
     with processes.joined():
@@ -273,7 +274,7 @@ def run_encode(
                 component.source,
                 pathlib.Path(output) / component.name,
                 encoder,
-                cameras=rules[component.name].cameras,
+                cameras=own[component.name].cameras,
                 dtype=dtype,
                 overwrite=overwrite,
                 max_bad_fraction=config.data.max_bad_fraction,
@@ -292,7 +293,7 @@ def _open_pixels(config: Any, store: str) -> list[mixtures.Component]:
         path = pathlib.Path(store)
         config.data.root, config.data.mixture = str(path.parent), path.name
     config.data.latents = ""
-    return components_lib.open_components(config.data)
+    return mixtures.open_stores(config_lib.DataConfig.of(config.data))
 
 
 def _cache_lines(caches: Mapping[str, Any], output: str) -> str:

@@ -5,28 +5,30 @@ import numpy as np
 import pytest
 
 from data_pipelines.loading import batches as batches_lib
-from data_pipelines.loading import sample_kinds
+from data_pipelines.loading import mixtures, sample_kinds, sampling
 from data_pipelines.sources import synthetic
-from data_pipelines.transforms import text
 from defi_jax import errors
 
 
-def _part(name, counts, weight=1.0, reader=None):
-    table = batches_lib.Table(np.arange(len(counts)), np.array(counts))
+def _set(name, counts, weight=1.0):
     source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=len(counts))
-    return batches_lib.Part(name=name, weight=weight, source=source, reader=reader, table=table)
+    component = mixtures.Component(name=name, weight=weight, source=source, directory=None)
+    return batches_lib.SampleSet.of(component, np.arange(len(counts)), np.array(counts))
 
 
-def test_table_by_hand():
-    table = batches_lib.Table(np.array([4, 5, 7]), np.array([3, 0, 2]))
-    assert len(table) == 5
-    assert [table(k) for k in range(5)] == [(4, 0), (4, 1), (4, 2), (7, 0), (7, 1)]
-    assert table.episodes.tolist() == [4, 7]
-    assert len(batches_lib.Table(np.array([1]), np.array([0]))) == 0
+def test_sample_set_by_hand():
+    component = _set("a", [1]).component
+    samples = batches_lib.SampleSet.of(component, np.array([4, 5, 7]), np.array([3, 0, 2]))
+    assert len(samples) == 5
+    places = [samples.place(k) for k in range(5)]
+    assert [(p.episode, p.sample) for p in places] == [(4, 0), (4, 1), (4, 2), (7, 0), (7, 1)]
+    assert [place.row for place in places] == [0, 1, 2, 3, 4]
+    assert samples.episodes.tolist() == [4, 7]
+    assert len(batches_lib.SampleSet.of(component, np.array([1]), np.array([0]))) == 0
 
 
 def test_every_sample_exactly_once_an_epoch_and_parts_by_weight():
-    parts = [_part("a", [5, 4], weight=3.0), _part("b", [6], weight=1.0)]
+    parts = [_set("a", [5, 4], weight=3.0), _set("b", [6], weight=1.0)]
     order = batches_lib.order(parts, seed=1)
     drawn = [order[k] for k in range(72)]
     shares = collections.Counter(number for number, _ in drawn)
@@ -39,7 +41,7 @@ def test_every_sample_exactly_once_an_epoch_and_parts_by_weight():
 
 
 def test_order_depends_on_the_seed():
-    parts = [_part("a", [50])]
+    parts = [_set("a", [50])]
     one, two, other = (batches_lib.order(parts, seed) for seed in (1, 1, 2))
     drawn = [[order[k] for k in range(50)] for order in (one, two, other)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -47,15 +49,15 @@ def test_order_depends_on_the_seed():
 
 def test_held_out_split_is_by_id_alone():
     ids = [f"episode {k}" for k in range(2000)]
-    share = np.mean([batches_lib.is_held_out(name, 10) for name in ids])
+    share = np.mean([sampling.is_held_out(name, 10) for name in ids])
     assert 0.07 < share < 0.13
-    assert not any(batches_lib.is_held_out(name, 0) for name in ids)
-    assert all(batches_lib.is_held_out(name, 100) for name in ids)
-    small = np.mean([batches_lib.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
+    assert not any(sampling.is_held_out(name, 0) for name in ids)
+    assert all(sampling.is_held_out(name, 100) for name in ids)
+    small = np.mean([sampling.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
     assert 0.004 < small < 0.006
-    assert batches_lib.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
-    nested = [name for name in ids if batches_lib.is_held_out(name, 5)]
-    assert all(batches_lib.is_held_out(name, 10) for name in nested)
+    assert sampling.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
+    nested = [name for name in ids if sampling.is_held_out(name, 5)]
+    assert all(sampling.is_held_out(name, 10) for name in nested)
 
 
 class _Lengths:
@@ -72,10 +74,13 @@ class _Lengths:
 class _Failing:
     """Tells the episode; some are damaged, the odd ones in their pixels, some without motion."""
 
+    has_fixed_text = False
+
     def __init__(self, bad, still=()):
         self._bad, self._still = bad, still
 
-    def __call__(self, source, i, sample, rng):
+    def begin(self, place, instruction, rng):
+        i = place.episode
         if i in self._bad and i % 2 == 0:
             raise errors.DataError("damaged", f"episode {i}")
 
@@ -89,22 +94,22 @@ class _Failing:
         return read
 
 
-def _batches(bad=(), still=(), **changes):
-    reader = _Failing(set(bad), set(still))
-    parts = (_part("a", [1] * 8, reader=reader), _part("b", [1] * 4, reader=reader))
-    return batches_lib.Batches(**(_values(*parts) | changes))
-
-
-def _values(*parts):
-    return {
-        "parts": parts,
-        "choose": text.ChooseParaphrase(draw=True),
-        "tokenize": text.Tokenize(by_role={"gfdm": _Lengths()}),
+def _batches(bad=(), still=(), *, sets=None, kind=None, **changes):
+    kind = kind or _Failing(set(bad), set(still))
+    sets = sets or (_set("a", [1] * 8), _set("b", [1] * 4))
+    values = {
+        "tokenizers": {"gfdm": _Lengths()},
+        "split": "train",
         "seed": 3,
         "global_batch": 4,
         "process_index": 0,
         "process_count": 1,
     }
+    reading = sampling.Sampling(
+        kinds=dict.fromkeys((one.component.name for one in sets), kind),
+        request=sampling.Request(**values | changes),
+    )
+    return batches_lib.Batches(sets=sets, sampling=reading)
 
 
 def test_global_batches_do_not_depend_on_the_number_of_processes():
@@ -143,8 +148,8 @@ def test_bad_samples_are_replaced_within_their_part_and_named():
                 assert got["arrays"]["draw"][position] == expected["draw"][position]
         again = _batches(bad=[2])[k]["arrays"]
         np.testing.assert_array_equal(again["draw"], got["arrays"]["draw"])
-    assert {entry.part for entry in seen} == {"a", "b"}
-    assert {entry.record for entry in seen} == {"synthetic-000002#0"}
+    assert {name for name, _, _ in seen} == {"a", "b"}
+    assert {sample for _, sample, _ in seen} == {"synthetic-000002#0"}
 
 
 def test_still_pairs_are_replaced_alike_and_counted_apart():
@@ -156,7 +161,7 @@ def test_still_pairs_are_replaced_alike_and_counted_apart():
         assert not {1, 2} & set(got["arrays"]["episode"].tolist())
         kept = ~np.isin(expected["episode"], [1, 2])
         np.testing.assert_array_equal(got["arrays"]["draw"][kept], expected["draw"][kept])
-        assert {entry.record for entry in got["replaced"].bad} <= {"synthetic-000001#0"}
+        assert {sample for _, sample, _ in got["replaced"].bad} <= {"synthetic-000001#0"}
         for name, count in got["replaced"].still.items():
             counted[name] = counted.get(name, 0) + count
     assert counted.keys() == {"a", "b"}
@@ -165,14 +170,9 @@ def test_still_pairs_are_replaced_alike_and_counted_apart():
 
 def test_many_still_pairs_in_a_row_are_no_end_but_all_of_them_are():
     counts = [1] * 40
-    most = batches_lib.Batches(
-        **_values(_part("a", counts, reader=_Failing(set(), set(range(38)))))
-    )
+    most, every = (_batches(sets=(_set("a", counts),), still=range(number)) for number in (38, 40))
     assert set(most[0]["arrays"]["episode"].tolist()) <= {38, 39}
-    assert most[0]["replaced"].still["a"] > batches_lib.MAX_BAD
-    every = batches_lib.Batches(
-        **_values(_part("a", counts, reader=_Failing(set(), set(range(40)))))
-    )
+    assert most[0]["replaced"].still["a"] > sampling.MAX_BAD
     with pytest.raises(errors.DataError, match=r"256 frame pairs in a row .*drop_still"):
         every[0]
 
@@ -197,63 +197,86 @@ class _Texts:
 
 
 class _Numbers:
-    def __call__(self, source, i, sample, rng):
-        return lambda: {"place": np.array([source.lengths[0], i, sample])}
+    def __init__(self, has_fixed_text):
+        self.has_fixed_text = has_fixed_text
+
+    def begin(self, place, instruction, rng):
+        return lambda: {"place": np.array([place.episode, place.sample])}
 
 
 class _Noting:
     """Notes the order of its two steps."""
 
+    has_fixed_text = False
+
     def __init__(self):
         self.steps = []
 
-    def __call__(self, source, i, sample, rng):
+    def begin(self, place, instruction, rng):
         self.steps.append("small")
 
         def read():
             self.steps.append("pixels")
-            return {"episode": np.array(i)}
+            return {"episode": np.array(place.episode)}
 
         return read
 
 
 def test_small_work_of_a_batch_comes_before_its_pixels():
-    reader = _Noting()
-    _batches(parts=(_part("a", [1] * 8, reader=reader),))[0]
-    assert reader.steps == ["small"] * 4 + ["pixels"] * 4
+    kind = _Noting()
+    _batches(sets=(_set("a", [1] * 8),), kind=kind)[0]
+    assert kind.steps == ["small"] * 4 + ["pixels"] * 4
 
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
     batches = _batches(
-        parts=(_part("a", [2] * 8, reader=_Numbers()),),
-        tokenize=text.Tokenize(by_role={"gfdm": _Texts()}),
-        fixed_text=fixed,
+        sets=(_set("a", [2] * 8),), kind=_Numbers(fixed), tokenizers={"gfdm": _Texts()}
     )
     seen = collections.defaultdict(set)
     for k in range(40):
         batch = batches[k]
         for place, words in zip(batch["arrays"]["place"], batch["text"]["gfdm"][0], strict=True):
-            seen[tuple(place[1:])].add(int(words[0]))
+            seen[tuple(place)].add(int(words[0]))
     assert len(seen) == 16
     assert (max(len(texts) for texts in seen.values()) == 1) == fixed
     # Windows of one episode have different ones.
     assert any(seen[i, 0] != seen[i, 1] for i in range(8))
 
 
-def test_features_are_looked_up_by_part_and_replaced_sample():
-    def features(part_number, sample):
-        if (part_number, sample) == (0, 2):
-            raise errors.DataError("damaged", "row")
-        return np.array([part_number, sample])
+class _Placed:
+    """Reads the numbers of episode and sample; episode 1 is damaged."""
 
-    batches = _batches(features=features)
-    bad = []
-    for k in range(12):
-        batch = batches[k]
-        bad += batch["replaced"].bad
-        # Sample k of either part is of episode k.
-        np.testing.assert_array_equal(batch["arrays"]["features"][:, 1], batch["arrays"]["episode"])
-        assert set(batch["arrays"]["features"][:, 0]) == {0, 1}
-    assert {entry.record for entry in bad} == {"synthetic-000002#0"}
-    assert {entry.part for entry in bad} == {"a"}
+    has_fixed_text = True
+
+    def begin(self, place, instruction, rng):
+        if place.episode == 1:
+            raise errors.DataError("damaged", "episode 1")
+        return lambda: {"place": np.array([place.episode, place.sample]), "unused": np.zeros(3)}
+
+
+def _each_once(batch_size, tokenizer=None):
+    sets = (_set("a", [2, 1, 2]), _set("b", [3]))
+    reading = _batches(sets=sets, kind=_Placed(), tokenizers={"gfdm": tokenizer or _Lengths()})
+    return batches_lib.EachOnce(
+        sets=sets,
+        sampling=reading.sampling,
+        batch_size=batch_size,
+        blank={"place": np.full(2, -1)},
+    )
+
+
+def test_each_once_reads_every_sample_in_the_order_of_rows():
+    scan = _each_once(3)
+    assert (len(scan), scan.num_samples) == (3, 8)
+    read = [scan[k] for k in range(3)]
+    places = np.concatenate([batch["arrays"]["place"] for batch in read]).tolist()
+    good = np.concatenate([batch["good"] for batch in read]).tolist()
+    assert places == [[0, 0], [0, 1], [-1, -1], [2, 0], [2, 1], [0, 0], [0, 1], [0, 2], [-1, -1]]
+    assert good == [True, True, False, True, True, True, True, True, False]
+
+
+def test_each_once_reads_the_same_text_at_any_batch_size():
+    small, large = _each_once(2, _Texts()), _each_once(8, _Texts())
+    read = np.concatenate([small[k]["text"]["gfdm"][0] for k in range(4)])
+    np.testing.assert_array_equal(read, large[0]["text"]["gfdm"][0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import episodes
-from data_pipelines.loading import loader
+from data_pipelines.loading import loader, sampling
 from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
 from defi_jax import batch as batch_lib
@@ -142,7 +142,7 @@ def test_first_is_finite_and_leaves_the_position_alone():
 def test_splits_share_no_episode(tmp_path):
     loaders.write_store(tmp_path, "a", count=40)
     found = {}
-    for split in loader.SPLITS:
+    for split in sampling.SPLITS:
         one = loaders.make(split=split, root=str(tmp_path), mixture="a", holdout_percent=30)
         ids = set()
         for batch in one.first(40):
@@ -197,7 +197,7 @@ def test_each_data_set_of_gidm_has_a_normalisation_of_its_own(tmp_path):
     loaders.write_store(tmp_path, "high", count=9)  # 0 to 16
     settings = {"root": str(tmp_path), "normalization": "bounds", "unnormalized_dims": ()}
     mixed = loaders.make("gidm", mixture="low,high", **settings)
-    highs = {part.name: part.reader.normalizer.statistics.max[0] for part in mixed.batches.parts}
+    highs = {name: kind.normalizer.statistics.max[0] for name, kind in mixed.kinds.items()}
     assert highs == {"low": 10, "high": 16}
     state, alone = mixed.state(), loaders.make("gidm", mixture="low", **settings).state()
     assert "normalizers" in state["pipeline"] and "normalizers" not in alone["pipeline"]
@@ -256,7 +256,9 @@ def test_nothing_held_out_is_an_error(tmp_path):
 )
 def test_impossible_numbers_are_an_error(tmp_path, objective, numbers):
     loaders.write_store(tmp_path, "a", count=3)
-    with pytest.raises(errors.UserError, match=r"impossible.*change these numbers"):
+    with pytest.raises(
+        errors.UserError, match=r"impossible.*: data\.\w+; (give at least 1|change)"
+    ):
         loaders.make(objective, root=str(tmp_path), mixture="a", **numbers)
 
 
@@ -312,7 +314,6 @@ def _feature_loader(directory, **changes):
     made = [
         loader.make_loader(
             config,
-            "joint",
             one,
             tokenizers=dict.fromkeys(loaders.ROLES["joint"], tokenizer),
             split="train",

@@ -3,8 +3,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
-from data_pipelines.loading import mixtures, named_mixtures
-from data_pipelines.sources import synthetic
+from data_pipelines.loading import config, mixtures, named_mixtures
 from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
@@ -27,8 +26,8 @@ def _store(directory, *, source="unit", steps=1, embodiment="human", action_dim=
         writer.write(episode)
 
 
-def _synthetic():
-    return synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=3)
+def _open(mixture, root):
+    return mixtures.open_stores(config.DataConfig(mixture=mixture, root=str(root), image_size=8))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +51,9 @@ def test_unreadable_mixtures_are_refused(text):
 
 def test_load_opens_stores_and_synthetic(tmp_path):
     _store(tmp_path / "a")
-    loaded = mixtures.load("synthetic:3,a", str(tmp_path), _synthetic)
+    loaded = _open("synthetic:3,a", tmp_path)
     assert [(c.name, c.weight, len(c.source)) for c in loaded] == [
-        ("synthetic", 3.0, 3),
+        ("synthetic", 3.0, 2048),
         ("a", 1.0, 1),
     ]
 
@@ -64,25 +63,25 @@ def test_all_absent_stores_are_in_one_error(tmp_path):
     (tmp_path / "empty").mkdir()
     message = r"no episode store or RLDS directory named gone, empty: .*available: there, synthetic"
     with pytest.raises(errors.UserError, match=message):
-        mixtures.load("there,gone,empty", str(tmp_path), _synthetic)
+        _open("there,gone,empty", tmp_path)
 
 
 def test_rlds_directories_are_no_absent_stores(write_rlds, rlds_tools, tmp_path):
     write_rlds([[rlds_tools["episode"](0)]])
     with pytest.raises(errors.UserError) as caught:
-        mixtures.load("bridge_dataset,foo,bar", str(tmp_path), _synthetic)
+        _open("bridge_dataset,foo,bar", tmp_path)
     assert "directory named foo, bar: " in str(caught.value)
     assert "available: synthetic; as RLDS files: bridge_dataset; " in str(caught.value)
     _store(tmp_path / "there")
     with pytest.raises(errors.UserError, match=r"bridge_dataset: RLDS files.*convert --source"):
-        mixtures.load("there,bridge_dataset", str(tmp_path), _synthetic)
+        _open("there,bridge_dataset", tmp_path)
 
 
 def test_missing_root_is_named():
     with pytest.raises(errors.UserError, match=r"data\.root is empty"):
-        mixtures.load("a,b", "", _synthetic)
+        _open("a,b", "")
     with pytest.raises(errors.UserError, match=r"named a: data\.root=/nowhere"):
-        mixtures.load("a", "/nowhere", _synthetic)
+        _open("a", "/nowhere")
 
 
 def test_shares_of_a_named_mixture_are_weights_times_steps(tmp_path, monkeypatch):
@@ -90,25 +89,25 @@ def test_shares_of_a_named_mixture_are_weights_times_steps(tmp_path, monkeypatch
     monkeypatch.setitem(named_mixtures.NAMED, "soup", mixture)
     _store(tmp_path / "a", steps=3)
     _store(tmp_path / "b", steps=4)
-    loaded = mixtures.load("soup", str(tmp_path), _synthetic)
+    loaded = _open("soup", tmp_path)
     assert [(c.name, c.weight) for c in loaded] == [("a", 6.0), ("b", 2.0)]
-    absolute = mixtures.load("a:2,b:0.5", str(tmp_path), _synthetic)
+    absolute = _open("a:2,b:0.5", tmp_path)
     assert [c.weight for c in absolute] == [2.0, 0.5]
 
 
 def test_a_store_goes_before_a_mixture_of_its_name(tmp_path):
     _store(tmp_path / "bridge")
-    (component,) = mixtures.load("bridge", str(tmp_path), _synthetic)
+    (component,) = _open("bridge", tmp_path)
     assert component.name == "bridge"
     with pytest.raises(errors.UserError, match="named bridge_oxe"):
-        mixtures.load("bridge", str(tmp_path / "elsewhere"), _synthetic)
+        _open("bridge", str(tmp_path / "elsewhere"))
 
 
 def test_actions_of_one_convention_mix(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     _store(tmp_path / "b", source="bridge_oxe", action_dim=7)
     _store(tmp_path / "video", source="bc_z")  # without actions, so without a say
-    mixtures.check_actions(mixtures.load("a,b,video", str(tmp_path), _synthetic), "here")
+    mixtures.check_actions(_open("a,b,video", tmp_path), "here")
 
 
 def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
@@ -117,7 +116,7 @@ def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
     _store(tmp_path / "known", source="bridge_dataset", action_dim=7)
 
     def check(text):
-        mixtures.check_actions(mixtures.load(text, str(tmp_path), _synthetic), "data.mixture")
+        mixtures.check_actions(_open(text, tmp_path), "data.mixture")
 
     check("one,two")
     check("other")
@@ -143,14 +142,14 @@ def test_all_datasets_and_robots_of_a_store_are_checked(tmp_path):
                     fps=1.0,
                 )
             )
-    loaded = mixtures.load("both", str(tmp_path), _synthetic)
+    loaded = _open("both", tmp_path)
     with pytest.raises(errors.UserError, match=r"axis-angle in both \(bc_z, x\)"):
         mixtures.check_actions(loaded, "data.mixture")
 
 
 def test_actions_are_those_of_the_robot(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
-    loaded = mixtures.load("synthetic,a", str(tmp_path), _synthetic)
+    loaded = _open("synthetic,a", tmp_path)
     for robot in ("widowx250", "google_robot", "nobody knows"):  # the second's units are unknown
         mixtures.check_robot(loaded, robot)
     with pytest.raises(errors.UserError, match=r"actions of a are not those of metaworld_sawyer: "):
@@ -161,7 +160,7 @@ def test_actions_of_other_meaning_are_refused_with_all_differences(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     _store(tmp_path / "b", source="bc_z", action_dim=7)
     _store(tmp_path / "c", embodiment="franka_panda", action_dim=7)  # CALVIN's
-    loaded = mixtures.load("a,b,c", str(tmp_path), _synthetic)
+    loaded = _open("a,b,c", tmp_path)
     with pytest.raises(errors.UserError) as caught:
         mixtures.check_actions(loaded, "data.mixture")
     message = str(caught.value)

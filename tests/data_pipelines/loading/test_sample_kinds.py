@@ -1,41 +1,31 @@
 import collections
 from typing import Any, cast
 
-import ml_collections
 import numpy as np
 import pytest
 
-from configs import common
 from data_pipelines import episodes, normalization
 from data_pipelines.formats import image as image_lib
 from data_pipelines.latents import cache
-from data_pipelines.loading import sample_kinds, sampling_rules
+from data_pipelines.loading import config, sample_kinds
 from data_pipelines.sources import synthetic
 from data_pipelines.store import reader as store_reader
 from data_pipelines.store import writer as store_writer
-from data_pipelines.transforms import action, frame, trajectory
+from data_pipelines.transforms import action
 from defi_jax import errors
 
 NONE = normalization.Normalizer(kind="none", statistics=None, mask=(True,))
 
 
-def _config(**changes):
-    values = {"image_size": 8, "action_dim": 1, "num_frames": 3, "pair_offset": (2, 2)}
-    return ml_collections.ConfigDict(common.data().to_dict() | values | changes)
+def _kind(kind, *, train=True, **changes):
+    values = {"image_size": 8, "action_dim": 1, "pair_offset": (2, 2), "frame_stride": 2}
+    own = config.DataConfig(**values | changes)
+    return kind(config=own, normalizer=NONE, train=train)
 
 
-def _reader(objective, config, *, train=True, with_images=True, **changes):
-    values = {
-        "cameras": ("static",),
-        "camera_weights": (),
-        "frame_stride": 2,
-        "max_frames": 0,
-        "pair_offset": (2, 2),
-    }
-    own = sampling_rules.Rules(**(values | changes))
-    return sample_kinds.make_reader(
-        config, objective, own, NONE, train=train, with_images=with_images
-    )
+def _read(kind, source, episode, sample, rng):
+    place = sample_kinds.Place(component="c", source=source, episode=episode, sample=sample)
+    return kind.begin(place, "go", rng)()
 
 
 def _store(directory, levels, cameras=("static",)):
@@ -77,10 +67,10 @@ def _levels(frames):
 )
 def test_clips_of_a_data_set_are_as_its_rules_say(tmp_path, changes, table):
     store = _store(tmp_path, range(7))
-    reader = _reader("gfdm", _config(), **changes)
-    assert reader.num_samples(store.lengths).tolist() == [len(table)]
+    clips = _kind(sample_kinds.Clips, **changes)
+    assert clips.num_samples(store.lengths).tolist() == [len(table)]
     rng = np.random.default_rng(0)
-    read = [reader(store, 0, sample, rng)()["video"] for sample in range(len(table))]
+    read = [_read(clips, store, 0, sample, rng)["video"] for sample in range(len(table))]
     assert [_levels(video) for video in read] == table
 
 
@@ -92,19 +82,23 @@ def test_cameras_are_drawn_by_their_weights_among_those_that_there_are():
         (("static", "gripper"), (), {"static": 500, "gripper": 500}),
         (("static", "absent", "gripper"), (3, 8, 1), {"static": 750, "gripper": 250}),
     ):
-        cameras = sample_kinds.Cameras(names=names, weights=weights, draw=True)
-        drawn = collections.Counter(cameras(meta, rng) for _ in range(1000))
+        own = {"cameras": names, "camera_weights": weights}
+        clips = _kind(sample_kinds.Clips, **own)
+        drawn = collections.Counter(clips._camera(meta, rng) for _ in range(1000))
         assert drawn.keys() == shares.keys()
         assert all(abs(drawn[name] - share) < 60 for name, share in shares.items())
-        first = sample_kinds.Cameras(names=names, weights=weights, draw=False)
-        assert {first(meta, rng) for _ in range(20)} == {"static"}
+        first = _kind(sample_kinds.Clips, train=False, **own)
+        assert {first._camera(meta, rng) for _ in range(20)} == {"static"}
 
 
 class _Cached(cache.EncodedSource):
     """A cache whose latent of a frame is the frame's grey level."""
 
     def __init__(self, source):
-        super().__init__(source, cast(Any, None))
+        super().__init__(source, cast(Any, self))
+
+    def text(self, instruction):
+        return np.zeros(len(instruction))
 
     def latents(self, i, camera, indices):
         return self.frames(i, camera, indices)[:, :1, :1, :1]
@@ -118,15 +112,15 @@ def test_a_latent_cache_gives_the_clips_of_the_pixels(tmp_path):
         "max_frames": 7,
         "frame_stride": 3,
     }
-    pixels = _reader("gfdm", _config(), **numbers)
-    cached = _reader("gfdm", _config(), with_images=False, **numbers)
+    pixels = _kind(sample_kinds.Clips, **numbers)
+    cached = _kind(sample_kinds.LatentClips, **numbers)
     assert pixels.num_samples(source.lengths).tolist() == [3]
     assert cached.num_samples(source.lengths).tolist() == [3]
     seen = set()
     for seed in range(30):
         for sample in range(3):
-            video = pixels(source, 0, sample, np.random.default_rng(seed))()["video"]
-            clip = cached(source, 0, sample, np.random.default_rng(seed))()["latents"]
+            video = _read(pixels, source, 0, sample, np.random.default_rng(seed))["video"]
+            clip = _read(cached, source, 0, sample, np.random.default_rng(seed))["latents"]
             assert _levels(video) == _levels(clip)
             seen.add(tuple(_levels(clip)))
     assert len(seen) == 6  # three clips of two cameras
@@ -134,12 +128,12 @@ def test_a_latent_cache_gives_the_clips_of_the_pixels(tmp_path):
 
 def test_pairs_without_motion_are_still_by_their_grey_levels(tmp_path):
     store = _store(tmp_path, [0, 0, 3, 10, 8])
-    reader = _reader("gidm", _config(drop_still=4, pair_include_last=True), pair_offset=(1, 1))
+    reader = _kind(sample_kinds.Pairs, drop_still=4, pair_include_last=True, pair_offset=(1, 1))
     assert reader.num_samples(store.lengths).tolist() == [5]
     found = {}
     for sample in range(5):
         try:
-            frames = reader(store, 0, sample, np.random.default_rng(0))()["frames"]
+            frames = _read(reader, store, 0, sample, np.random.default_rng(0))["frames"]
             found[sample] = _levels(frames)
         except sample_kinds.Still as still:
             found[sample] = str(still)
@@ -156,30 +150,17 @@ def test_pairs_without_motion_are_still_by_their_grey_levels(tmp_path):
 
 def test_motion_is_measured_before_colours_change(tmp_path):
     store = _store(tmp_path, [100, 110])
-    reader = _reader("gidm", _config(drop_still=10, augment=True), pair_offset=(1, 1))
+    pairs = _kind(sample_kinds.Pairs, drop_still=10, augment=True, pair_offset=(1, 1))
     for seed in range(40):  # contrast alone would take up to a fifth away
-        reader(store, 0, 0, np.random.default_rng(seed))()
+        _read(pairs, store, 0, 0, np.random.default_rng(seed))
 
 
 def test_every_pair_is_taken_without_a_threshold(tmp_path):
     store = _store(tmp_path, [5, 5, 5])
-    reader = _reader("gidm", _config())
-    assert reader.num_samples(store.lengths).tolist() == [2]
-    frames = reader(store, 0, 0, np.random.default_rng(0))()["frames"]
+    pairs = _kind(sample_kinds.Pairs)
+    assert pairs.num_samples(store.lengths).tolist() == [2]
+    frames = _read(pairs, store, 0, 0, np.random.default_rng(0))["frames"]
     assert _levels(frames) == [5, 5]
-
-
-@pytest.mark.parametrize(
-    ("objective", "changes", "own", "message"),
-    [
-        ("gidm", {"drop_still": -1.0}, {}, "drop_still=-1"),
-        ("gfdm", {"num_frames": 0}, {}, "impossible clip"),
-        ("joint", {}, {"cameras": ("static", "gripper")}, "1 cameras of every data set"),
-    ],
-)
-def test_impossible_numbers_are_usage_errors(objective, changes, own, message):
-    with pytest.raises(errors.UserError, match=message):
-        _reader(objective, _config(**changes), **own)
 
 
 def test_gfdm_draws_cameras_in_training_only():
@@ -187,13 +168,10 @@ def test_gfdm_draws_cameras_in_training_only():
     both = ("static", "gripper")
     drawn = {True: set(), False: set()}
     for draw in (True, False):
-        reader = sample_kinds.GFDMReader(
-            clip=trajectory.Clip(num_frames=2, stride=0),
-            cameras=sample_kinds.Cameras(names=both, draw=draw),
-            prepare=frame.prepare(8, augment=False),
-        )
+        numbers = {"num_frames": 2, "frame_stride": 0, "cameras": both}
+        clips = _kind(sample_kinds.Clips, train=draw, **numbers)
         for seed in range(20):
-            video = reader(source, 0, 0, np.random.default_rng(seed))()["video"]
+            video = _read(clips, source, 0, 0, np.random.default_rng(seed))["video"]
             drawn[draw].add(video.tobytes())
     assert len(drawn[True]) == 2
     assert drawn[False] == {source.frames(0, "static", [0, 31]).tobytes()}
@@ -218,16 +196,11 @@ def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
                 )
             )
     store = store_reader.EpisodeStore(tmp_path)
-    mask = (True,)
-    reader = sample_kinds.JointReader(
-        window=trajectory.Window(stride=1),
-        chunk=action.Chunk(horizon=3),
-        cameras=("static",),
-        prepare=frame.prepare(8, augment=False),
-        normalizer=normalization.Normalizer(kind="none", statistics=None, mask=mask),
-    )
+    windows = _kind(sample_kinds.Windows, action_horizon=3)
     rng = np.random.default_rng(0)
-    masks = [[reader(store, i, t, rng)()["action_mask"].sum() for t in range(3)] for i in (0, 1)]
+    masks = [
+        [_read(windows, store, i, t, rng)["action_mask"].sum() for t in range(3)] for i in (0, 1)
+    ]
     assert masks == [[2, 1, 0], [3, 2, 1]]
     found = normalization.of_source(store)["actions"]
     assert found.count == 5 and found.mean[0] == (1 + 2 + 1 + 2 + 50) / 5
@@ -252,14 +225,12 @@ def test_actions_of_another_width_are_damaged_samples(tmp_path, width):
                 )
             )
     normal = normalization.compute(np.arange(14.0).reshape(2, 7))
-    reader = sample_kinds.JointReader(
-        window=trajectory.Window(stride=1),
-        chunk=action.Chunk(horizon=2),
-        cameras=("static",),
-        prepare=frame.prepare(8, augment=False),
+    windows = sample_kinds.Windows(
+        config=config.DataConfig(image_size=8, action_horizon=2, action_dim=7),
         normalizer=normalization.Normalizer(kind="normal", statistics=normal, mask=(True,) * 7),
+        train=True,
     )
     store, rng = store_reader.EpisodeStore(tmp_path), np.random.default_rng(0)
-    assert reader(store, 0, 0, rng)()["actions"].shape == (2, 7)
+    assert _read(windows, store, 0, 0, rng)["actions"].shape == (2, 7)
     with pytest.raises(errors.DataError, match=rf"have {width} dimensions.*is 7.*episode 'b'"):
-        reader(store, 1, 0, rng)
+        _read(windows, store, 1, 0, rng)

@@ -9,8 +9,8 @@ import pytest
 
 from configs import common
 from data_pipelines import normalization as normalization_lib
-from data_pipelines.loading import batches as batches_lib
-from data_pipelines.loading import loader, named_mixtures, sample_kinds, sampling_rules
+from data_pipelines.loading import config as config_lib
+from data_pipelines.loading import loader, named_mixtures, sample_kinds, sampling
 from data_pipelines.sources import base, rlds
 from data_pipelines.store import convert
 from data_pipelines.store import reader as store_reader
@@ -87,7 +87,6 @@ def _make(root, name="joint", *, split="train", process=0, count=1, global_batch
     tokenizer = tokenizers.BytesTokenizer(length=LENGTH, lower_case=True, strip_punctuation=False)
     return streaming_loader.make_loader(
         config,
-        name,
         specs[name],
         tokenizers=dict.fromkeys(roles, tokenizer),
         split=split,
@@ -130,7 +129,7 @@ def test_an_epoch_has_the_samples_of_the_converted_store(root):
     streamed = _make(root, **numbers)
     stored = _make(_store(root), **numbers)
     assert isinstance(streamed, streaming_loader.StreamLoader)
-    assert type(stored) is loader.Loader
+    assert type(stored) is loader.StoreLoader
     assert streamed.normalizer.to_json() == stored.normalizer.to_json()
     one, other = _take(streamed, 2 * total // 5), _take(stored, 2 * total // 5)
     assert _rows(one) == _rows(other)
@@ -141,18 +140,20 @@ def test_an_epoch_has_the_samples_of_the_converted_store(root):
 def test_augmented_pairs_are_those_of_the_store_for_the_same_draws(root):
     store = store_reader.EpisodeStore(_store(root) / "bridge_dataset")
     normalizer = normalization_lib.Normalizer(kind="none", statistics=None, mask=(True,) * 7)
-    own = sampling_rules.Rules(
-        cameras=("static",), camera_weights=(), frame_stride=1, max_frames=0, pair_offset=(2, 3)
-    )
-    reader = sample_kinds.make_reader(
-        _config(root), "gidm", own, normalizer, train=True, with_images=True
-    )
+    config = config_lib.DataConfig.of(_config(root))
+    pairs = sample_kinds.Pairs(config=config, normalizer=normalizer, train=True)
     for i, episode in enumerate(rlds.RldsSource(root / "bridge_dataset").read()):
         view = pool_lib.EpisodeView(episode)
         assert view.meta(0) == store.meta(i)
-        for sample in range(int(reader.num_samples(view.lengths)[0])):
-            one = reader(view, 0, sample, np.random.default_rng(sample))()
-            other = reader(store, i, sample, np.random.default_rng(sample))()
+        for sample in range(int(pairs.num_samples(view.lengths)[0])):
+            one, other = (
+                pairs.begin(
+                    sample_kinds.Place(component="", source=source, episode=number, sample=sample),
+                    "",
+                    np.random.default_rng(sample),
+                )()
+                for source, number in ((view, 0), (store, i))
+            )
             for name, array in one.items():
                 np.testing.assert_array_equal(array, other[name])
 
@@ -318,11 +319,11 @@ def test_dataset_without_held_out_episodes_is_only_trained_on(
     (tmp_path / "one" / "bridge_dataset").symlink_to(root / "bridge_dataset")
     numbers = {"mixture": "bridge_dataset,again", "normalization": "none"}
     only = "bridge_dataset/train/00000/00000"  # the one episode of "again"
-    monkeypatch.setattr(batches_lib, "is_held_out", lambda name, percent: name != only)
+    monkeypatch.setattr(sampling, "is_held_out", lambda name, percent: name != only)
     held_out = _make(tmp_path / "one", split="eval", **numbers)
     assert [part["name"] for part in held_out.describe()] == ["bridge_dataset"]
     assert len(_make(tmp_path / "one", **numbers).describe()) == 2
-    monkeypatch.setattr(batches_lib, "is_held_out", lambda name, percent: name == only)
+    monkeypatch.setattr(sampling, "is_held_out", lambda name, percent: name == only)
     with pytest.raises(errors.UserError, match="no episode of again is in split train"):
         _make(tmp_path / "one", **numbers)
 

@@ -95,7 +95,7 @@ def make(config):
     """Returns the objective, and what opens its loaders."""
     objective = objectives.make(config)
     make_loader = functools.partial(
-        loader_lib.make_loader, config.data, objective.name, tokenizers=objective.tokenizers()
+        loader_lib.make_loader, config.data, tokenizers=objective.tokenizers()
     )
     return objective, make_loader
 

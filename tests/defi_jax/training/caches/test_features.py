@@ -171,9 +171,7 @@ def train(root, workdir, objective=None, *, kill_at=None, **changes):
     data = ml_collections.ConfigDict({**DATA, "root": str(root)})
 
     def make_loader(spec, *, split, **options):
-        one = loader.make_loader(
-            data, "joint", spec, tokenizers={"gfdm": tokenizer}, split=split, **options
-        )
+        one = loader.make_loader(data, spec, tokenizers={"gfdm": tokenizer}, split=split, **options)
         if kill_at is None or split == "eval":
             return one
 

@@ -10,7 +10,8 @@ import pytest
 import real_stages
 
 from data_pipelines.latents import cache, encode
-from data_pipelines.loading import components, loader
+from data_pipelines.loading import config as config_lib
+from data_pipelines.loading import loader, mixtures
 from defi_jax import errors, objectives
 from defi_jax.models import svd_vae
 from defi_jax.models.frozen import pretrained
@@ -63,9 +64,9 @@ def quick_compilation():
 @pytest.fixture
 def few_episodes(monkeypatch):
     """Few and short made-up episodes."""
-    make = components.synthetic.SyntheticSource
+    make = mixtures.synthetic.SyntheticSource
     monkeypatch.setattr(
-        components.synthetic, "SyntheticSource", functools.partial(make, num_episodes=6, length=6)
+        mixtures.synthetic, "SyntheticSource", functools.partial(make, num_episodes=6, length=6)
     )
 
 
@@ -75,7 +76,7 @@ def _encode(config, root, frozen=None, *, dtype="float32", posterior="mode"):
     encoder = latent_cache.Encoder(
         config, objective, frozen["encoders"], posterior=posterior, frames_per_device=16
     )
-    (component,) = components.open_components(config.data)
+    (component,) = mixtures.open_stores(config_lib.DataConfig.of(config.data))
     encode.encode(
         component.source,
         root / component.name,
@@ -93,7 +94,6 @@ def _loader(config, objective, split="train"):
     spec = objective.batch_spec(BATCH)
     return loader.make_loader(
         config.data,
-        "gfdm",
         spec,
         tokenizers=objective.tokenizers(),
         split=split,
@@ -240,7 +240,7 @@ def test_a_run_takes_its_own_cache_and_evaluates_on_pixels(tmp_path, latents_nam
     cached = _config(steps=1, eval_batches=1, save_every=0, data__latents=str(tmp_path / "cache"))
     objective = objectives.make(cached)
     make_loader = functools.partial(
-        loader.make_loader, cached.data, "gfdm", tokenizers=objective.tokenizers()
+        loader.make_loader, cached.data, tokenizers=objective.tokenizers()
     )
     loop.train(cached, objective, make_loader, tmp_path / "run")
     assert '"psnr"' in (tmp_path / "run" / "metrics.jsonl").read_text()
