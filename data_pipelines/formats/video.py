@@ -97,6 +97,14 @@ class Video:
             yield Frame(time, raw)
 
     @property
+    def seconds(self) -> float | None:
+        """How long the container says that the pictures last; None where it does not say."""
+        if self._stream.duration:
+            return self._stream.duration * self._tick
+        duration = self._container.duration
+        return duration / av.time_base if duration else None
+
+    @property
     def _first_pts(self) -> int:
         return self._stream.start_time or 0
 

@@ -44,7 +44,7 @@ def recipe(source: Source) -> dict[str, Any]:
     """Returns how a source chose and made its episodes; {} where nothing was chosen.
 
     Its "left_out" is a list of texts for the summary, one for each kind of thing that is not read:
-    "split validation: ...", "camera depth: ...".
+    "split validation: ...", "camera depth: ..."; its "notes" are others for the summary.
     """
     return dict(getattr(source, "recipe", {}))
 

@@ -93,6 +93,7 @@ def summary(
         f"{manifest['source']}: {manifest['episodes']} episodes, {manifest['frames']} frames, "
         f"{len(rejected)} rejected, {seconds:.1f} s"
     ]
+    lines += [f"  {note}" for note in manifest["recipe"].get("notes", ())]
     lines += [f"  left out {what}" for what in manifest["recipe"].get("left_out", ())]
     lines += [f"  rejected {reject['item']}: {reject['reason']}" for reject in rejected[:shown]]
     if len(rejected) > shown:

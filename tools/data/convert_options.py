@@ -30,7 +30,7 @@ _USED = {
     "human_video": _FILES | _FRAMES | {"embodiment", "captions", "fps"},
     "video_layout": _FILES | _FRAMES | {"embodiment", "fps"},
     "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_language", "calvin_actions"},
-    "lerobot": _FILES | _FRAMES | {"embodiment", "primary", "wrist", "fps"},
+    "lerobot": _FILES | _FRAMES | {"embodiment", "primary", "wrist", "subtasks", "fps"},
     "build": _FILES - {"splits", "strip_actions"} | _FRAMES | {"embodiment", "captions", "fps"},
     "metaworld": {"tasks", "episodes", "image_size", "seed", "workers", "strip_actions"},
 }
@@ -52,7 +52,7 @@ class ConvertOptions:
         shorter_side, square_crop, every, sample_fps, max_frames, image_format, fps: of videos, see
             `video_clips.ClipOptions`.
         calvin_part, calvin_language, calvin_actions: see `calvin.open_source`.
-        primary, wrist: cameras of LeRobot, see `lerobot.open_source`.
+        primary, wrist, subtasks: cameras and tasks of LeRobot, see `lerobot.open_source`.
         item_seconds, item_memory_mb: what reading one clip or episode may take.
         tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
             `sources.metaworld.collect`.
@@ -79,6 +79,7 @@ class ConvertOptions:
     calvin_actions: Any
     primary: str
     wrist: str
+    subtasks: Any
     item_seconds: float
     item_memory_mb: int
     tasks: Sequence[str]
@@ -99,7 +100,7 @@ class ConvertOptions:
         same = ["name", "splits", "embodiment"]
         same += ["calvin_part", "calvin_actions"] if self.source == "calvin" else []
         same += ["calvin_language"] if self.calvin_language else []
-        same += ["primary", "wrist"] if self.source == "lerobot" else []
+        same += ["primary", "wrist", "subtasks"] if self.source == "lerobot" else []
         values |= {name: getattr(self, name) for name in same}
         values |= {} if self.source == "rlds" else self.clip_options().to_json()
         return values | ({"strip_actions": True} if self.strip_actions else {})
@@ -152,7 +153,11 @@ def open_source(options: ConvertOptions) -> base.Source:
     common["embodiment"] = options.embodiment
     if options.source == "lerobot":
         return lerobot.open_source(
-            options.input, primary=options.primary, wrist=options.wrist, **common
+            options.input,
+            primary=options.primary,
+            wrist=options.wrist,
+            subtasks=options.subtasks,
+            **common,
         )
     if options.source == "video_layout":
         return video_layout.open_source(options.input, **common)
@@ -189,6 +194,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("primary", "", "lerobot: camera that becomes 'static'.")
     flags.DEFINE_string("wrist", "", "lerobot: camera that becomes 'gripper'.")
+    flags.DEFINE_enum("subtasks", "cut", ["cut", "first"], "lerobot: several tasks in an episode.")
     flags.DEFINE_float("item_seconds", 600, "time limit of a clip or episode.", 1)
     flags.DEFINE_integer("item_memory_mb", 2048, "memory limit of a clip or episode.", 64)
     flags.DEFINE_list("tasks", [], "metaworld: tasks.")

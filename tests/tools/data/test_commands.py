@@ -29,6 +29,7 @@ DEFAULTS = {
     "calvin_actions": "rel_actions",
     "primary": "",
     "wrist": "",
+    "subtasks": "cut",
     "item_seconds": 60.0,
     "item_memory_mb": 1024,
     "tasks": (),

@@ -28,6 +28,7 @@ OPTIONS = convert_options.ConvertOptions(
     calvin_actions="rel_actions",
     primary="",
     wrist="",
+    subtasks="cut",
     item_seconds=60.0,
     item_memory_mb=512,
     tasks=(),
@@ -45,7 +46,7 @@ OPTIONS = convert_options.ConvertOptions(
     [
         ({"workers": 7, "max_damaged": 1, "item_seconds": 1.0, "item_memory_mb": 99}, True),
         ({"input": "moved/to/clips", "captions": "captions.csv", "output": "elsewhere"}, True),
-        ({"calvin_part": "play", "primary": "top"}, True),  # of other sources
+        ({"calvin_part": "play", "primary": "top", "subtasks": "first"}, True),  # of other sources
         ({"input": "in/others"}, False),
         ({"sample_fps": 2.0}, False),
         ({"image_format": "png"}, False),
