@@ -10,7 +10,7 @@ DEMO_VIDEO ?=
 # Such as --episodes=10 --steps=20 --rollouts=1, to see the road in minutes
 DEMO_FLAGS ?=
 
-.PHONY: demo test test-fast lint setup clean
+.PHONY: demo test test-fast test-beam lint setup clean
 
 demo: setup
 	$(BIN)/python launch/demo.py --output=$(RUN) --video="$(DEMO_VIDEO)" $(DEMO_FLAGS)
@@ -20,6 +20,12 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Conversion through Apache Beam, whose direct runner wants an environment of its own
+test-beam:
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	PYTHONPATH=.:rollout $(VENV)-beam/bin/python -m pytest tests/data_pipelines/store/test_beam.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

@@ -1,6 +1,7 @@
 """Converts, checks and shows data: python launch/data.py COMMAND --flag=value ...
 
 convert   --source={rlds,human_video,video_layout,calvin,lerobot,metaworld} --input=DIR --output=DIR
+          [--runner=direct]       through Apache Beam, see requirements-beam.txt
 build     --builder={something_something_v2,ego4d_fho,epic_kitchens100,video_folder} --input=DIR
           --output=DATA_DIR       human video as a TFDS dataset, array_record
 stats     --store=DIR             means, quantiles and ranges of actions and states
@@ -32,7 +33,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 _COMMANDS = {
-    "convert": lambda: commands.run_convert(convert_options.from_flags()),
+    "convert": lambda: commands.run_convert(convert_options.from_flags(), _F.runner, _F.beam_flags),
     "build": lambda: commands.run_build(
         _F.builder, convert_options.from_flags("build"), _F.file_format
     ),

@@ -99,6 +99,20 @@ class WithoutActions:
         self.recipe = recipe(source)
         self._source = source
 
+    @property
+    def damaged(self) -> int:
+        """See `rlds.RldsSource`."""
+        return getattr(self._source, "damaged", 0)
+
+    @property
+    def max_damaged(self) -> int | None:
+        """See `rlds.RldsSource`."""
+        return getattr(self._source, "max_damaged", None)
+
+    def part(self, number: int, parts: int) -> WithoutActions:
+        """See `ItemSource.part`."""
+        return WithoutActions(self._source.part(number, parts))  # pyright: ignore[reportAttributeAccessIssue]
+
     def read(
         self, skip: Collection[str] = frozenset()
     ) -> Iterator[episodes.Episode | episodes.Reject]:
@@ -162,6 +176,14 @@ class ItemSource:
         self._items, twice = _unique(items)
         self._read_item, self._rejects = read_item, [*rejects, *twice]
         self._workers = workers
+
+    def part(self, number: int, parts: int) -> ItemSource:
+        """Returns the part of this number, of equally many items; the first has the rejects."""
+        other, count = copy.copy(self), len(self._items)
+        other._items = self._items[number * count // parts : (number + 1) * count // parts]
+        other._rejects = [] if number else self._rejects
+        other.total = len(other._items) + len(other._rejects)
+        return other
 
     def shuffled(self) -> ItemSource:
         """Returns the same items ordered by a hash of their ids, as TFDS orders examples."""

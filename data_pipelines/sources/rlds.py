@@ -7,6 +7,8 @@ shard must hold. Images stay the JPEG or PNG bytes they are; only requested fiel
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -146,7 +148,7 @@ class RldsSource:
         workers: base.Workers = _IN_THIS_PROCESS,
         max_damaged: int | None = 0,
     ):
-        self._workers, self._max_damaged = workers, max_damaged
+        self._workers, self.max_damaged, self.damaged = workers, max_damaged, 0
         self.info = rlds_info.load_info(directory, splits=splits)
         self.name = dataset or self.info.name
         self.total = sum(shard.num_records for shard in self.info.shards)
@@ -160,6 +162,14 @@ class RldsSource:
         self._check_first()
         for doubt in self.standard.doubts:
             logging.warning("%s: doubtful %s", self.name, doubt)
+
+    def part(self, number: int, parts: int) -> RldsSource:
+        """Returns the part of this number; shards stay whole, so that parts may be empty."""
+        other, count = copy.copy(self), len(self.info.shards)
+        found = self.info.shards[number * count // parts : (number + 1) * count // parts]
+        other.info = dataclasses.replace(self.info, shards=found)
+        other.total = sum(shard.num_records for shard in found)
+        return other
 
     @functools.cached_property
     def recipe(self) -> Mapping[str, Any]:
@@ -197,13 +207,13 @@ class RldsSource:
         Raises:
             DataError: a file is damaged, or more than `max_damaged` records are.
         """
-        damaged = 0
+        self.damaged = 0
         for found in self._map(function, workers, skip):
             if not isinstance(found, errors.DataError):
                 yield found
                 continue
-            damaged += 1
-            if self._max_damaged is not None and damaged > self._max_damaged:
+            self.damaged += 1
+            if self.max_damaged is not None and self.damaged > self.max_damaged:
                 raise found
             yield episodes.Reject(found.where, found.what)
 

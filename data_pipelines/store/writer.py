@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import re
+from collections.abc import Collection
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -26,6 +27,7 @@ class EpisodeWriter:
         shard: this writer's own name; parallel writers need different ones. Letters and digits.
         episodes_per_shard: a shard is published when it holds this many,
         shard_bytes: or this many bytes of records; what a killed run has to write again.
+        known: ids of the published episodes, None to look them up.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class EpisodeWriter:
         shard: str = "0",
         episodes_per_shard: int = 256,
         shard_bytes: int = 256 << 20,
+        known: Collection[str] | None = None,
     ):
         if not re.fullmatch(r"[A-Za-z0-9_]+", shard):
             raise errors.UserError("shard name has characters other than A-Za-z0-9_", repr(shard))
@@ -48,7 +51,7 @@ class EpisodeWriter:
         self._lines: list[str] = []
         self._num_records = self._num_bytes = 0
         self._remove_leftovers()
-        self._known = self.done_ids()
+        self._known = self.done_ids() if known is None else set(known)
 
     def __enter__(self) -> EpisodeWriter:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -20,8 +21,8 @@ from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import mixtures, named_mixtures
 from data_pipelines.open_x import registry
-from data_pipelines.sources import base, video_layout
-from data_pipelines.store import convert, export, reader, validate
+from data_pipelines.sources import video_layout
+from data_pipelines.store import beam, convert, export, reader, validate
 from defi_jax import cli, errors
 from tools.data import convert_options, preview
 
@@ -51,8 +52,15 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
 
 
-def run_convert(options: convert_options.ConvertOptions) -> Result:
+def run_convert(
+    options: convert_options.ConvertOptions, runner: str = "", beam_flags: Sequence[str] = ()
+) -> Result:
     """Makes an episode store, from a dataset on disk or from the simulator.
+
+    Args:
+        options: what to convert.
+        runner: of Apache Beam, see `beam.copy`; "" for this machine's processes.
+        beam_flags: of Beam and the runner.
 
     Raises:
         UserError: unknown source, or a path is missing.
@@ -64,10 +72,13 @@ def run_convert(options: convert_options.ConvertOptions) -> Result:
     if options.source == "metaworld":
         return _collect(options)
     start = time.monotonic()
-    source = convert_options.open_source(options)
-    if options.strip_actions:
-        source = base.WithoutActions(source)
-    manifest = convert.convert(source, options.output, origin=options.origin())
+    open_source = functools.partial(convert_options.open_source, options)
+    copy = None
+    if runner:
+        copy = functools.partial(
+            beam.copy, open_source=open_source, runner=runner, flags=beam_flags
+        )
+    manifest = convert.convert(open_source(), options.output, origin=options.origin(), copy=copy)
     return manifest, convert.summary(manifest, time.monotonic() - start)
 
 

@@ -119,6 +119,12 @@ class ConvertOptions:
 
 
 def open_source(options: ConvertOptions) -> base.Source:
+    """Opens a raw dataset on disk, without its actions where they are not wanted; see `_open`."""
+    source = _open(options)
+    return base.WithoutActions(source) if options.strip_actions else source
+
+
+def _open(options: ConvertOptions) -> base.Source:
     """Opens a raw dataset on disk.
 
     Raises:
@@ -203,6 +209,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
     flags.DEFINE_integer("workers", 2, "parallel processes.", 1)
     flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
+    flags.DEFINE_string("runner", "", "convert: by Apache Beam: direct, dataflow, spark, flink.")
+    flags.DEFINE_list("beam_flags", [], "convert: of Beam, such as --region=...")
     flags.DEFINE_string("builder", "", "build: something_something_v2, video_folder, ...")
     flags.DEFINE_enum(
         "file_format",
