@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import normalization
+from data_pipelines.sources import rlds_directory
 from defi_jax import cli, errors
 
 OFFICIAL_OFFSET = ("dataset",)  # as pair_offset: the official one of each data set
@@ -145,6 +146,35 @@ class DataConfig:
     max_bad_fraction: float = _key(
         0.001, "of the samples read that may be damaged before the run stops", least=0, most=1
     )
+    splits: tuple[str, ...] = _key(
+        rlds_directory.DEFAULTS.splits,
+        "of RLDS files that are streamed; ('all',) for every one",
+        decides="sources",
+        own=True,
+    )
+    dataset_version: str = _key(
+        "", 'folder of the version that is streamed; "" for the newest', decides="sources", own=True
+    )
+    allow_missing_shards: bool = _key(
+        False, "stream a partial download as far as it goes", decides="sources", own=True
+    )
+    camera_fields: tuple[str, ...] = _key(
+        (),
+        "('static=observation/image',): stream these image fields as action-free video",
+        decides="sources",
+        own=True,
+    )
+    text_field: str = _key("", "instruction of such video", decides="sources", own=True)
+    fps: float = _key(
+        0.0,
+        "of such video, Hz; 0 where its episodes have a field `fps`",
+        decides="sources",
+        own=True,
+        least=0,
+    )
+    standardization: str = _key(
+        "", "Python file with STANDARDS of data sets of your own", decides="sources", own=True
+    )
     stream_mib: int = _key(
         256, "MiB of encoded episodes in memory where RLDS files are streamed", least=0
     )
@@ -195,10 +225,16 @@ class DataConfig:
             low = high = int(rng.integers(low, high + 1))
         return dataclasses.replace(own, pair_offset=(low, high))
 
+    def rlds_options(self, name: str) -> rlds_directory.RldsOptions:
+        """Returns what is streamed of the RLDS directory of a data set of the mixture."""
+        own = _with_values(self, name, self.per_dataset.get(name, {}))
+        return rlds_directory.RldsOptions(**{k: getattr(own, k) for k in rlds_directory.KEYS})
+
     @property
     def own(self) -> dict[str, Any]:
-        """The values that data sets may have of their own, by key."""
-        return {key: getattr(self, key) for key in OWN_KEYS}
+        """The rules that data sets may have of their own, by key."""
+        keys = [key for key in OWN_KEYS if _FIELDS[key].metadata["decides"] == "rules"]
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def transforms(self) -> dict[str, Any]:

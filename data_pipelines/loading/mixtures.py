@@ -22,7 +22,7 @@ from data_pipelines import episodes, normalization
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import named_mixtures
 from data_pipelines.open_x import registry
-from data_pipelines.sources import rlds_info, synthetic
+from data_pipelines.sources import rlds_directory, synthetic
 from data_pipelines.store import reader, shards
 from defi_jax import embodiment, errors
 
@@ -115,7 +115,7 @@ def find_records(root: str, name: str) -> epath.Path | None:
     """Returns the RLDS directory of a dataset: <root>/<name>, or root itself of that name."""
     places = [epath.Path(root) / name]
     places += [epath.Path(root)] if epath.Path(root).name == name else []
-    return next((place for place in places if rlds_info.is_dataset(place)), None)
+    return next((place for place in places if rlds_directory.is_dataset(place)), None)
 
 
 def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
@@ -131,7 +131,7 @@ def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
         )
     below = _subdirectories(epath.Path(root))
     found = [path.name for path in below if _is_store(pathlib.Path(path))]
-    records = [path.name for path in below if rlds_info.is_dataset(path)]
+    records = [path.name for path in below if rlds_directory.is_dataset(path)]
     streamed = f"; as RLDS files: {', '.join(records)}" if records else ""
     return errors.UserError(
         f"no episode store or RLDS directory named {', '.join(missing)}",

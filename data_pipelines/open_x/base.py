@@ -18,7 +18,7 @@ from defi_jax import embodiment
 Field = columns.Field
 Steps = columns.Steps
 
-IMAGE, TEXT = Field(kind="image"), Field(kind="text")
+IMAGE, TEXT = Field(kind="image", dtype="uint8"), Field(kind="text", dtype="object")
 INSTRUCTION = "language_instruction"
 NATURAL_INSTRUCTION = "observation/natural_language_instruction"  # of the first Open-X datasets
 DEFAULT_OFFSET = (9, 9)
@@ -70,7 +70,7 @@ class Standard:
         actions: parts of the action vector, in order; None for action-free video.
         states: likewise; zeros stand where the canonical layout has what the dataset lacks.
         convention: what the actions mean; None without actions.
-        language: raw field of the instruction.
+        language: raw field of the instruction, of a step or of the episode; "" for none.
         language_field: how it is stored.
         read_language: its values -> the instructions.
         finish: last change of the whole trajectory. Raises ValueError for one it cannot use.
@@ -106,7 +106,7 @@ class Standard:
         return (
             {part.name: part.field for part in low_dimensional}
             | dict.fromkeys(self.cameras.values(), IMAGE)
-            | {self.language: self.language_field}
+            | ({self.language: self.language_field} if self.language else {})
         )
 
     def standardize(self, steps: Steps) -> Trajectory:
@@ -121,6 +121,6 @@ class Standard:
             kept=range(num_steps),
             actions=columns.stack(self.actions, steps, num_steps),
             states=columns.stack(self.states, steps, num_steps),
-            instructions=self.read_language(steps[self.language]),
+            instructions=self.read_language(steps[self.language] if self.language else ()),
         )
         return self.finish(trajectory) if self.finish else trajectory

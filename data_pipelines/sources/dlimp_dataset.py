@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.formats import tfrecord
-from data_pipelines.sources import rlds, rlds_info
+from data_pipelines.sources import rlds, rlds_directory, rlds_record
 
 Nested = dict[str, Any]  # of arrays, or of further dicts
 Map = Callable[[Nested], Nested]
@@ -43,18 +43,19 @@ class Trajectories:
 
     @classmethod
     def from_rlds(
-        cls, directory: epath.PathLike, *, splits: Collection[str] | None = None
+        cls, directory: epath.PathLike, *, splits: Collection[str] = ("train",)
     ) -> Trajectories:
-        """Opens the TFRecord files of an RLDS dataset, on disk or in a bucket.
+        """Opens the files of an RLDS dataset, on disk or in a bucket.
 
         Args:
-            directory: see `rlds_info.load_info`.
-            splits: see `rlds_info.load_info`.
+            directory: see `rlds_directory.load_info`.
+            splits: see `rlds_directory.RldsOptions`.
 
         Raises:
-            UserError, DataError: see `rlds_info.load_info`; while reading see `rlds.read_shard`.
+            UserError, DataError: see `rlds_directory.load_info`, and `rlds.read_shard`.
         """
-        info = rlds_info.load_info(directory, splits=splits)
+        options = rlds_directory.RldsOptions(splits=tuple(splits))
+        info = rlds_directory.load_info(directory, options)
         return cls(lambda: _read(info))
 
     def __iter__(self) -> Iterator[Nested]:
@@ -100,7 +101,7 @@ def leaves(tree: Nested, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", node
 
 
-def _read(info: rlds_info.DatasetInfo) -> Iterator[Nested]:
+def _read(info: rlds_directory.DatasetInfo) -> Iterator[Nested]:
     number = 0
     for shard in info.shards:
         for index, record in enumerate(rlds.read_shard(shard)):
@@ -108,9 +109,11 @@ def _read(info: rlds_info.DatasetInfo) -> Iterator[Nested]:
             number += 1
 
 
-def _trajectory(info: rlds_info.DatasetInfo, record: bytes, number: int, *, where: str) -> Nested:
+def _trajectory(
+    info: rlds_directory.DatasetInfo, record: bytes, number: int, *, where: str
+) -> Nested:
     features = tfrecord.parse_example(record, where=where)
-    steps = rlds.RawSteps(features, info.step_fields, where)
+    steps = rlds_record.RawSteps(features, info, where)
     known = [name for name, field in info.step_fields.items() if field.kind != "other"]
     tree: Nested = {}
     for name in known:
@@ -118,7 +121,7 @@ def _trajectory(info: rlds_info.DatasetInfo, record: bytes, number: int, *, wher
     num_steps = len(steps[known[0]])
     for name, field in info.episode_fields.items():
         if field.kind != "other" and name in features:
-            values = _array(rlds.unpack(features[name], field))
+            values = _array(rlds_record.unpack(features[name], field))
             _insert(tree, (METADATA, *info.paths[name]), np.repeat(values, num_steps, axis=0))
     tree["_len"] = np.full(num_steps, num_steps, np.int32)
     tree["_traj_index"] = np.full(num_steps, number, np.int64)

@@ -32,6 +32,7 @@ from data_pipelines import episodes, normalization
 from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import loader, mixtures, sample_kinds, sampling
+from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds
 from data_pipelines.streaming import pool as pool_lib
 from data_pipelines.streaming import scan
@@ -69,6 +70,7 @@ def make_loader(data_config: Any, batch_spec: batch_lib.Batch, **request: Any) -
     Raises:
         UserError, DataError: see `loader.make_loader`.
     """
+    registry.standards(data_config.standardization)  # conventions of stores count, too
     directories = find_directories(data_config.mixture, data_config.root)
     if not directories:
         return loader.make_loader(data_config, batch_spec, **request)
@@ -102,7 +104,7 @@ def _open(
 ) -> list[StreamedComponent]:
     components, mixture = [], mixtures.parse(config.mixture)
     for name, weight in mixture.weights.items():
-        dataset = rlds.RldsSource(directories[name], max_damaged=None)
+        dataset = rlds.RldsSource(directories[name], config.rlds_options(name), max_damaged=None)
         if mixture.by_size and len(mixture.weights) > 1:
             weight *= scan.scan(dataset).steps
         component = StreamedComponent(

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
-from data_pipelines.sources import rlds, rlds_info
+from data_pipelines.sources import rlds, rlds_directory
 from defi_jax import errors
 
 
@@ -38,7 +38,7 @@ class Position:
 class Record:
     """One record as it lies in its file; in the place of a lost one's bytes, what is wrong."""
 
-    shard: rlds_info.Shard
+    shard: rlds_directory.Shard
     index: int
     data: bytes | errors.DataError
 
@@ -140,7 +140,7 @@ class Records:
         divisor = 1 if by_shard else max(1, min(process_count, sum(counts)))
         self._own_record = (process_index % divisor, divisor)
 
-    def _places(self, shard: rlds_info.Shard) -> list[int]:
+    def _places(self, shard: rlds_directory.Shard) -> list[int]:
         """Returns which records of a shard belong to the split."""
         numbers = range(shard.num_records)
         return [n for n in numbers if self._accept(self._source.episode_id(shard, n))]

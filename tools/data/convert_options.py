@@ -16,6 +16,7 @@ from data_pipelines.sources import (
     human_video,
     lerobot,
     rlds,
+    rlds_directory,
     video_clips,
     video_layout,
 )
@@ -26,7 +27,7 @@ from defi_jax import errors
 _FILES = {"input", "name", "splits", "item_seconds", "item_memory_mb", "workers", "strip_actions"}
 _FRAMES = {"shorter_side", "square_crop", "every", "sample_fps", "max_frames", "image_format"}
 _USED = {
-    "rlds": _FILES | {"max_damaged"},
+    "rlds": _FILES | {*rlds_directory.KEYS, "max_damaged"},
     "human_video": _FILES | _FRAMES | {"embodiment", "captions", "fps"},
     "video_layout": _FILES | _FRAMES | {"embodiment", "fps"},
     "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_language", "calvin_actions"},
@@ -58,6 +59,8 @@ class ConvertOptions:
             `sources.metaworld.collect`.
         strip_actions: make action-free video.
         max_damaged: records of RLDS files that may be damaged, and become rejects.
+        dataset_version, allow_missing_shards, standardization, camera_fields, text_field: of RLDS,
+            see `rlds_directory.RldsOptions`.
     """
 
     source: str
@@ -89,6 +92,11 @@ class ConvertOptions:
     workers: int
     strip_actions: bool
     max_damaged: int
+    dataset_version: str
+    allow_missing_shards: bool
+    standardization: str
+    camera_fields: Sequence[str]
+    text_field: str
 
     def origin(self) -> dict[str, Any]:
         """What decides the content of a store converted from files; paths by name, to move them."""
@@ -102,8 +110,23 @@ class ConvertOptions:
         same += ["calvin_language"] if self.calvin_language else []
         same += ["primary", "wrist", "subtasks"] if self.source == "lerobot" else []
         values |= {name: getattr(self, name) for name in same}
-        values |= {} if self.source == "rlds" else self.clip_options().to_json()
+        if self.source == "rlds":  # the recipe says the rest
+            values |= {"standardization": pathlib.Path(self.standardization).name}
+        else:
+            values |= self.clip_options().to_json()
         return values | ({"strip_actions": True} if self.strip_actions else {})
+
+    def rlds_options(self) -> rlds_directory.RldsOptions:
+        """What is read of an RLDS directory."""
+        return rlds_directory.RldsOptions(
+            dataset_version=self.dataset_version,
+            splits=tuple(self.splits) or rlds_directory.RldsOptions.splits,
+            allow_missing_shards=self.allow_missing_shards,
+            standardization=self.standardization,
+            camera_fields=tuple(self.camera_fields),
+            text_field=self.text_field,
+            fps=self.fps or 0.0,
+        )
 
     def clip_options(self) -> video_clips.ClipOptions:
         """How frames are stored."""
@@ -134,11 +157,10 @@ def _open(options: ConvertOptions) -> base.Source:
         raise errors.UserError("no path given", "--input", "give --input=PATH")
     splits = options.splits or None
     if options.source == "rlds":
-        name = options.name or None
         return rlds.RldsSource(
             options.input,
-            splits=splits,
-            dataset=name,
+            options.rlds_options(),
+            name=options.name or None,
             workers=workers(options),
             max_damaged=options.max_damaged,
         )
@@ -183,7 +205,7 @@ def define_flags() -> None:
     flags.DEFINE_string("source", "", "kind of the raw data.")
     flags.DEFINE_string("input", "", "directory of the raw data.")
     flags.DEFINE_string("name", "", "name of the dataset instead of its own.")
-    flags.DEFINE_list("splits", [], "splits to read; all by default.")
+    flags.DEFINE_list("splits", [], "splits to read; rlds: train by default, `all` for all.")
     flags.DEFINE_string("embodiment", "", "who acts in videos; human without actions.")
     flags.DEFINE_string("captions", "", "caption file of a video folder.")
     flags.DEFINE_integer("shorter_side", 256, "shrink video frames to this, pixels.", 16)
@@ -219,6 +241,11 @@ def define_flags() -> None:
         "build (array_record by default), export (tfrecord): of the records.",
     )
     flags.DEFINE_integer("max_damaged", 0, "rlds: damaged records to leave out at most.", 0)
+    flags.DEFINE_string("dataset_version", "", "rlds: version's folder; the newest by default.")
+    flags.DEFINE_bool("allow_missing_shards", False, "rlds: read a partial download.")
+    flags.DEFINE_string("standardization", "", "rlds: .py file with STANDARDS of your own.")
+    flags.DEFINE_list("camera_fields", [], "rlds: camera=field to read as action-free video.")
+    flags.DEFINE_string("text_field", "", "rlds: field of the instruction of such video.")
 
 
 def from_flags(command: str = "convert") -> ConvertOptions:

@@ -85,11 +85,12 @@ def _assert_same_trajectories(directory, split: str) -> int:
     tfds = pytest.importorskip("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(directory))
     tf = pytest.importorskip("tensorflow")
+    options = rlds_directory.RldsOptions(splits=(split,))
     theirs = dlimp.DLataset.from_rlds(builder, split=split, shuffle=False, num_parallel_reads=1)
-    _assert_same_episodes(theirs, rlds.RldsSource(directory, splits=[split]))
-    options = tf.data.Options()
-    options.deterministic = True  # dlimp's default order changes from run to run
-    theirs = theirs.with_options(options)
+    _assert_same_episodes(theirs, rlds.RldsSource(directory, options))
+    tf_options = tf.data.Options()
+    tf_options.deterministic = True  # dlimp's default order changes from run to run
+    theirs = theirs.with_options(tf_options)
     ours = dlimp_dataset.Trajectories.from_rlds(directory, splits=[split])
     count = 0
     for one, other in zip(theirs.as_numpy_iterator(), ours, strict=True):

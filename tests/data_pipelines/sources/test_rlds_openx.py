@@ -1,75 +1,74 @@
 """Each registered dataset from files as TFDS writes them to episodes."""
 
-import json
-import zlib
-
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from data_pipelines.formats import image
 from data_pipelines.open_x import columns, registry
 from data_pipelines.sources import rlds
+from tests.data_pipelines import tfds_directory
 
 STEPS = 5
 IMAGES = [image.encode_jpeg(np.full((8, 12, 3), 40 * step, np.uint8)) for step in range(STEPS)]
 
 
-def _describe(field: columns.Field, encoding: str) -> dict:
+def _feature(field: columns.Field, encoding: str) -> tfds.features.FeatureConnector:
     if field.kind == "image":
-        return {"image": {"shape": {"dimensions": ["8", "12", "3"]}, "dtype": "uint8"}}
+        return tfds.features.Image(shape=(8, 12, 3))
     if field.kind == "text":
-        return {"text": {}}
-    shape = {"dimensions": [str(size) for size in field.shape]} if field.shape else {}
-    dtype = "float32" if field.dtype == "any" else field.dtype
-    return {"tensor": {"shape": shape, "dtype": dtype, "encoding": encoding}}
+        return tfds.features.Text()
+    dtype = np.dtype(_dtype(field)).type
+    encoding = encoding if field.shape else "none"
+    return tfds.features.Tensor(shape=field.shape, dtype=dtype, encoding=encoding)
 
 
-def _nested(leaves: dict[str, dict]) -> dict:
-    """Features of a step, nested where paths have slashes."""
-    features: dict = {}
+def _dtype(field: columns.Field) -> str:
+    return "float32" if field.dtype == "any" else field.dtype
+
+
+def _value(field: columns.Field, step: int):
+    if field.kind == "image":
+        return tfds_directory.encoded(IMAGES[step])
+    if field.kind == "text":
+        return "push"
+    return np.full(field.shape, 1, _dtype(field))
+
+
+def _nested(leaves: dict) -> dict:
+    """Nested where paths have slashes."""
+    found: dict = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
-        node = features
+        node = found
         for parent in parents:
-            node = node.setdefault(parent, {"featuresDict": {"features": {}}})
-            node = node["featuresDict"]["features"]
+            node = node.setdefault(parent, {})
         node[name] = leaf
-    return {"featuresDict": {"features": features}}
+    return found
 
 
-def _values(field: columns.Field, encoding: str):
-    if field.kind == "image":
-        return IMAGES
-    if field.kind == "text":
-        return [b"push"] * STEPS
-    dtype = "float32" if field.dtype == "any" else field.dtype
-    values = np.full((STEPS, *field.shape), 1, dtype)
-    if encoding == "zlib":
-        return [zlib.compress(step.tobytes()) for step in values]
-    return values
-
-
-def _write(directory, name: str, tools: dict, encoding: str = "none") -> None:
+def _write(directory, name: str, file_format: str = "tfrecord", encoding: str = "none"):
     fields = registry.find(name).fields
-    encodings = {
-        path: encoding if field.kind == "tensor" and len(field.shape) else "none"
-        for path, field in fields.items()
-    }
-    steps = _nested({path: _describe(field, encodings[path]) for path, field in fields.items()})
-    whole = {"steps": {"sequence": {"feature": steps, "length": "-1"}}}
-    record = {f"steps/{path}": _values(field, encodings[path]) for path, field in fields.items()}
-    shard = directory / f"{name}-train.tfrecord-00000-of-00001"
-    tools["records"](shard, [tools["example"](record)])
-    split = {"name": "train", "shardLengths": ["1"]}
-    info = {"name": name, "version": "0.1.0", "splits": [split]}
-    (directory / "dataset_info.json").write_text(json.dumps(info))
-    (directory / "features.json").write_text(json.dumps({"featuresDict": {"features": whole}}))
+    steps = _nested({path: _feature(field, encoding) for path, field in fields.items()})
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(steps)})
+
+    def episode():
+        values = [{path: _value(field, t) for path, field in fields.items()} for t in range(STEPS)]
+        return {"steps": [_nested(value) for value in values]}
+
+    return tfds_directory.write(
+        directory / name / "1.0.0",
+        features,
+        {"train": [episode]},
+        name=name,
+        file_format=file_format,
+    )
 
 
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 @pytest.mark.parametrize("name", registry.standards())
-def test_dataset_is_read_from_its_files(tmp_path, rlds_tools, name):
-    _write(tmp_path, name, rlds_tools)
-    (episode,) = rlds.RldsSource(tmp_path).read()
+def test_dataset_is_read_from_its_files(tmp_path, name, file_format):
+    (episode,) = rlds.RldsSource(_write(tmp_path, name, file_format)).read()
     standard = registry.find(name)
     assert set(episode.frames) == set(standard.cameras)
     assert episode.source == name and episode.embodiment == standard.robot
@@ -80,7 +79,6 @@ def test_dataset_is_read_from_its_files(tmp_path, rlds_tools, name):
         assert episode.actions.shape == (episode.length, len(standard.convention.action_names))
 
 
-def test_compressed_tensors_are_inflated(tmp_path, rlds_tools):
-    _write(tmp_path, "kuka", rlds_tools, encoding="zlib")
-    (episode,) = rlds.RldsSource(tmp_path).read()
+def test_compressed_tensors_are_inflated(tmp_path):
+    (episode,) = rlds.RldsSource(_write(tmp_path, "kuka", encoding="zlib")).read()
     np.testing.assert_array_equal(episode.states, np.ones((STEPS, 8), np.float32))

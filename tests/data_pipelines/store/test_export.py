@@ -5,7 +5,7 @@ import tensorflow_datasets as tfds
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
 from data_pipelines.open_x import registry
-from data_pipelines.sources import rlds, rlds_info
+from data_pipelines.sources import rlds, rlds_directory, rlds_record
 from data_pipelines.store import export, reader
 from data_pipelines.store import writer as store_writer
 from data_pipelines.tfds_builders import rlds_writer
@@ -77,10 +77,10 @@ def test_video_without_actions_and_with_frames_of_several_sizes(tmp_path):
 
 def test_steps_carry_what_rlds_asks_for(tmp_path):
     done = _export(_store(tmp_path / "s", _episode(0)), tmp_path / "o")
-    info = rlds_info.load_info(done["directory"])
+    info = rlds_directory.load_info(done["directory"])
     (record,) = rlds.read_shard(info.shards[0])
     features = rlds.tfrecord.parse_example(record, where="")
-    steps = rlds.RawSteps(features, info.step_fields, "")
+    steps = rlds_record.RawSteps(features, info, "")
     assert steps["is_first"].tolist() == [True, False, False]
     assert steps["is_last"].tolist() == steps["is_terminal"].tolist() == [False, False, True]
     assert steps["reward"].tolist() == [0, 0, 1] and steps["discount"].tolist() == [1, 1, 1]

@@ -38,6 +38,11 @@ OPTIONS = convert_options.ConvertOptions(
     workers=0,
     strip_actions=False,
     max_damaged=0,
+    dataset_version="",
+    allow_missing_shards=False,
+    standardization="",
+    camera_fields=[],
+    text_field="",
 )
 
 

@@ -6,10 +6,11 @@ import pytest
 
 from data_pipelines import normalization
 from data_pipelines.open_x import gripper, registry
-from data_pipelines.sources import rlds
+from data_pipelines.sources import rlds, rlds_directory
 from data_pipelines.transforms import trajectory as trajectories
 
 SHARED = pathlib.Path(__file__).parents[5] / "shared"
+_ALL = rlds_directory.RldsOptions(splits=rlds_directory.ALL_SPLITS)
 
 
 def _raw_steps(steps: int) -> dict:
@@ -53,7 +54,7 @@ def golden() -> dict:
 
 @pytest.fixture(scope="module")
 def episodes(golden) -> list:
-    return list(rlds.RldsSource(SHARED / "data" / "rlds" / "bridge_dataset").read())
+    return list(rlds.RldsSource(SHARED / "data" / "rlds" / "bridge_dataset", _ALL).read())
 
 
 def test_golden_gripper(golden):
