@@ -15,6 +15,8 @@ import numpy as np
 from defi_jax import errors
 
 TEMPORARY_PREFIX = ".writing-"
+# Key of an episode's metadata: what was done to its frames, in words that a manifest counts.
+CONVERSIONS = "conversions"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

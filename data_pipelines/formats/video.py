@@ -24,12 +24,15 @@ import av
 import av.container
 import av.error
 import numpy as np
+from av.stream import Disposition
 
 from data_pipelines.formats import containers
+from data_pipelines.formats import display as display_lib
 from data_pipelines.formats import image as image_lib
 
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 # Their index leads to a frame before the wanted time; other containers are decoded from the start.
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,23 @@ class Frame:
     Attributes:
         time: seconds from the video's first frame.
         raw: as the decoder gave it.
+        display: how it is shown.
+        conversions: what of that changes the picture, in words.
     """
 
     time: float
     raw: av.VideoFrame
+    display: display_lib.Display
+    conversions: tuple[str, ...]
 
-    def image(self) -> np.ndarray:
-        """Returns uint8[H, W, 3], RGB, upright."""
-        image = self.raw.to_ndarray(format="rgb24")
-        # `rotation` is the counter-clockwise turn, in degrees, that shows the frame upright.
-        turns = self.raw.rotation // 90 if self.raw.rotation % 90 == 0 else 0
-        return np.rot90(image, turns)
+    def image(self, shorter_side: int | None = None) -> np.ndarray:
+        """Returns uint8[H, W, 3], RGB, as a player shows it.
+
+        Args:
+            shorter_side: that the caller will shrink it to; the slow conversion of colours is done
+                at that size.
+        """
+        return self.display.image(self.raw, shorter_side)
 
 
 class Video:
@@ -62,11 +71,14 @@ class Video:
 
     def __init__(self, container: av.container.InputContainer, path: pathlib.Path):
         self._path, self._container = path, container
-        self._stream = _video_stream(container, path)
+        self._stream, is_one = _video_stream(container, path)
+        self._several = () if is_one else ("one of several video streams",)
         rate = self._stream.average_rate or self._stream.guessed_rate
         if not rate:
             raise containers.damaged("video without a frame rate", path)
         self.rate = float(rate)
+        self._is_avi = container.format.name == "avi"
+        self._first = self._stream.start_time or 0
         self._tick = float(self._stream.time_base or fractions.Fraction(1, 90_000))  # seconds
         self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
 
@@ -80,8 +92,8 @@ class Video:
         half = 0.5 / self.rate
         if start is not None and start > half and self._container.format.name in _SEEKABLE:
             offset = int((start - half) / self._tick)
-            self._container.seek(self._first_pts + offset, stream=self._stream)
-        last_size = None
+            self._container.seek(self._first + offset, stream=self._stream)
+        last_size = ticks = None
         for index, raw in enumerate(self._container.decode(self._stream)):
             image_lib.check_image_size(raw.height, raw.width, str(self._path))
             if raw.is_corrupt:
@@ -89,12 +101,16 @@ class Video:
             if last_size not in (None, (raw.height, raw.width)):
                 raise containers.damaged("frame size changes within the video", self._path)
             last_size = (raw.height, raw.width)
-            time = self._time(raw, index)
+            before, ticks = ticks, self._ticks(raw, ticks)
+            if before is not None and ticks < before:
+                raise containers.damaged("times of its frames run backwards", self._path)
+            time = (ticks - self._first) * self._tick
             if start is not None and time <= start - half:
                 continue
             if end is not None and time > end + half:
                 return
-            yield Frame(time, raw)
+            display = display_lib.find(raw, self._stream, self._path)
+            yield Frame(time, raw, display, (*display.conversions, *self._several))
 
     @property
     def seconds(self) -> float | None:
@@ -104,15 +120,15 @@ class Video:
         duration = self._container.duration
         return duration / av.time_base if duration else None
 
-    @property
-    def _first_pts(self) -> int:
-        return self._stream.start_time or 0
-
-    def _time(self, raw: av.VideoFrame, index: int) -> float:
-        pts = raw.dts if raw.pts is None else raw.pts
-        if pts is None:
-            return index / self.rate
-        return (pts - self._first_pts) * self._tick
+    def _ticks(self, raw: av.VideoFrame, before: int | None) -> int:
+        """Returns a frame's time; avi has none, but counts frames in the order of decoding."""
+        ticks = raw.dts if self._is_avi or raw.pts is None else raw.pts
+        if ticks is None:  # the last frames of an avi
+            step = round(1 / (self.rate * self._tick))
+            ticks = self._first if before is None else before + step
+        if self._is_avi and before is None:
+            self._first = ticks
+        return ticks
 
 
 @contextlib.contextmanager
@@ -134,15 +150,21 @@ def open_video(path: str | os.PathLike) -> Iterator[Video]:
         raise containers.damaged(f"damaged video ({error})", path) from error
 
 
-def _video_stream(container: av.container.InputContainer, path: pathlib.Path) -> av.VideoStream:
-    stream = container.streams.best("video")  # not the cover picture, where there is one
-    if not isinstance(stream, av.VideoStream):
-        raise containers.damaged("file holds no video stream", path)
+def _video_stream(
+    container: av.container.InputContainer, path: pathlib.Path
+) -> tuple[av.VideoStream, bool]:
+    """Returns the stream that a player shows, and whether it is the only one."""
+    found = [s for s in container.streams.video if not s.disposition & _PICTURES]
+    if not found:
+        cover = ", only a cover picture" if container.streams.video else ""
+        raise containers.damaged(f"file holds no video stream{cover}", path)
+    best = container.streams.best("video")
+    stream = best if isinstance(best, av.VideoStream) and best in found else found[0]
     if stream.codec_context is None:
         raise containers.damaged("video codec is not supported", path)
     image_lib.check_image_size(stream.codec_context.height, stream.codec_context.width, str(path))
     stream.thread_count = 1  # clips are decoded in parallel, by processes
-    return stream
+    return stream, len(found) == 1
 
 
 # ---- writing ----

@@ -55,7 +55,7 @@ class Tally:
     def __init__(self):
         self._episodes = self._frames = 0
         self._seconds = 0.0
-        self._rates, self._sizes = collections.Counter(), collections.Counter()
+        self._rates, self._sizes, self._conversions = (collections.Counter() for _ in range(3))
         self._rejects: list[episodes.Reject] = []
 
     def add(self, found: episodes.Episode | episodes.EpisodeMeta | episodes.Reject) -> None:
@@ -69,14 +69,16 @@ class Tally:
         self._rates[f"{found.fps:.4g}"] += 1
         if size := found.metadata.get("frame_size"):
             self._sizes["x".join(map(str, size))] += 1
+        self._conversions.update(found.metadata.get(episodes.CONVERSIONS, ()))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns `episodes, frames, hours, fps, sizes, rejected_by_reason, rejected`.
+        """Returns `episodes, frames, hours, fps, sizes, conversions, rejected_by_reason, rejected`.
 
-        `fps` and `sizes` count episodes by frame rate and, where known, by frame size. Reasons are
-        counted whatever numbers, bytes and files they name.
+        `fps`, `sizes` and `conversions` count episodes by frame rate and, where known, by frame
+        size and by what was done to show a video as a player does. Reasons are counted
+        whatever numbers, bytes and files they name.
         """
-        varying = re.compile(r"b'.*'|b\".*\"|\b\d+(\.\d+)?\b")
+        varying = re.compile(r"b'.*'|b\".*\"|(?<![A-Z]\.)\b\d+(\.\d+)?\b")  # BT.2020 is a name
         reasons = collections.Counter(
             varying.sub("N", reject.reason.split(": ")[0]) for reject in self._rejects
         )
@@ -86,6 +88,7 @@ class Tally:
             "hours": round(self._seconds / 3600, 4),
             "fps": dict(self._rates),
             "sizes": dict(self._sizes),
+            "conversions": dict(self._conversions),
             "rejected_by_reason": dict(reasons.most_common()),
             "rejected": [dataclasses.asdict(reject) for reject in self._rejects],
         }

@@ -14,7 +14,7 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -146,12 +146,14 @@ class _Decoded:
         fps: of `frames`.
         is_uneven: whether the container's frames were not evenly spaced.
         video_size: (height, width) of the file.
+        conversions: what was done to show the video as a player does, in words.
     """
 
     frames: list[bytes]
     fps: float
     is_uneven: bool
     video_size: tuple[int, int]
+    conversions: set[str]
 
 
 # Clips, what is unusable, and the beginning of the recipe.
@@ -224,6 +226,9 @@ def read_clip(
         }
         if any(camera.is_uneven for camera in decoded.values()):
             metadata["uneven_times"] = True
+        conversions = {name for camera in decoded.values() for name in camera.conversions}
+        if conversions:
+            metadata[episodes.CONVERSIONS] = sorted(conversions)
         if length != clip.num_frames and action.LAST_IS_PADDING in metadata:
             metadata[action.LAST_IS_PADDING] = False  # it was cut off
         return episodes.Episode(
@@ -314,21 +319,29 @@ def _decode(path: pathlib.Path, clip: Clip, options: ClipOptions) -> _Decoded:
         most = MAX_FRAMES + 1
         if options.max_frames is not None:
             most = min(most, (options.max_frames - 1) * options.every + 1)
-        times, frames = [], []
+        times, frames, conversions = [], [], set()
         for frame in itertools.islice(found, most):
             times.append(frame.time)
-            frames.append(options.encode(frame.image()))
+            frames.append(options.encode(frame.image(options.shorter_side)))
+            conversions.update(frame.conversions)
         rate, size = options.sample_fps or opened.rate, opened.size
     _check_count(len(frames), clip, options, path)
     if clip.has_columns or clip.num_frames is not None:  # one frame a step, whatever its time
         chosen, is_uneven = list(range(len(frames))), False
     else:
+        shown = shown_frames(times)
+        if len(shown) < len(frames):
+            rate *= len(shown) / len(frames)
+            times, frames = [times[i] for i in shown], [frames[i] for i in shown]
+            conversions.add("without frames that last no time")
         chosen, mean, is_uneven = place_evenly(times, rate)
         if is_uneven:
             _check_mean(times, mean, rate, path)
+            conversions.add("resampled to even times")
         rate = mean
     fps = (options.fps or rate) / options.every
-    return _Decoded([frames[i] for i in chosen[:: options.every]], fps, is_uneven, size)
+    chosen = [frames[i] for i in chosen[:: options.every]]
+    return _Decoded(chosen, fps, is_uneven, size, conversions)
 
 
 def _on_grid(frames: Iterator[video.Frame], rate: float) -> Iterator[video.Frame]:
@@ -340,9 +353,14 @@ def _on_grid(frames: Iterator[video.Frame], rate: float) -> Iterator[video.Frame
         while start + count / rate <= frame.time:
             wanted = start + count / rate
             nearest = frame if frame.time - wanted <= wanted - last.time else last
-            yield video.Frame(wanted, nearest.raw)
+            yield replace(nearest, time=wanted)
             count += 1
         last = frame
+
+
+def shown_frames(times: Sequence[float]) -> list[int]:
+    """Returns the indices of frames that last: not those whose successor has the same time."""
+    return [i for i, time in enumerate(times) if i + 1 == len(times) or times[i + 1] != time]
 
 
 def place_evenly(times: Sequence[float], rate: float) -> tuple[list[int], float, bool]:
@@ -379,9 +397,10 @@ def _check_mean(times: Sequence[float], mean: float, rate: float, path: pathlib.
     usual = max(rate, float(1 / np.median(np.diff(times))))
     if usual > mean * _RATES_CONTRADICT or mean > rate * _RATES_CONTRADICT:
         raise errors.DataError(
-            f"times of its frames are damaged: {mean:.4g} Hz on average, {usual:.4g} Hz is usual",
+            f"times of its frames have large gaps or are damaged: {mean:.4g} Hz on average, "
+            f"{usual:.4g} Hz is usual",
             str(path),
-            "replace the video",
+            "give a rate with --sample_fps, or replace the video",
         )
 
 

@@ -49,7 +49,7 @@ def convert(
 
     Returns:
         The manifest: `source, origin, recipe, complete, episodes, frames, hours, fps, sizes,
-        rejected, rejected_by_reason, fingerprint`.
+        conversions, rejected, rejected_by_reason, fingerprint`.
 
     Raises:
         UserError: the store was begun from something else, or another run writes it.
@@ -95,9 +95,12 @@ def summary(
     ]
     lines += [f"  {note}" for note in manifest["recipe"].get("notes", ())]
     lines += [f"  left out {what}" for what in manifest["recipe"].get("left_out", ())]
+    lines += [f"  {count} {what}" for what, count in manifest["conversions"].items()]
     lines += [f"  rejected {reject['item']}: {reject['reason']}" for reject in rejected[:shown]]
     if len(rejected) > shown:
-        lines.append(f"  and {len(rejected) - shown} more, see {where}")
+        lines.append(f"  and {len(rejected) - shown} more, see {where}; by reason:")
+        reasons = list(manifest["rejected_by_reason"].items())[:shown]
+        lines += [f"  {count} {reason}" for reason, count in reasons]
     return "\n".join(lines)
 
 

@@ -1,3 +1,4 @@
+import fractions
 from typing import Any
 
 import av
@@ -14,11 +15,12 @@ from defi_jax import errors
 HEIGHT, WIDTH = 32, 48
 
 
-def _write(path, times, rate: int = 10, first_pts: int = 0):
+def _write(path, times, rate: int = 10, first_pts: int = 0, *, is_mov: bool = False):
     """A video whose frame at time t, in units of 1 / rate seconds, has brightness 4 t."""
-    with av.open(str(path), "w", format="matroska") as output:
-        stream = output.add_stream("ffv1", rate=rate)  # lossless
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv444p"  # pyright: ignore
+    with av.open(str(path), "w", format="mov" if is_mov else "matroska") as output:
+        stream = output.add_stream("png" if is_mov else "ffv1", rate=rate)  # lossless
+        stream.height, stream.width = HEIGHT, WIDTH  # pyright: ignore
+        stream.pix_fmt = "rgb24" if is_mov else "yuv444p"  # pyright: ignore
         for time in times:
             image = np.full((HEIGHT, WIDTH, 3), 4 * time, np.uint8)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -190,3 +192,29 @@ def test_digest_follows_the_file(tmp_path):
     assert video_clips.file_sha256(path) != before
     with video.open_video(path) as opened:
         assert len(list(opened.frames())) == 4
+
+
+def test_a_frame_without_duration_is_never_shown(tmp_path):
+    path = _write(tmp_path / "a.mov", [0, 1, 2, 12, 13, 14], is_mov=True)
+    data = path.read_bytes()
+    table = data.index(b"stts") + 12  # pairs of a count and a duration, uint32
+    longest = max(range(table, table + 24, 8), key=lambda i: int.from_bytes(data[i + 4 : i + 8]))
+    path.write_bytes(data[: longest + 4] + bytes(4) + data[longest + 8 :])
+    clip = _read(path)
+    assert clip.length == 5 and clip.fps == pytest.approx(10)
+    assert _times(clip) == [0, 1, 12, 13, 14]
+
+
+def test_what_was_done_to_a_clip_is_kept_with_it(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = fractions.Fraction(4, 3)
+        stream.set_display_rotation(90)
+        for _ in range(3):
+            image = np.zeros((32, 48, 3), np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode(None))
+    clip = _read(tmp_path / "a.mp4")
+    assert clip.metadata["conversions"] == ["aspect ratio corrected", "turned upright"]
+    assert clip.metadata["frame_size"] == (64, 32) and clip.metadata["video_size"] == (32, 48)

@@ -29,7 +29,7 @@ def _video_episode() -> episodes.Episode:
         actions=None,
         states=None,
         fps=12.0,
-        metadata={"frame_size": (8, 9)},
+        metadata={"frame_size": (8, 9), "conversions": ["mirrored"]},
     )
 
 
@@ -122,6 +122,9 @@ def test_rejects_are_counted_by_reason_and_the_recipe_is_kept(tmp_path):
         manifest["recipe"] == {"selection": "all"} and manifest["rejected"][1]["item"] == r"b\udce9"
     )
     assert (manifest["fps"], manifest["sizes"]) == ({"12": 1}, {"8x9": 1})
+    assert manifest["conversions"] == {"mirrored": 1}
+    text = convert.summary(manifest, 1.0, shown=1)
+    assert "1 mirrored" in text and "2 cut short (N of N bytes)" in text
     assert manifest["hours"] == pytest.approx(3 / 12 / 3600, abs=1e-4)
     Source.recipe = {"selection": "some"}
     with pytest.raises(errors.UserError, match="another recipe"):
