@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -122,7 +123,8 @@ def _digest(info: tables.Info, chosen: Sequence[tables.Recording]) -> str:
     paths = {path for path in (info.directory / "meta").rglob("*") if path.is_file()}
     for one in chosen:
         paths |= {one.data, *(part.path for part in one.videos.values())}
-    return files.digest_files(info.directory, paths)
+    # No folders or endless links: reading rejects their episodes.
+    return files.digest_files(info.directory, filter(os.path.isfile, paths))
 
 
 def _by_task(

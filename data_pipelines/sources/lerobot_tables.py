@@ -283,7 +283,8 @@ def _recording(info: Info, name: str, row: Mapping[str, Any]) -> Recording:
         if info.is_v3:
             chunk, file, start = (row[f"videos/{key}/{column}"] for column in _VIDEO_COLUMNS)
             at = {"chunk_index": chunk, "file_index": file}
-            end = row.get(f"videos/{key}/to_timestamp", start + end)
+            start = float(start)
+            end = float(row.get(f"videos/{key}/to_timestamp", start + end))
         if not 0 <= start <= end < math.inf:
             raise ValueError(f"episode {index} is from {start} to {end} s of {key}")
         videos[key] = VideoPart(info.path("video_path", video_key=key, **at), start, end)

@@ -5,6 +5,7 @@ import json
 
 import av
 import numpy as np
+import pyarrow
 import pytest
 
 from data_pipelines import episodes
@@ -319,3 +320,79 @@ def test_the_digest_does_not_know_where_a_dataset_lies(tmp_path):
         lerobot_sets.write_v2(tmp_path / name)
         recipes.append(lerobot_sets.open_set(tmp_path / name).recipe)
     assert json.dumps(recipes[0]) == json.dumps(recipes[1])
+
+
+# ---- hostile ----
+
+
+def _places(value, path=()):
+    """Yields the path of each value of a json document."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in keys:
+        yield (*path, key)
+        yield from _places(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("odd", [None, "x", -1, 1e308, {}])
+@pytest.mark.parametrize("write", [lerobot_sets.write_v2, lerobot_sets.write_v3])
+def test_odd_values_of_the_description_are_one_error_or_rejects(tmp_path, write, odd):
+    write(tmp_path)
+    path = tmp_path / "meta" / "info.json"
+    text = path.read_text()
+    for place in list(_places(json.loads(text))):
+        content = target = json.loads(text)
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = odd
+        path.write_text(json.dumps(content))
+        try:
+            lerobot_sets.open_set(tmp_path, splits=["train"])
+        except errors.UserError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("kind", ["decimal128(20, 2)", "string", "list<item: int64>", "null"])
+def test_odd_column_types_are_one_error_or_rejects(tmp_path, kind):
+    lerobot_sets.write_v3(tmp_path)
+    types = {str(t): t for t in (pyarrow.decimal128(20, 2), pyarrow.string(), pyarrow.null())}
+    types["list<item: int64>"] = pyarrow.list_(pyarrow.int64())
+    for path in sorted(tmp_path.rglob("*.parquet")):
+        table = lerobot_sets.parquet.read_table(path)
+        for place, name in enumerate(table.column_names):
+            try:
+                column = table[name].cast(types[kind])
+            except pyarrow.ArrowException:
+                column = pyarrow.nulls(table.num_rows, types[kind])
+            lerobot_sets.parquet.write_table(table.set_column(place, name, column), path)
+            try:
+                lerobot_sets.read_set(tmp_path)
+            except errors.UserError as error:
+                assert "\n" not in str(error)
+        lerobot_sets.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("name", [DATA, f"videos/chunk-000/{TOP}/episode_000000.mp4"])
+def test_folders_and_endless_links_in_place_of_files_are_rejected(tmp_path, name):
+    lerobot_sets.write_v2(tmp_path)
+    path = tmp_path / name
+    path.unlink()
+    path.mkdir()
+    assert isinstance(lerobot_sets.read_set(tmp_path)[0], episodes.Reject)
+    path.rmdir()
+    path.symlink_to(path.name)
+    assert isinstance(lerobot_sets.read_set(tmp_path)[0], episodes.Reject)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_actions_that_are_not_finite_reject_their_episode(tmp_path, number):
+    lerobot_sets.write_v2(tmp_path)
+    path = tmp_path / DATA
+    table = lerobot_sets.parquet.read_table(path)
+    place = table.column_names.index("action")
+    odd = pyarrow.array([[0.0, number]] * LENGTHS[0])
+    lerobot_sets.parquet.write_table(table.set_column(place, "action", odd), path)
+    first, second, _ = lerobot_sets.read_set(tmp_path)
+    assert "actions are not finite at step 0" in first.reason
+    assert isinstance(second, episodes.Episode)
