@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import normalization
+from data_pipelines import episodes, normalization
 from data_pipelines.latents import cache
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import mixtures, named_mixtures, sample_kinds
-from data_pipelines.open_x import base, registry
+from data_pipelines.loading import mixtures, sample_kinds, sampling
+from data_pipelines.open_x import registry
 from defi_jax import batch as batch_lib
-from defi_jax import cli, errors
+from defi_jax import embodiment, errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,7 @@ def prepare(
     config: config_lib.DataConfig,
     spec: batch_lib.Batch,
     components: Sequence[mixtures.Component],
-    *,
-    train: bool,
-    seed: int,
+    request: sampling.Request,
 ) -> Prepared:
     """Returns the components with their sample kinds.
 
@@ -52,34 +50,38 @@ def prepare(
         config: the data section.
         spec: abstract batch, of any batch size.
         components: opened sources.
-        train: draw cameras and augmentations.
-        seed: of what is drawn once for a run.
+        request: of the run.
 
     Raises:
         UserError: data sets contradict each other, or the config names unknown ones.
         DataError: a component lacks actions or cameras.
     """
     kind = sample_kinds.kind_of(spec)
+    sources = {component.name: component.source.meta(0).source for component in components}
+    configs = config.by_dataset(sources, request.seed)  # and knows standardisations of your own
     if kind.actions is sample_kinds.Actions.SHARED:
-        mixtures.check_actions(components, f"data.mixture={config.mixture!r}")
-    configs = own_configs(config, components, seed)
+        _check_meaning(components, f"data.mixture={config.mixture!r}")
     fingerprint = {
         "transforms": config.transforms,
-        "rules": {name: own.own for name, own in configs.items()},
+        "rules": {name: own.rules for name, own in configs.items()},
         "objective": kind.stage,
         "sources": [[c.name, c.weight, c.fingerprint()] for c in components],
     }
     if kind is sample_kinds.LatentClips:
-        components = _with_latents(components, config.latents, configs)
-        manifests = [[c.name, cache.cache_of(c.source).manifest] for c in components]
-        fingerprint |= {"latents": manifests}
+        root = pathlib.Path(config.latents)
+        encoded = {
+            one.name: cache.open_source(one.source, root / one.name, configs[one.name].cameras)
+            for one in components
+        }
+        fingerprint["latents"] = [[name, own.cache.manifest] for name, own in encoded.items()]
+        components = [dataclasses.replace(one, source=encoded[one.name]) for one in components]
     normalizer, own = make_normalizers(config, kind.actions, components)
     fingerprint |= {"normalizer": normalizer.to_json()}
     of_each = {name: one.to_json() for name, one in own.items()}
     if any(values != normalizer.to_json() for values in of_each.values()):
         fingerprint |= {"normalizers": of_each}
     kinds = {
-        name: kind(config=values, normalizer=own[name], train=train)
+        name: kind(config=values, normalizer=own[name], train=request.train)
         for name, values in configs.items()
     }
     for component in components:
@@ -90,44 +92,6 @@ def prepare(
         normalizer=normalizer,
         fingerprint=fingerprint,
     )
-
-
-def own_configs(
-    config: config_lib.DataConfig, components: Sequence[mixtures.Component], seed: int
-) -> dict[str, config_lib.DataConfig]:
-    """Returns the values of each component by name, see `DataConfig.for_dataset`.
-
-    Raises:
-        UserError: `per_dataset` names data sets that nobody knows.
-    """
-    names, standards = [component.name for component in components], registry.standards()
-    known = {*names, *standards}
-    known.update(*(mixture.weights for mixture in named_mixtures.NAMED.values()))
-    unknown = [name for name in config.per_dataset if name not in known]
-    if unknown:
-        what = "; ".join(f"no data set {name!r}" for name in unknown)
-        hints = " ".join(cli.nearest(name, names) for name in unknown)
-        raise errors.UserError(what, "data.per_dataset", hints)
-    found = {}
-    for component in components:
-        standard = standards.get(component.source.meta(0).source)
-        offset = base.DEFAULT_OFFSET if standard is None else standard.pair_offset
-        found[component.name] = config.for_dataset(component.name, offset, seed)
-    return found
-
-
-def _with_latents(
-    components: Sequence[mixtures.Component],
-    directory: str,
-    configs: Mapping[str, config_lib.DataConfig],
-) -> list[mixtures.Component]:
-    """The same components, their sources together with their latent caches below a directory."""
-    root, found = pathlib.Path(directory), []
-    for component in components:
-        name = component.name
-        source = cache.open_source(component.source, root / name, configs[name].cameras)
-        found.append(dataclasses.replace(component, source=source))
-    return found
 
 
 def make_normalizers(
@@ -168,6 +132,55 @@ def make_normalizers(
         for name, column in columns.items():
             own[name] = normalization.Normalizer(kind=kind, statistics=column, mask=mask)
     return together, own
+
+
+def _check_meaning(components: Sequence[mixtures.Component], where: str) -> None:
+    """Checks that the actions of all datasets and robots of the components mean the same.
+
+    Raises:
+        UserError: they do not, see `embodiment.check_mix`; or nothing is known of some, and these
+            are not the only ones, of one dataset and robot.
+    """
+    known, unknown = {}, {}
+    for name, meta in _kinds(components).items():
+        convention = registry.convention_of(meta)
+        if convention is None:
+            unknown[name] = (meta.source, meta.embodiment)
+        else:
+            known[name] = convention
+    embodiment.check_mix(known, where)
+    if len(set(unknown.values())) > (0 if known else 1):
+        raise errors.UserError(
+            f"nothing is known of what the actions of {', '.join(unknown)} mean"
+            + (f", and those of {', '.join(known)} are known" if known else ""),
+            where,
+            "train joint on each alone, take the others as action-free video (convert "
+            "--strip_actions), or describe the robots in defi_jax/embodiment.py",
+        )
+    for name in unknown:
+        logging.warning("%s: nothing is known of what its actions mean", name)
+
+
+def check_robot(components: Sequence[mixtures.Component], robot: str) -> None:
+    """Checks that the components' actions are those of a robot; see `embodiment.check_robot`."""
+    for name, meta in _kinds(components).items():
+        convention = registry.convention_of(meta)
+        if convention is not None:
+            embodiment.check_robot(robot, convention, name)
+
+
+def _kinds(components: Sequence[mixtures.Component]) -> dict[str, episodes.EpisodeMeta]:
+    """Returns an episode of each dataset and robot that the components have actions of, by name."""
+    found = {}
+    for component in components:
+        source = component.source
+        metas = (source.meta(int(i)) for i in np.flatnonzero(source.has_actions))
+        pairs = {(meta.source, meta.embodiment): meta for meta in metas}
+        for (dataset, robot), meta in sorted(pairs.items()):
+            is_alone = len(pairs) == 1
+            name = component.name if is_alone else f"{component.name} ({dataset}, {robot})"
+            found[name] = meta
+    return found
 
 
 def _action_width(component: mixtures.Component) -> int | None:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import normalization
+from data_pipelines.loading import named_mixtures
+from data_pipelines.open_x import base, registry
 from data_pipelines.sources import rlds_directory
 from defi_jax import cli, errors
 
@@ -210,37 +212,53 @@ class DataConfig:
             raise errors.UserError(what, "data section of the config", hint)
         return cls(**values)
 
-    def for_dataset(self, name: str, official_offset: tuple[int, int], seed: int) -> DataConfig:
-        """Returns the values of one data set of the mixture, its pair offset in numbers.
+    def of_dataset(self, name: str) -> DataConfig:
+        """Returns the values of one data set of the mixture, as `per_dataset` has them."""
+        return _with_values(self, name, self.per_dataset.get(name, {}))
+
+    def by_dataset(self, sources: Mapping[str, str], seed: int) -> dict[str, DataConfig]:
+        """Returns the values of each data set of the mixture, pair offsets in numbers.
 
         Args:
-            name: of the data set in `per_dataset`.
-            official_offset: what `OFFICIAL_OFFSET` stands for.
-            seed: of the offset, where it is drawn once for a run.
+            sources: name of the data set in the mixture -> the one its episodes come from.
+            seed: of the offsets, where they are drawn once for a run.
+
+        Raises:
+            UserError: `per_dataset` names data sets that nobody knows.
         """
-        own = _with_values(self, name, self.per_dataset.get(name, {}))
-        low, high = official_offset if own.pair_offset == OFFICIAL_OFFSET else own.pair_offset
-        if self.pair_draw == "run":
-            rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-            low = high = int(rng.integers(low, high + 1))
-        return dataclasses.replace(own, pair_offset=(low, high))
+        standards, found = registry.standards(self.standardization), {}
+        for name, source in sources.items():
+            own = self.of_dataset(name)
+            low, high = own.pair_offset if len(own.pair_offset) == 2 else base.DEFAULT_OFFSET
+            if own.pair_offset == OFFICIAL_OFFSET and source in standards:
+                low, high = standards[source].pair_offset
+            if self.pair_draw == "run":
+                rng = np.random.default_rng((seed, zlib.crc32(bytes(name, "utf-8"))))
+                low = high = int(rng.integers(low, high + 1))
+            found[name] = dataclasses.replace(own, pair_offset=(low, high))
+        known = {*sources, *standards}
+        known.update(*(mixture.weights for mixture in named_mixtures.NAMED.values()))
+        unknown = [name for name in self.per_dataset if name not in known]
+        if unknown:
+            what = "; ".join(f"no data set {name!r}" for name in unknown)
+            hints = " ".join(cli.nearest(name, sources) for name in unknown)
+            raise errors.UserError(what, "data.per_dataset", hints)
+        return found
 
     def rlds_options(self, name: str) -> rlds_directory.RldsOptions:
         """Returns what is streamed of the RLDS directory of a data set of the mixture."""
-        own = _with_values(self, name, self.per_dataset.get(name, {}))
+        own = self.of_dataset(name)
         return rlds_directory.RldsOptions(**{k: getattr(own, k) for k in rlds_directory.KEYS})
 
     @property
-    def own(self) -> dict[str, Any]:
-        """The rules that data sets may have of their own, by key."""
-        keys = [key for key in OWN_KEYS if _FIELDS[key].metadata["decides"] == "rules"]
-        return {key: getattr(self, key) for key in keys}
+    def rules(self) -> dict[str, Any]:
+        """The values that say how samples are taken from a data set, by key."""
+        return {key: getattr(self, key) for key in _deciding("rules") if key in OWN_KEYS}
 
     @property
     def transforms(self) -> dict[str, Any]:
         """The values that decide what a sample is, alike for all data sets, by key."""
-        keys = [key for key, f in _FIELDS.items() if f.metadata["decides"] == "transforms"]
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in _deciding("transforms")}
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         """Yields keys and what is wrong with their values, beside types and ranges."""
@@ -277,6 +295,11 @@ class DataConfig:
 
 _FIELDS = {field.name: field for field in dataclasses.fields(DataConfig)}
 OWN_KEYS = tuple(key for key, field in _FIELDS.items() if field.metadata["own"])
+
+
+def _deciding(entry: str) -> list[str]:
+    """Returns the keys that change an entry of the fingerprint."""
+    return [key for key, field in _FIELDS.items() if field.metadata["decides"] == entry]
 
 
 def _with_values(config: DataConfig, name: str, own: Mapping[str, Any]) -> DataConfig:

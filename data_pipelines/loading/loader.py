@@ -33,7 +33,7 @@ from data_pipelines.latents import cache
 from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import feature_rows, mixtures, sample_kinds, sampling
+from data_pipelines.loading import feature_rows, sample_kinds, sampling
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -42,26 +42,6 @@ READ_THREADS = 1  # several wait for the interpreter's lock and cost a third mor
 WORKER_AHEAD = 2  # batches each worker process keeps ready
 BAD_WINDOW = 10_000  # samples over which max_bad_fraction counts at least
 STATE_VERSION = 2
-
-
-def make_loader(data_config: Any, batch_spec: batch_lib.Batch, **request: Any) -> StoreLoader:
-    """Opens the stores of the mixture and returns their loader.
-
-    Args:
-        data_config: the experiment's `data` section.
-        batch_spec: abstract batch of the objective, of any batch size; batches are checked.
-        **request: see `sampling.Request`.
-
-    Raises:
-        UserError: stores are absent, a number is impossible, or nothing is held out.
-        DataError: a store lacks what the batch needs, or is damaged.
-    """
-    config, asked = config_lib.DataConfig.of(data_config), sampling.Request(**request)
-    components = mixtures.open_stores(config)
-    prepared = components_lib.prepare(
-        config, batch_spec, components, train=asked.train, seed=asked.seed
-    )
-    return StoreLoader(config, batch_spec, prepared, asked)
 
 
 class Loader(abc.ABC):
@@ -102,6 +82,26 @@ class Loader(abc.ABC):
     def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
         """Yields the first batches of the order; neither reads nor changes the state."""
 
+    @property
+    @abc.abstractmethod
+    def num_samples(self) -> int:
+        """Samples of the split, each once; rows of the file for `use_features`."""
+
+    @abc.abstractmethod
+    def scan(self, spec: batch_lib.JointBatch) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
+        """Yields every sample once, by row; neither reads nor changes the state.
+
+        Args:
+            spec: abstract batch with images, of the batch size that is wanted.
+
+        Yields:
+            A batch, and bool[B]: False for damaged samples and past the end of the last batch.
+        """
+
+    @abc.abstractmethod
+    def use_features(self, path: str | os.PathLike) -> None:
+        """Takes the features of the batches from a .npy file with a row a sample, as `scan`."""
+
     @abc.abstractmethod
     def _contents(self) -> dict[str, dict[str, Any]]:
         """Returns what each component that has samples contributes, by name."""
@@ -128,9 +128,22 @@ class Loader(abc.ABC):
         self._count(raw["replaced"])
         return self._batch(raw)
 
+    def check_latents(self, encoder: Mapping[str, Any], rebuild: str) -> None:
+        """Checks which encoders made the latent caches that are read.
+
+        Args:
+            encoder: facts of the encoders that training has.
+            rebuild: command that makes the caches anew, for the message.
+
+        Raises:
+            UserError: a cache was made by others; names what differs.
+        """
+        for component in self._components:
+            cache.cache_of(component.source).check_encoder(encoder, rebuild)
+
     def check_robot(self, robot: str) -> None:
-        """Checks that the actions are those of a robot; see `mixtures.check_robot`."""
-        mixtures.check_robot(self._components, robot)
+        """Checks that the actions are those of a robot; see `embodiment.check_robot`."""
+        components_lib.check_robot(self._components, robot)
 
     def state(self) -> dict[str, Any]:
         """Returns the position, small and JSON-able."""
@@ -168,7 +181,8 @@ class Loader(abc.ABC):
         """Returns what each component contributes to this split, for checkpoints."""
         found, weights = self._contents(), {c.name: c.weight for c in self._components}
         return [
-            {"name": name, "weight": weights[name], "rules": self.kinds[name].config.own} | content
+            {"name": name, "weight": weights[name], "rules": self.kinds[name].config.rules}
+            | content
             for name, content in found.items()
         ]
 
@@ -259,18 +273,11 @@ class StoreLoader(Loader):
 
     @property
     def num_samples(self) -> int:
-        """Samples of the split, each once; rows of the file for `use_features`."""
+        """See `Loader`."""
         return sum(len(one) for one in self.batches.sets)
 
     def scan(self, spec: batch_lib.JointBatch) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
-        """Yields every sample once, by row; neither reads nor changes the state.
-
-        Args:
-            spec: abstract batch with images, of the batch size that is wanted.
-
-        Yields:
-            A batch, and bool[B]: False for damaged samples and past the end of the last batch.
-        """
+        """See `Loader`."""
         blank = {"images": spec.images, "actions": spec.actions, "action_mask": spec.action_mask}
         kinds = {name: kind.with_images for name, kind in self._feature_kinds().items()}
         every = batches_lib.EachOnce(
@@ -290,7 +297,7 @@ class StoreLoader(Loader):
             iterator.close()
 
     def use_features(self, path: str | os.PathLike) -> None:
-        """Takes the features of the batches from a .npy file with a row a sample, as `scan`."""
+        """See `Loader`."""
         self.close()
         counts = {one.component.name: len(one) for one in self.batches.sets}
         rows = feature_rows.open_rows(path, counts)
@@ -304,19 +311,6 @@ class StoreLoader(Loader):
     def _feature_kinds(self) -> dict[str, sample_kinds.FeatureWindows]:
         kinds = self.kinds.items()
         return {n: kind for n, kind in kinds if isinstance(kind, sample_kinds.FeatureWindows)}
-
-    def check_latents(self, encoder: Mapping[str, Any], rebuild: str) -> None:
-        """Checks which encoders made the latent caches that are read.
-
-        Args:
-            encoder: facts of the encoders that training has.
-            rebuild: command that makes the caches anew, for the message.
-
-        Raises:
-            UserError: a cache was made by others; names what differs.
-        """
-        for one in self.batches.sets:
-            cache.cache_of(one.component.source).check_encoder(encoder, rebuild)
 
     def _contents(self) -> dict[str, dict[str, Any]]:
         """See `Loader`."""

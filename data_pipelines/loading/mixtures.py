@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from absl import logging
 from etils import epath
 
 from data_pipelines import episodes, normalization
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import named_mixtures
-from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds_directory, synthetic
 from data_pipelines.store import reader, shards
-from defi_jax import embodiment, errors
+from defi_jax import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,15 +30,19 @@ class Component:
 
     Attributes:
         name: of the store.
-        weight: share of the samples, relative to the other components'.
         source: the episodes.
         directory: where its statistics are kept; None for sources without files.
+        weight: share of the samples, relative to the other components'.
     """
 
     name: str
-    weight: float
     source: episodes.EpisodeSource
     directory: pathlib.Path | None
+    weight: float = 1.0
+
+    def num_steps(self) -> int:
+        """Returns the number of frames of all episodes."""
+        return int(self.source.lengths.sum())
 
     def fingerprint(self) -> str:
         """Returns a digest of all content."""
@@ -77,8 +78,16 @@ def parse(text: str) -> named_mixtures.Mixture:
     return named_mixtures.Mixture(weights=weights, by_size=False)
 
 
-def open_stores(config: config_lib.DataConfig) -> list[Component]:
+def open_components(
+    config: config_lib.DataConfig,
+    open_records: Callable[[config_lib.DataConfig, str, epath.Path], Component] | None = None,
+) -> list[Component]:
     """Opens the sources of the mixture that a config names, in the order of its text.
+
+    Args:
+        config: the data section.
+        open_records: opens the RLDS directory of a data set of this name; used where every name of
+            the mixture has one. None to take stores alone.
 
     Raises:
         UserError: stores are absent; all of them are named, and what there is instead.
@@ -86,42 +95,63 @@ def open_stores(config: config_lib.DataConfig) -> list[Component]:
     text, root = config.mixture, config.root
     alone = bool(root and text) and _is_store(pathlib.Path(root) / text)
     mixture = named_mixtures.Mixture(weights={text: 1.0}) if alone else parse(text)
-    directories = {name: pathlib.Path(root) / name for name in mixture.weights}
+    names = list(mixture.weights)
+    records = {} if open_records is None or not root else find_records(root, names)
+    if open_records is not None and len(records) == len(names):
+        opened = [open_records(config, name, records[name]) for name in names]
+        counts_steps = mixture.by_size and len(names) > 1
+    else:
+        opened = _open_stores(config, names)
+        counts_steps = mixture.by_size
+    return [
+        dataclasses.replace(
+            one, weight=mixture.weights[one.name] * (one.num_steps() if counts_steps else 1)
+        )
+        for one in opened
+    ]
+
+
+def find_records(root: str, names: Sequence[str]) -> dict[str, epath.Path]:
+    """Returns RLDS directories: <root>/<name>, or root itself of that name."""
+    top, found = epath.Path(root), {}
+    for name in names:
+        places = [top / name, *([top] if top.name == name else [])]
+        place = next((place for place in places if rlds_directory.is_dataset(place)), None)
+        if place is not None:
+            found[name] = place
+    return found
+
+
+def _open_stores(config: config_lib.DataConfig, names: Sequence[str]) -> list[Component]:
+    """Opens episode stores, and the source that makes synthetic episodes up."""
+    directories = {name: pathlib.Path(config.root) / name for name in names}
     directories.pop(synthetic.NAME, None)
-    if directories and not root:
+    if directories and not config.root:
         raise errors.UserError(
             f"the mixture names stores ({', '.join(directories)}) but data.root is empty",
-            f"data.mixture={text!r}",
+            f"data.mixture={config.mixture!r}",
             "give --config.data.root=DIR, or try --config.data.mixture=synthetic",
         )
     absent = [name for name, directory in directories.items() if not _is_store(directory)]
     if absent:
-        raise _absent_error(absent, root)
+        raise _absent_error(absent, config.root)
     components = []
-    for name, weight in mixture.weights.items():
+    for name in names:
         directory = directories.get(name)
-        source: Any = _made_up(config) if directory is None else reader.EpisodeStore(directory)
-        if mixture.by_size:
-            weight *= int(source.lengths.sum())
-        components.append(Component(name=name, weight=weight, source=source, directory=directory))
+        source: Any = (
+            synthetic.SyntheticSource(image_size=config.image_size, action_dim=config.action_dim)
+            if directory is None
+            else reader.EpisodeStore(directory)
+        )
+        components.append(Component(name=name, source=source, directory=directory))
     return components
-
-
-def _made_up(config: config_lib.DataConfig) -> synthetic.SyntheticSource:
-    return synthetic.SyntheticSource(image_size=config.image_size, action_dim=config.action_dim)
-
-
-def find_records(root: str, name: str) -> epath.Path | None:
-    """Returns the RLDS directory of a dataset: <root>/<name>, or root itself of that name."""
-    places = [epath.Path(root) / name]
-    places += [epath.Path(root)] if epath.Path(root).name == name else []
-    return next((place for place in places if rlds_directory.is_dataset(place)), None)
 
 
 def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
     """Says which of these names have nothing, or only RLDS files, and what there is."""
     where, convert = f"data.root={root}", "python launch/data.py convert --source=rlds"
-    missing = [name for name in absent if find_records(root, name) is None]
+    found_records = find_records(root, absent)
+    missing = [name for name in absent if name not in found_records]
     if not missing:
         return errors.UserError(
             f"{', '.join(absent)}: RLDS files, and the other names of the mixture are none; it is "
@@ -139,55 +169,6 @@ def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
         f"available: {', '.join([*found, synthetic.NAME])}{streamed}; "
         "write stores with `python launch/data.py convert`",
     )
-
-
-def check_actions(components: Sequence[Component], where: str) -> None:
-    """Checks that the actions of all datasets and robots of the components mean the same.
-
-    Raises:
-        UserError: they do not, see `embodiment.check_mix`; or nothing is known of some, and these
-            are not the only ones, of one dataset and robot.
-    """
-    known, unknown = {}, {}
-    for name, meta in _kinds(components).items():
-        convention = registry.convention_of(meta)
-        if convention is None:
-            unknown[name] = (meta.source, meta.embodiment)
-        else:
-            known[name] = convention
-    embodiment.check_mix(known, where)
-    if len(set(unknown.values())) > (0 if known else 1):
-        raise errors.UserError(
-            f"nothing is known of what the actions of {', '.join(unknown)} mean"
-            + (f", and those of {', '.join(known)} are known" if known else ""),
-            where,
-            "train joint on each alone, take the others as action-free video (convert "
-            "--strip_actions), or describe the robots in defi_jax/embodiment.py",
-        )
-    for name in unknown:
-        logging.warning("%s: nothing is known of what its actions mean", name)
-
-
-def check_robot(components: Sequence[Component], robot: str) -> None:
-    """Checks that the components' actions are those of a robot; see `embodiment.check_robot`."""
-    for name, meta in _kinds(components).items():
-        convention = registry.convention_of(meta)
-        if convention is not None:
-            embodiment.check_robot(robot, convention, name)
-
-
-def _kinds(components: Sequence[Component]) -> dict[str, episodes.EpisodeMeta]:
-    """Returns an episode of each dataset and robot that the components have actions of, by name."""
-    found = {}
-    for component in components:
-        source = component.source
-        metas = (source.meta(int(i)) for i in np.flatnonzero(source.has_actions))
-        pairs = {(meta.source, meta.embodiment): meta for meta in metas}
-        for (dataset, robot), meta in sorted(pairs.items()):
-            is_alone = len(pairs) == 1
-            name = component.name if is_alone else f"{component.name} ({dataset}, {robot})"
-            found[name] = meta
-    return found
 
 
 def _is_store(directory: pathlib.Path) -> bool:

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from absl import logging
@@ -32,7 +33,6 @@ from data_pipelines import episodes, normalization
 from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import loader, mixtures, sample_kinds, sampling
-from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds
 from data_pipelines.streaming import pool as pool_lib
 from data_pipelines.streaming import scan
@@ -54,13 +54,17 @@ class StreamedComponent(mixtures.Component):
         """Identifies the dataset's files and how they are standardised."""
         return scan.digest(self.dataset)
 
+    def num_steps(self) -> int:
+        """Returns the number of frames of all episodes; reads everything once."""
+        return scan.scan(self.dataset).steps
+
     def statistics(self) -> dict[str, normalization.Statistics]:
         """Returns the statistics of all episodes; reads everything once."""
         return scan.scan(self.dataset).statistics
 
 
 def make_loader(data_config: Any, batch_spec: batch_lib.Batch, **request: Any) -> loader.Loader:
-    """Returns a `StreamLoader` for RLDS directories, and else that of `loader.make_loader`.
+    """Opens the mixture and returns its loader: a `StreamLoader` of RLDS directories or of stores.
 
     Args:
         data_config: the experiment's `data` section.
@@ -68,79 +72,31 @@ def make_loader(data_config: Any, batch_spec: batch_lib.Batch, **request: Any) -
         **request: see `sampling.Request`.
 
     Raises:
-        UserError, DataError: see `loader.make_loader`.
+        UserError: stores are absent, a number is impossible, or nothing is held out.
+        DataError: a component lacks what the batch needs, or is damaged.
     """
-    registry.standards(data_config.standardization)  # conventions of stores count, too
-    directories = find_directories(data_config.mixture, data_config.root)
-    if not directories:
-        return loader.make_loader(data_config, batch_spec, **request)
-    config, asked = config_lib.DataConfig.of(data_config), sampling.Request(**request)
-    if sample_kinds.kind_of(batch_spec) is sample_kinds.LatentClips:
+    config = config_lib.DataConfig.of(data_config)
+    asked = sampling.Request(**request)
+    components = mixtures.open_components(config, _open_stream)
+    prepared = components_lib.prepare(config, batch_spec, components, asked)
+    is_streamed = any(isinstance(one, StreamedComponent) for one in components)
+    make = StreamLoader if is_streamed else loader.StoreLoader
+    return make(config, batch_spec, prepared, asked)
+
+
+def _open_stream(
+    config: config_lib.DataConfig, name: str, directory: epath.Path
+) -> StreamedComponent:
+    if config.latents:
         raise errors.UserError("latents of streamed data", "data.latents", STORE_ONLY)
-    components = _open(config, directories)
-    prepared = components_lib.prepare(
-        config, batch_spec, components, train=asked.train, seed=asked.seed
-    )
     logging.warning(
         "streaming %s: a restored run goes on at its record positions, which is not exact; %s "
         "to resume exactly",
-        ", ".join(directories),
+        name,
         STORE_ONLY,
     )
-    return StreamLoader(config, batch_spec, prepared, asked, _in_split(config, components, asked))
-
-
-def find_directories(mixture: str, root: str) -> dict[str, epath.Path]:
-    """Returns name -> RLDS directory of a mixture; nothing where not every name has one."""
-    if not root or not mixture:
-        return {}
-    found = {name: mixtures.find_records(root, name) for name in mixtures.parse(mixture).weights}
-    present = {name: directory for name, directory in found.items() if directory is not None}
-    return present if len(present) == len(found) else {}
-
-
-def _open(
-    config: config_lib.DataConfig, directories: Mapping[str, epath.Path]
-) -> list[StreamedComponent]:
-    components, mixture = [], mixtures.parse(config.mixture)
-    for name, weight in mixture.weights.items():
-        dataset = rlds.RldsSource(directories[name], config.rlds_options(name), max_damaged=None)
-        if mixture.by_size and len(mixture.weights) > 1:
-            weight *= scan.scan(dataset).steps
-        component = StreamedComponent(
-            name=name, weight=weight, source=_first(dataset), directory=None, dataset=dataset
-        )
-        components.append(component)
-    return components
-
-
-def _in_split(
-    config: config_lib.DataConfig,
-    components: Sequence[StreamedComponent],
-    request: sampling.Request,
-) -> list[StreamedComponent]:
-    """Leaves the datasets out that have no record in the split.
-
-    Raises:
-        UserError: none has; or one has none to train on.
-    """
-    kept = [
-        component
-        for component in components
-        if any(
-            request.takes(component.dataset.episode_id(shard, index), config.holdout_percent)
-            for shard in component.dataset.info.shards
-            for index in range(shard.num_records)
-        )
-    ]
-    absent = [component.name for component in components if component not in kept]
-    if not kept or (absent and request.train):
-        raise errors.UserError(
-            f"no episode of {', '.join(absent)} is in split {request.split}",
-            f"data.holdout_percent={config.holdout_percent}",
-            "change it, or set eval_batches=0",
-        )
-    return kept
+    dataset = rlds.RldsSource(directory, config.rlds_options(name), max_damaged=None)
+    return StreamedComponent(name=name, source=_first(dataset), directory=None, dataset=dataset)
 
 
 def _first(dataset: rlds.RldsSource) -> pool_lib.EpisodeView:
@@ -289,12 +245,34 @@ class StreamLoader(loader.Loader):
         batch_spec: batch_lib.Batch,
         prepared: components_lib.Prepared,
         request: sampling.Request,
-        streamed: Sequence[StreamedComponent],
     ):
         super().__init__(config, batch_spec, prepared, request)
         self._pipeline["streamed"] = loader.digest(True)
-        self._streamed = streamed
+        self._streamed = self._in_split()
         self._positions: Positions = {}
+
+    def _in_split(self) -> list[StreamedComponent]:
+        """Returns the datasets that have a record in the split.
+
+        Raises:
+            UserError: none has; or one has none to train on.
+        """
+        percent, found = self._config.holdout_percent, []
+        for one in self._components:
+            assert isinstance(one, StreamedComponent)
+            shards = one.dataset.info.shards
+            places = ((shard, index) for shard in shards for index in range(shard.num_records))
+            ids = (one.dataset.episode_id(*place) for place in places)
+            if any(self._request.takes(name, percent) for name in ids):
+                found.append(one)
+        absent = self.kinds.keys() - {one.name for one in found}
+        if not found or (absent and self._request.train):
+            raise errors.UserError(
+                f"no episode of {', '.join(sorted(absent))} is in split {self._request.split}",
+                f"data.holdout_percent={percent}",
+                "change it, or set eval_batches=0",
+            )
+        return found
 
     def first(self, num_batches: int) -> Iterator[batch_lib.Batch]:
         """See `loader.Loader`."""
@@ -307,11 +285,16 @@ class StreamLoader(loader.Loader):
 
     @property
     def num_samples(self) -> int:
-        """Unknown before all is read.
+        """Unknown before all is read; see `use_features`."""
+        return self.use_features("")
 
-        Raises:
-            UserError: always.
-        """
+    def scan(self, spec: batch_lib.JointBatch) -> NoReturn:
+        """See `use_features`."""
+        del spec
+        self.use_features("")
+
+    def use_features(self, path: str | os.PathLike) -> NoReturn:
+        """Raises UserError: features are kept by sample, and a stream does not number them."""
         raise errors.UserError(
             "features of streamed data cannot be kept",
             "cache_features",

@@ -17,7 +17,6 @@ from absl import flags
 from data_pipelines import normalization
 from data_pipelines.formats import image
 from data_pipelines.latents import cache
-from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import mixtures, named_mixtures
 from data_pipelines.open_x import registry
@@ -270,7 +269,8 @@ def run_encode(
     _require(output, "--output")
     components = _open_pixels(config, store)
     data = config_lib.DataConfig.of(config.data)
-    own = components_lib.own_configs(data, components, config.seed)
+    sources = {one.name: one.source.meta(0).source for one in components}
+    own = data.by_dataset(sources, config.seed)
     given = video_layout.LatentFiles(official_latents) if official_latents else None
     start, caches = time.monotonic(), {}
     with processes.joined():
@@ -304,7 +304,7 @@ def _open_pixels(config: Any, store: str) -> list[mixtures.Component]:
         path = pathlib.Path(store)
         config.data.root, config.data.mixture = str(path.parent), path.name
     config.data.latents = ""
-    return mixtures.open_stores(config_lib.DataConfig.of(config.data))
+    return mixtures.open_components(config_lib.DataConfig.of(config.data))
 
 
 def _cache_lines(caches: Mapping[str, Any], output: str) -> str:

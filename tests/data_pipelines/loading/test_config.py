@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common, gfdm, gidm
-from data_pipelines.loading import components, config, mixtures
+from data_pipelines.loading import config, mixtures
 from data_pipelines.sources import rlds_directory, synthetic
 from defi_jax import errors
 
@@ -36,8 +36,9 @@ def _components(*names):
 
 def _own(data, parts, seed=0):
     """The values that data sets may have of their own, by component."""
-    found = components.own_configs(data, parts, seed)
-    return {name: own.own for name, own in found.items()}
+    sources = {one.name: one.source.meta(0).source for one in parts}
+    found = data.by_dataset(sources, seed)
+    return {name: own.rules for name, own in found.items()}
 
 
 def _resolve(*names, seed=0, **changes):
@@ -217,10 +218,10 @@ def test_unknown_and_absent_keys_are_refused():
 
 def test_every_key_says_what_it_decides():
     read = config.DataConfig()
-    assert {*read.own, *read.transforms} <= {f.name for f in dataclasses.fields(read)}
+    assert {*read.rules, *read.transforms} <= {f.name for f in dataclasses.fields(read)}
     assert "image_size" in read.transforms and "workers" not in read.transforms
-    assert set(read.own) == set(config.OWN_KEYS) - set(rlds_directory.KEYS)
-    assert config.DataConfig(cameras=["a", "b"], camera_weights=[1, 2]).own["camera_weights"] == (
+    assert set(read.rules) == set(config.OWN_KEYS) - set(rlds_directory.KEYS)
+    assert config.DataConfig(cameras=["a", "b"], camera_weights=[1, 2]).rules["camera_weights"] == (
         1.0,
         2.0,
     )

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from data_pipelines import episodes
-from data_pipelines.loading import loader, sampling
+from data_pipelines.loading import sampling
 from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
+from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.models.frozen import tokenizers

@@ -3,7 +3,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
-from data_pipelines.loading import config, mixtures, named_mixtures
+from data_pipelines.loading import components, config, mixtures, named_mixtures
 from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
@@ -27,7 +27,9 @@ def _store(directory, *, source="unit", steps=1, embodiment="human", action_dim=
 
 
 def _open(mixture, root):
-    return mixtures.open_stores(config.DataConfig(mixture=mixture, root=str(root), image_size=8))
+    return mixtures.open_components(
+        config.DataConfig(mixture=mixture, root=str(root), image_size=8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_actions_of_one_convention_mix(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     _store(tmp_path / "b", source="bridge_oxe", action_dim=7)
     _store(tmp_path / "video", source="bc_z")  # without actions, so without a say
-    mixtures.check_actions(_open("a,b,video", tmp_path), "here")
+    components._check_meaning(_open("a,b,video", tmp_path), "here")
 
 
 def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
@@ -116,7 +118,7 @@ def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
     _store(tmp_path / "known", source="bridge_dataset", action_dim=7)
 
     def check(text):
-        mixtures.check_actions(_open(text, tmp_path), "data.mixture")
+        components._check_meaning(_open(text, tmp_path), "data.mixture")
 
     check("one,two")
     check("other")
@@ -144,16 +146,16 @@ def test_all_datasets_and_robots_of_a_store_are_checked(tmp_path):
             )
     loaded = _open("both", tmp_path)
     with pytest.raises(errors.UserError, match=r"axis-angle in both \(bc_z, x\)"):
-        mixtures.check_actions(loaded, "data.mixture")
+        components._check_meaning(loaded, "data.mixture")
 
 
 def test_actions_are_those_of_the_robot(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     loaded = _open("synthetic,a", tmp_path)
     for robot in ("widowx250", "google_robot", "nobody knows"):  # the second's units are unknown
-        mixtures.check_robot(loaded, robot)
+        components.check_robot(loaded, robot)
     with pytest.raises(errors.UserError, match=r"actions of a are not those of metaworld_sawyer: "):
-        mixtures.check_robot(loaded, "metaworld_sawyer")
+        components.check_robot(loaded, "metaworld_sawyer")
 
 
 def test_actions_of_other_meaning_are_refused_with_all_differences(tmp_path):
@@ -162,7 +164,7 @@ def test_actions_of_other_meaning_are_refused_with_all_differences(tmp_path):
     _store(tmp_path / "c", embodiment="franka_panda", action_dim=7)  # CALVIN's
     loaded = _open("a,b,c", tmp_path)
     with pytest.raises(errors.UserError) as caught:
-        mixtures.check_actions(loaded, "data.mixture")
+        components._check_meaning(loaded, "data.mixture")
     message = str(caught.value)
     assert "rotation is euler xyz in a, c; axis-angle in b" in message
     assert "gripper is 1 opens, 0 closes in a, b; +1 opens, -1 closes in c" in message

@@ -10,7 +10,7 @@ import pytest
 from configs import common
 from data_pipelines import normalization as normalization_lib
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import loader, named_mixtures, sample_kinds, sampling
+from data_pipelines.loading import loader, mixtures, named_mixtures, sample_kinds, sampling
 from data_pipelines.sources import base, rlds
 from data_pipelines.store import convert
 from data_pipelines.store import reader as store_reader
@@ -426,8 +426,10 @@ def test_weights_of_a_named_mixture_count_steps(root, monkeypatch, tmp_path):
 
 
 def test_root_may_be_the_dataset_itself(root):
-    found = streaming_loader.find_directories("bridge_dataset", str(root / "bridge_dataset"))
-    assert found and streaming_loader.find_directories("bridge_dataset,other", str(root)) == {}
+    inside, names = str(root / "bridge_dataset"), ["bridge_dataset", "other"]
+    assert mixtures.find_records(inside, names).keys() == {"bridge_dataset"}
+    assert mixtures.find_records(str(root), names).keys() == {"bridge_dataset"}
+    assert isinstance(_make(inside), streaming_loader.StreamLoader)
 
 
 def test_what_needs_a_store_says_so(root):

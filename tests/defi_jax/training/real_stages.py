@@ -8,7 +8,7 @@ import importlib
 import os
 import pathlib
 
-from data_pipelines.loading import loader as loader_lib
+from data_pipelines.streaming import loader as loader_lib
 from defi_jax import objectives
 
 HERE = pathlib.Path(__file__).parent

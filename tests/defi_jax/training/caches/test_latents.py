@@ -11,7 +11,8 @@ import real_stages
 
 from data_pipelines.latents import cache, encode
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import loader, mixtures
+from data_pipelines.loading import mixtures
+from data_pipelines.streaming import loader
 from defi_jax import errors, objectives
 from defi_jax.models import svd_vae
 from defi_jax.models.frozen import pretrained
@@ -76,7 +77,7 @@ def _encode(config, root, frozen=None, *, dtype="float32", posterior="mode"):
     encoder = latent_cache.Encoder(
         config, objective, frozen["encoders"], posterior=posterior, frames_per_device=16
     )
-    (component,) = mixtures.open_stores(config_lib.DataConfig.of(config.data))
+    (component,) = mixtures.open_components(config_lib.DataConfig.of(config.data))
     encode.encode(
         component.source,
         root / component.name,
