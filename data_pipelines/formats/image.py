@@ -22,6 +22,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import simplejpeg
+from defi_rollout import pictures
 
 from defi_jax import errors
 
@@ -165,9 +166,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 
 def encode_png(image: np.ndarray) -> bytes:
     """Encodes uint8[H, W, 3] as PNG, lossless."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return pictures.encode_png(image)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

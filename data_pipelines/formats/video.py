@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fractions
-import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ import av.container
 import av.error
 import numpy as np
 from av.stream import Disposition
+from defi_rollout import pictures
 
 from data_pipelines.formats import containers
 from data_pipelines.formats import display as display_lib
@@ -167,46 +167,6 @@ def _video_stream(
     return stream, len(found) == 1
 
 
-# ---- writing ----
-
-
 def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes H.264 in mp4, the combination that every browser plays; replaces `path` at once.
-
-    Args:
-        path: file to write; its directory exists.
-        frames: uint8[H, W, 3] each, of one size. Odd sizes gain one repeated row or column, because
-            the codec halves the chroma.
-        fps: frames per second.
-
-    Raises:
-        ValueError: there are no frames.
-    """
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError("write_video needs at least one frame")
-    height, width = (side + side % 2 for side in first.shape[:2])
-
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        _encode_h264(partial, itertools.chain([first], frames), (height, width), fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _encode_h264(
-    path: pathlib.Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float
-) -> None:
-    height, width = size
-    rate = fractions.Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for image in frames:
-            pad = ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0))
-            frame = av.VideoFrame.from_ndarray(np.pad(image, pad, mode="edge"), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    """Writes H.264 in mp4; see `pictures.encode_mp4`."""
+    pathlib.Path(path).write_bytes(pictures.encode_mp4(frames, fps))

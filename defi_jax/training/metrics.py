@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import av
 import numpy as np
+from defi_rollout import pictures
 from etils import epath
-from PIL import Image
 
 from defi_jax import errors, processes
 
@@ -81,10 +80,11 @@ class MetricWriter:
         if not self._active:
             return
         for name, image in images.items():
-            self._write_bytes(f"{split}_{name}_{step:08d}.png", encode_png(image))
+            self._write_bytes(f"{split}_{name}_{step:08d}.png", pictures.encode_png(image))
         for name, video in videos.items():
-            self._write_bytes(f"{split}_{name}_{step:08d}.gif", encode_gif(video, _VIDEO_FPS))
-            self._write_bytes(f"{split}_{name}_{step:08d}.mp4", encode_mp4(video, _VIDEO_FPS))
+            film = f"{split}_{name}_{step:08d}"
+            self._write_bytes(f"{film}.gif", pictures.encode_animation(video, _VIDEO_FPS))
+            self._write_bytes(f"{film}.mp4", pictures.encode_mp4(video, _VIDEO_FPS))
         for sink in self._sinks:
             sink.media(step, split, images, videos)
 
@@ -207,47 +207,12 @@ class _Wandb:
     def media(self, step: int, split: str, images: Mapping, videos: Mapping) -> None:
         shown = {f"{split}/{name}": self._wandb.Image(image) for name, image in images.items()}
         for name, video in videos.items():
-            gif = io.BytesIO(encode_gif(video, _VIDEO_FPS))
+            gif = io.BytesIO(pictures.encode_animation(video, _VIDEO_FPS))
             shown[f"{split}/{name}"] = self._wandb.Video(gif, format="gif")
         self._run.log(shown, step=step)
 
     def close(self) -> None:
         self._run.finish()
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """uint8[H, W, 3] to PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def encode_gif(video: np.ndarray, fps: float) -> bytes:
-    """uint8[T, H, W, 3] to an endless GIF."""
-    frames, buffer = [Image.fromarray(frame) for frame in video], io.BytesIO()
-    frames[0].save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 / fps),
-        loop=0,
-    )
-    return buffer.getvalue()
-
-
-def encode_mp4(video: np.ndarray, fps: int) -> bytes:
-    """uint8[T, H, W, 3] to H.264; odd sizes lose a row or column, as 4:2:0 needs even ones."""
-    buffer = io.BytesIO()
-    height, width = (size // 2 * 2 for size in video.shape[1:3])
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for image in video:
-            cropped = np.ascontiguousarray(image[:height, :width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(cropped, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
 
 
 def format_seconds(seconds: float) -> str:

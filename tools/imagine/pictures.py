@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Sequence
 
 import numpy as np
-import PIL.Image
+from defi_rollout import pictures
 
-from data_pipelines.formats import contact_sheet, video
+from data_pipelines.formats import contact_sheet
 from data_pipelines.formats import image as image_lib
 from data_pipelines.transforms import frame
 from defi_jax import errors
@@ -119,8 +119,8 @@ def write(
             f"output cannot be made ({error.strerror})", output, "choose another --output"
         ) from error
     try:
-        video.write_video(building / FILES["video"], film, fps)
-        _write_gif(building / FILES["animation"], film, fps)
+        (building / FILES["video"]).write_bytes(pictures.encode_mp4(film, fps))
+        (building / FILES["animation"]).write_bytes(pictures.encode_animation(film, fps))
         sheet = _captioned(_sheet(given, futures, seeds), caption)
         (building / FILES["sheet"]).write_bytes(image_lib.encode_png(sheet))
         building.chmod(0o755)  # mkdtemp makes private ones
@@ -152,10 +152,3 @@ def _sheet(given: np.ndarray, futures: np.ndarray, seeds: Sequence[int]) -> np.n
 
 def _captioned(picture: np.ndarray, caption: str) -> np.ndarray:
     return np.concatenate([contact_sheet.text_strip(caption, picture.shape[1]), picture])
-
-
-def _write_gif(path: pathlib.Path, film: Sequence[np.ndarray], fps: float) -> None:
-    images = [PIL.Image.fromarray(picture) for picture in film]
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-    )

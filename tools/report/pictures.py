@@ -5,13 +5,12 @@ Legend: T frames, H W image size, C colour channels.
 
 import base64
 import dataclasses
-import io
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from defi_rollout import pictures
 
 from defi_jax import errors
 from tools.report import files as files_lib
@@ -166,18 +165,13 @@ def _sheet(path: pathlib.Path) -> str:
 
 
 def _webp(image: np.ndarray) -> str:
-    return _encode([PIL.Image.fromarray(image)])
+    return _animation(image[None])
 
 
 def _animation(frames: np.ndarray) -> str:
-    return _encode([PIL.Image.fromarray(frame) for frame in frames])
-
-
-def _encode(images: Sequence[PIL.Image.Image]) -> str:
-    buffer = io.BytesIO()
-    more = {"save_all": True, "append_images": images[1:], "duration": _MILLISECONDS, "loop": 0}
-    images[0].save(buffer, "WEBP", quality=_QUALITY, **(more if len(images) > 1 else {}))
-    return _data_uri("image/webp", buffer.getvalue())
+    fps = 1000 / _MILLISECONDS
+    data = pictures.encode_animation(frames, fps, "WEBP", quality=_QUALITY)
+    return _data_uri("image/webp", data)
 
 
 def _film(path: pathlib.Path) -> str:

@@ -63,7 +63,7 @@ def _shows(sheet, frame, factor):
 
 
 def test_nothing_is_left_of_a_failure(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(pictures, "_write_gif", lambda *args: 1 / 0)
+    monkeypatch.setattr(pictures.pictures, "encode_animation", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _write(tmp_path / "out", drawn)
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from defi_rollout import pictures
 
 from defi_jax.checkpoints import manager, train_state
 from defi_jax.training import metrics
@@ -189,7 +190,7 @@ def _write_evaluation(folder: pathlib.Path) -> None:
     (folder / "videos").mkdir(parents=True)
     for episode in standard_rows() + language_rows():
         if episode["video"]:
-            (folder / episode["video"]).write_bytes(metrics.encode_mp4(clip(2), 4))
+            (folder / episode["video"]).write_bytes(pictures.encode_mp4(clip(2), 4))
     results = {
         "protocol": {"name": "metaworld", "version": "1", "sha256": "c0ffee" * 10},
         "bundle_sha256": "beef" * 16,

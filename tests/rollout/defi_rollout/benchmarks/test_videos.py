@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from defi_rollout import pictures
 from defi_rollout.benchmarks import videos
 
 FRAMES = [np.full((10, 13, 3), 20 * i, np.uint8) for i in range(6)]
@@ -17,7 +18,7 @@ def test_mp4_has_every_frame_enlarged(tmp_path):
 
 def test_gif_without_an_mp4_encoder(tmp_path, monkeypatch):
     image = pytest.importorskip("PIL.Image")
-    monkeypatch.setattr(videos, "_CODECS", ())
+    monkeypatch.setattr(pictures, "_MP4_CODECS", ())
     name = videos.write_video(tmp_path, "a-0", FRAMES, 10.0)
     assert name == "videos/a-0.gif"
     assert image.open(tmp_path / name).n_frames == 6
