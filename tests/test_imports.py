@@ -41,7 +41,7 @@ FLOORS = {
         "loading",
         "streaming",
     ),
-    "tools": ("data demo imagine plan report",),
+    "tools": ("data demo imagine plan", "report"),
 }
 
 # Of another package of ours, each may import these rooms; None stands for all.

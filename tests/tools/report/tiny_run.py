@@ -128,7 +128,7 @@ def write(root: pathlib.Path) -> pathlib.Path:
 
 def _write_stage(workdir: pathlib.Path, stage: str) -> None:
     workdir.mkdir()
-    data = {"num_frames": FRAMES, "image_size": SIDE}
+    data = {"num_frames": FRAMES, "image_size": SIDE, "frame_stride": 10}
     config = {"preset": "tiny", "seed": 7, "global_batch": 16, "data": data}
     (workdir / "config.json").write_text(json.dumps(config))
     lines = [
