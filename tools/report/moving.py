@@ -75,7 +75,7 @@ def _read(path: pathlib.Path) -> list[np.ndarray]:
     try:
         with av.open(str(path)) as container:
             return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise errors.DataError(
             f"film cannot be read ({error})", str(path), "evaluate again"
         ) from error
