@@ -10,7 +10,12 @@ DEMO_VIDEO ?=
 # Such as --episodes=10 --steps=20 --rollouts=1, to see the road in minutes
 DEMO_FLAGS ?=
 
-.PHONY: demo test test-fast test-beam lint setup clean
+# Folder of a checkout of dlimp, to compare with it live as well: DLIMP=DIR
+DLIMP ?=
+TENSORFLOW_TESTS := tests/data_pipelines/open_x tests/data_pipelines/sources/test_dlimp_dataset.py \
+	tests/data_pipelines/sources/test_rlds.py tests/data_pipelines/store/test_export.py
+
+.PHONY: demo test test-fast test-beam test-tensorflow lint setup clean
 
 demo: setup
 	$(BIN)/python launch/demo.py --output=$(RUN) --video="$(DEMO_VIDEO)" $(DEMO_FLAGS)
@@ -27,6 +32,11 @@ test-beam:
 	$(VENV)-beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt
 	PYTHONPATH=.:rollout $(VENV)-beam/bin/python -m pytest tests/data_pipelines/store/test_beam.py
 
+# Reading and writing beside the real library, in an environment of its own.
+test-tensorflow: $(VENV)-tensorflow/setup.json
+	CUDA_VISIBLE_DEVICES= TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$(DLIMP)" \
+		$(VENV)-tensorflow/bin/python -m pytest $(TENSORFLOW_TESTS)
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
@@ -35,5 +45,8 @@ setup: $(VENV)/setup.json
 $(VENV)/setup.json: requirements.txt requirements-dev.txt pyproject.toml rollout/pyproject.toml launch/setup.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash launch/setup.sh
 
+$(VENV)-tensorflow/setup.json: requirements-tensorflow.txt requirements.txt requirements-dev.txt launch/setup.sh
+	PYTHON=$(PYTHON) VENV=$(VENV)-tensorflow EXTRA=requirements-tensorflow.txt bash launch/setup.sh
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-tensorflow runs

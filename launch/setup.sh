@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the virtual environment $VENV with all pinned packages, and software OpenGL where it lacks.
+# Makes the virtual environment $VENV with all pinned packages, and those of the file $EXTRA, and
+# software OpenGL where it lacks.
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
@@ -34,7 +35,7 @@ fi
 
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-  -r requirements.txt -r requirements-dev.txt
+  -r requirements.txt -r requirements-dev.txt ${EXTRA:+-r "$EXTRA"}
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
   --no-build-isolation -e . -e rollout
 echo "{\"setup_seconds\": $(($(date +%s) - start))}" >"$VENV/setup.json"

@@ -18,6 +18,9 @@ STANDARDS = {
         ),
         states=(_STATE[:7], _STATE[34:]),
         convention=embodiment.end_effector(),
-        doubts=("shapes: inferred from the reference, not seen in a description",),
+        doubts=(
+            "motion and gripper: velocities by the data set's own builder, though the registry "
+            "calls them deltas and a command",
+        ),
     )
 }

@@ -18,8 +18,7 @@ STANDARDS = {
         ),
         doubts=(
             "rotation: the only angle stands where others have roll",
-            "gripper: left as stored, polarity not documented",
-            "shapes: from RoboNet's documents, not seen in this copy",
+            "gripper: left as stored, by the builder 1 above the middle of its range, else -1",
         ),
     )
 }

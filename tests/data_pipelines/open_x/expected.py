@@ -9,7 +9,22 @@ Step2_GIDM/datasets/rlds/oxe) on made-up trajectories of the published shapes. W
 Ego4D's seven zeros are no actions; MVP and RPT fail in the reference for want of an axis.
 """
 
+import re
 from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.open_x import gripper, rotation
+
+ALIASES = {"bridge": "bridge_oxe", "fmb_dataset": "fmb", "robo_set": "roboset"}
+_FUNCTIONS = {
+    "clip": gripper.clip,
+    "invert": gripper.invert,
+    "hold": gripper.relative_to_absolute,
+    "binarize": gripper.binarize,
+    "euler": rotation.euler_of_quaternion,
+}
+_SHORT = {"A": "action", "S": "observation/state", "G": "action/gripper_closedness_action"}
 
 
 class Row(NamedTuple):
@@ -168,3 +183,25 @@ ROWS = {
     "libero_10_no_noops_quad": _LIBERO,
     "libero_combined": _LIBERO,
 }
+
+
+def evaluate(notation: str, steps: dict) -> np.ndarray:
+    """Returns the columns of a notation, float32[T, k], of raw field -> T values."""
+    notation = re.sub(r"\bM\b", "action/world_vector action/rotation_delta", notation)
+    found = [_token(token, steps) for token in notation.split()]
+    return np.concatenate(found, axis=1)
+
+
+def _token(token: str, steps: dict) -> np.ndarray:
+    if match := re.fullmatch(r"(\w+)\((.*)\)", token):
+        return _FUNCTIONS[match[1]](_token(match[2], steps))
+    if match := re.fullmatch(r"([01])\*(\d)", token):
+        num_steps = len(next(iter(steps.values())))
+        return np.full((num_steps, int(match[2])), float(match[1]), np.float32)
+    if token == "moved":  # of Bridge: reached motion, the last row is dropped with its step
+        return np.diff(steps["observation/state"], axis=0, append=0)[:, :6]
+    name, start, stop = re.fullmatch(r"([\w./]+)(?:\[(\d+):(\d+)\])?", token).groups()
+    values = steps[_SHORT.get(name, name.replace("o.", "observation/"))]
+    values = values.reshape(len(values), -1).astype(np.float32)
+    assert stop is None or int(stop) <= values.shape[1]
+    return values if stop is None else values[:, int(start) : int(stop)]
