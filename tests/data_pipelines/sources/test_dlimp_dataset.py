@@ -1,12 +1,16 @@
+import base64
+import json
 import pathlib
+import zlib
 
 import numpy as np
 import pytest
 
 from data_pipelines.formats import image
 from data_pipelines.sources import dlimp as dlimp_lib
-from data_pipelines.sources import dlimp_dataset, rlds
+from data_pipelines.sources import dlimp_dataset, rlds, rlds_directory
 
+FIXTURE = pathlib.Path(__file__).parents[2] / "fixtures" / "dlimp"
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
 
 
@@ -75,6 +79,63 @@ def test_frames_are_no_trajectories(directory):
         frames.traj_map(lambda t: t)
     with pytest.raises(ValueError, match="flatten twice"):
         frames.flatten()
+
+
+# ---- as recorded from dlimp ----
+
+
+def _recorded() -> dict:
+    """See `fixtures/make_dlimp.py`."""
+    return json.loads((FIXTURE / "golden.json").read_text())
+
+
+def _value(leaf: dict) -> np.ndarray:
+    if "bytes" not in leaf:
+        return np.array(leaf["values"], leaf["dtype"])
+    found = np.empty(len(leaf["bytes"]), object)
+    found[:] = [base64.b64decode(text) for text in leaf["bytes"]]
+    return found.reshape(leaf["shape"])
+
+
+def _as_ours(name: str, leaf: dict) -> np.ndarray:
+    """A recorded leaf with the two documented differences taken away."""
+    value = _value(leaf)
+    if name == "observation/packed":
+        inflated = [np.frombuffer(zlib.decompress(one), np.float32) for one in value.ravel()]
+        return np.stack(inflated).reshape(*value.shape, -1)
+    if name.endswith("extrinsics"):  # number after number, each repeated at every step
+        return value.reshape(4, -1).T.reshape(-1, 2, 2)
+    return value
+
+
+def _assert_recorded(kind: str, found) -> None:
+    for recorded, tree in zip(_recorded()[kind], found, strict=True):
+        leaves = dict(dlimp_dataset.leaves(tree))
+        assert leaves.keys() == recorded.keys()
+        for name, leaf in recorded.items():
+            wanted, ours = _as_ours(name, leaf), np.asarray(leaves[name])
+            if isinstance(leaves[name], bytes):
+                ours = np.array(leaves[name], object)
+            assert wanted.dtype == ours.dtype and wanted.shape == ours.shape, name
+            np.testing.assert_array_equal(wanted, ours, err_msg=name)
+
+
+def test_trajectories_are_those_recorded_from_dlimp():
+    assert len(_recorded()["dlimp"]) == 40  # the commit
+    _assert_recorded("trajectories", _open(FIXTURE / "tiny"))
+
+
+def test_frames_are_those_recorded_from_dlimp():
+    def without_arrays(trajectory):
+        del trajectory["traj_metadata"]["episode_metadata"]["extrinsics"]
+        return trajectory
+
+    def add_sum(frame):
+        return {"sum": frame["action"]["world_vector"].sum(), "place": frame["_frame_index"]}
+
+    whole = _open(FIXTURE / "tiny").traj_map(without_arrays)
+    _assert_recorded("sums", whole.frame_map(add_sum))
+    _assert_recorded("frames", whole.flatten())
 
 
 # ---- beside dlimp ----
