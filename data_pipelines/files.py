@@ -1,4 +1,4 @@
-"""Digests that tell whether a dataset and the rules for reading it are still the same.
+"""Digests that tell whether the files of a dataset are still the same.
 
 Reading terabytes to know that they have not changed would cost as much as converting them. A file
 counts by its name, its size and its last bytes, which are all of a small text and the checksum of
@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
-import functools
 import hashlib
-import inspect
 import json
 import os
 import pathlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -45,18 +41,6 @@ def digest_files(root: epath.PathLike, paths: Iterable[epath.PathLike]) -> str:
     return digest([[name, *fact] for name, fact in zip(names, facts, strict=True)])
 
 
-def digest_rules(rules: Any) -> str:
-    """Digest of a value made of dataclasses, containers and functions, with the functions' code.
-
-    A function counts with its own code, what it encloses, and the module that it stands in.
-    """
-    functions = list(_functions(rules))
-    modules = {inspect.getsource(module) for module in map(inspect.getmodule, functions) if module}
-    own = [[inspect.getsource(function), repr(_enclosed(function))] for function in functions]
-    named = re.sub(r" at 0x[0-9a-f]+", "", json.dumps([repr(rules), own]))
-    return digest([named, sorted(modules)])
-
-
 def _facts(path: str) -> list[Any]:
     try:
         size = epath.Path(path).stat().length
@@ -65,26 +49,6 @@ def _facts(path: str) -> list[Any]:
             return [size, hashlib.sha256(file.read()).hexdigest()]
     except FileNotFoundError:
         return []
-
-
-def _enclosed(function: Any) -> list[Any]:
-    return [cell.cell_contents for cell in function.__closure__ or ()]
-
-
-def _functions(value: Any) -> Iterator[Callable[..., Any]]:
-    if inspect.isfunction(value):
-        yield value
-        inner = _enclosed(value)
-    elif isinstance(value, functools.partial):
-        inner = [value.func, value.args, value.keywords]
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    elif isinstance(value, Mapping):
-        inner = list(value.values())
-    else:
-        inner = list(value) if isinstance(value, list | tuple) else []
-    for item in inner:
-        yield from _functions(item)
 
 
 def make_directory(directory: pathlib.Path) -> None:

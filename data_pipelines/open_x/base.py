@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +79,8 @@ class Standard:
         pair_offset: smallest and largest number of steps between the frames of a GIDM pair
             (official Step2_GIDM/datasets/rlds/dataset.py:359-367; the window less one).
         doubts: conventions of the dataset that look wrong or that nobody has checked.
+        version: of all the above; whoever changes what the episodes of the same files become
+            raises it, so that no store or stream mixes both.
     """
 
     robot: str
@@ -93,10 +96,17 @@ class Standard:
     success_flag: str = ""
     pair_offset: tuple[int, int] = DEFAULT_OFFSET
     doubts: tuple[str, ...] = ()
+    version: int = 1
 
     def __post_init__(self):
         if (self.actions is None) != (self.convention is None):
             raise ValueError("actions and their convention come together")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What stores and streams keep of it; columns and functions count by the version."""
+        kept = ("version", "robot", "control_hz", "language", "success_flag")
+        return {name: getattr(self, name) for name in kept} | {"cameras": dict(self.cameras)}
 
     @property
     def fields(self) -> dict[str, Field]:

@@ -14,6 +14,19 @@ from typing import Any, Protocol
 from data_pipelines import episodes
 from data_pipelines.sources import workers as workers_lib
 
+# Of each kind of reader. Raise the number of one that makes other episodes of the same files, and
+# record what it makes now (tests/fixtures/make_versions.py): stores and streams that were begun
+# under another number are refused.
+READER_VERSIONS = {
+    "calvin": 1,
+    "captioned folder": 1,
+    "ego4d": 1,
+    "epic_kitchens": 1,
+    "lerobot": 1,
+    "official video layout": 1,
+    "rlds": 1,
+}
+
 
 class Source(Protocol):
     """A raw dataset on disk.
@@ -43,10 +56,15 @@ class Source(Protocol):
 def recipe(source: Source) -> dict[str, Any]:
     """Returns how a source chose and made its episodes; {} where nothing was chosen.
 
+    "reader" is the version of its kind.
+
     Its "left_out" is a list of texts for the summary, one for each kind of thing that is not read:
     "split validation: ...", "camera depth: ..."; its "notes" are others for the summary.
     """
-    return dict(getattr(source, "recipe", {}))
+    found = dict(getattr(source, "recipe", {}))
+    if found.get("kind") in READER_VERSIONS:
+        found["reader"] = READER_VERSIONS[found["kind"]]
+    return found
 
 
 class Tally:

@@ -161,7 +161,7 @@ class RldsSource:
 
     @functools.cached_property
     def recipe(self) -> Mapping[str, Any]:
-        """What decides the episodes: the files and the standardisation, by their digests."""
+        """What decides the episodes: the digest of the files, the version of the standard."""
         directory = self.info.directory
         paths = [directory / "dataset_info.json", directory / "features.json"]
         paths += [shard.path for shard in self.info.shards]
@@ -170,7 +170,7 @@ class RldsSource:
             "version": self.info.version,
             "splits": list(dict.fromkeys(shard.split for shard in self.info.shards)),
             "files": files.digest_files(directory, paths),
-            "rules": files.digest_rules(self.standard),
+            "standard": self.standard.recipe,
             **({"left_out": list(self.info.left_out)} if self.info.left_out else {}),
         }
 

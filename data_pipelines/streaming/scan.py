@@ -38,7 +38,7 @@ class Scan:
 
 def digest(dataset: rlds.RldsSource) -> str:
     """Identifies a dataset's files and how they are standardised."""
-    return files.digest([dataset.name, dict(dataset.recipe)])
+    return files.digest([dataset.name, base.recipe(dataset)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,22 +1,6 @@
-import dataclasses
-import functools
-
 import pytest
 
 from data_pipelines import files
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rules:
-    finish: object
-
-
-def _times(factor: int):
-    return lambda value: value * factor
-
-
-def _wrapped(value):
-    return value
 
 
 @pytest.mark.parametrize(
@@ -42,16 +26,3 @@ def test_files_count_by_name_size_and_last_bytes(tmp_path, change):
     assert digest(moved) == before
     change(moved)
     assert digest(moved) != before
-
-
-def test_rules_count_by_their_code_and_what_it_encloses():
-    different = [
-        lambda value: value + 1,
-        lambda value: value + 2,
-        _times(2),
-        _times(3),
-        functools.partial(_wrapped, 1),
-    ]
-    digests = {files.digest_rules(_Rules({"a": (function,)})) for function in different}
-    assert len(digests) == len(different)
-    assert files.digest_rules(_Rules(_times(2))) == files.digest_rules(_Rules(_times(2)))

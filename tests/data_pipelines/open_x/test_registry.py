@@ -1,73 +1,20 @@
 import pathlib
-import re
-import zlib
 
 import numpy as np
 import pytest
 
-from data_pipelines.open_x import base, columns, gripper, registry, rotation, table
+from data_pipelines.open_x import columns, registry, table
 from defi_jax import errors
 from tests.data_pipelines.open_x import expected
+from tests.fixtures import make_versions
 
-STEPS = 12
+STEPS = make_versions.STEPS
 ROOT = pathlib.Path(__file__).parents[3]
-ALIASES = {"bridge", "fmb_dataset", "robo_set"}
 NATURAL = "observation/natural_language_instruction"
-
-_FUNCTIONS = {
-    "clip": gripper.clip,
-    "invert": gripper.invert,
-    "hold": gripper.relative_to_absolute,
-    "binarize": gripper.binarize,
-    "euler": rotation.euler_of_quaternion,
-}
-_SHORT = {"A": "action", "S": "observation/state", "G": "action/gripper_closedness_action"}
-
-
-def _raw_steps(standard: base.Standard) -> dict:
-    """Numbers between -1 (or 0, where the documented range starts there) and 1, in its shapes."""
-    low = {}
-    for part in (*(standard.actions or ()), *(standard.states or ())):
-        if isinstance(part, columns.Column):
-            low[part.name] = max(low.get(part.name, -1.0), 0.0 if part.low >= 0 else -1.0)
-    steps = {}
-    for name, field in standard.fields.items():
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        if field.kind == "image":
-            steps[name] = [b"image"] * STEPS
-        elif field.kind == "text":
-            steps[name] = ["drück den Knopf ".encode()] * STEPS
-        elif field.dtype in ("int32", "int64", "bool"):
-            steps[name] = rng.integers(0, 2, (STEPS, *field.shape)).astype(field.dtype)
-        else:
-            dtype = "float32" if field.dtype == "any" else field.dtype
-            steps[name] = rng.uniform(low[name], 1, (STEPS, *field.shape)).astype(dtype)
-    return steps
-
-
-def _evaluate(notation: str, steps: dict) -> np.ndarray:
-    """Columns of the notation of `expected`."""
-    notation = re.sub(r"\bM\b", "action/world_vector action/rotation_delta", notation)
-    found = [_token(token, steps) for token in notation.split()]
-    return np.concatenate(found, axis=1)
-
-
-def _token(token: str, steps: dict) -> np.ndarray:
-    if match := re.fullmatch(r"(\w+)\((.*)\)", token):
-        return _FUNCTIONS[match[1]](_token(match[2], steps))
-    if match := re.fullmatch(r"([01])\*(\d)", token):
-        return np.full((STEPS, int(match[2])), float(match[1]), np.float32)
-    if token == "moved":  # of Bridge: reached motion, the last row is dropped with its step
-        return np.diff(steps["observation/state"], axis=0, append=0)[:, :6]
-    name, start, stop = re.fullmatch(r"([\w./]+)(?:\[(\d+):(\d+)\])?", token).groups()
-    values = steps[_SHORT.get(name, name.replace("o.", "observation/"))]
-    values = values.reshape(STEPS, -1).astype(np.float32)
-    assert stop is None or int(stop) <= values.shape[1]
-    return values if stop is None else values[:, int(start) : int(stop)]
 
 
 def test_all_datasets_are_registered():
-    assert set(registry.standards()) == set(expected.ROWS) | ALIASES
+    assert set(registry.standards()) == set(expected.ROWS) | set(expected.ALIASES)
     assert len(expected.ROWS) == 81
 
 
@@ -78,7 +25,7 @@ def test_every_dataset_becomes_what_the_table_says(name):
     wanted = [None if view == "-" else f"observation/{view}" for view in row.views.split()]
     assert views == wanted
 
-    steps = _raw_steps(standard)
+    steps = make_versions.raw_steps(standard)
     trajectory = standard.standardize(steps)
     assert len(trajectory.kept) == STEPS - row.dropped
     kept = slice(trajectory.kept.start, trajectory.kept.stop)
@@ -90,7 +37,9 @@ def test_every_dataset_becomes_what_the_table_says(name):
             assert found is None
             continue
         assert found.shape == (STEPS - row.dropped, width) and found.dtype == np.float32
-        np.testing.assert_allclose(found, _evaluate(notation, steps)[kept], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            found, expected.evaluate(notation, steps)[kept], rtol=0, atol=1e-6
+        )
     if standard.convention is not None:
         assert len(standard.convention.action_names) == row.action_dim
 
@@ -145,7 +94,7 @@ def test_pair_offsets_follow_the_official_windows():
 
 def test_language_table_texts_end_at_the_first_zero():
     standard = registry.find("language_table")
-    steps = _raw_steps(standard)
+    steps = make_versions.raw_steps(standard)
     points = np.zeros((STEPS, 512), np.int32)
     text = "schieb den grünen Würfel"
     points[:, : len(text)] = [ord(letter) for letter in text]
@@ -158,7 +107,7 @@ def test_language_table_texts_end_at_the_first_zero():
 
 def test_values_outside_of_the_documented_range_name_the_field():
     standard = registry.find("viola")
-    steps = _raw_steps(standard)
+    steps = make_versions.raw_steps(standard)
     steps["action/gripper_closedness_action"] = steps["action/gripper_closedness_action"] * 255
     with pytest.raises(columns.SurpriseError, match=r"closedness_action' .*documents -1 to 1"):
         standard.standardize(steps)

@@ -201,7 +201,7 @@ def test_scan_is_made_anew_for_other_content_or_rules(root, write_rlds, monkeypa
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")  # as many records and bytes
     assert scan.known_steps(rlds.RldsSource(root / "bridge_dataset")) == 0
     same, other = (rlds.RldsSource(root / "bridge_dataset") for _ in range(2))
-    changed = dataclasses.replace(source.standard, finish=lambda trajectory: trajectory)
+    changed = dataclasses.replace(source.standard, version=source.standard.version + 1)
     monkeypatch.setattr(other, "standard", changed)
     assert scan.digest(other) != scan.digest(same)
 
