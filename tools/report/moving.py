@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import av
+import av.error
 import numpy as np
+from defi_rollout import pictures as encoder
 
 from data_pipelines.formats import contact_sheet
 from data_pipelines.formats import image as image_lib
 from defi_jax import errors
-from defi_jax.training import metrics
 from tools.imagine import model as model_lib
 from tools.imagine import pictures
 from tools.report import files as files_lib
@@ -99,7 +100,7 @@ def _animate(cells: Sequence[Sequence[np.ndarray]], labels: Sequence[str], colum
         ]
     )
     for step in (1, 2, 4, 8, 16):
-        gif = metrics.encode_gif(moments[::step], _FPS / step)
+        gif = encoder.encode_animation(moments[::step], _FPS / step)
         if len(gif) <= MAX_BYTES:
             return gif
     raise errors.UserError(f"{len(cells)} films are too many", "the run", "evaluate fewer tasks")
