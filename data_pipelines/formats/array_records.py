@@ -36,7 +36,6 @@ def salvage_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes |
             path.copy(local)
         try:
             reader = array_record_module.ArrayRecordReader(str(local), READER_OPTIONS)
-            stack.callback(reader.close)
             count = reader.num_records()
         except (RuntimeError, ValueError) as error:
             text = f"ArrayRecord file cannot be read ({error})"

@@ -134,7 +134,7 @@ class _Stream:
         self._shares = weights / weights.sum()
         self._names = [component.name for component in components]
         self._pools = {
-            one.name: self._pool(one, positions, int((max_mib << 20) * share))
+            one.name: self._pool(one, positions, max_mib << 20, share)
             for one, share in zip(components, self._shares, strict=True)
         }
 
@@ -152,7 +152,7 @@ class _Stream:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _pool(
-        self, component: StreamedComponent, positions: Positions, max_bytes: int
+        self, component: StreamedComponent, positions: Positions, max_bytes: int, share: float
     ) -> pool_lib.Pool:
         request, kind = self._sampling.request, self._sampling.kinds[component.name]
 
@@ -170,7 +170,8 @@ class _Stream:
             ),
             start=positions.get(component.name, pool_lib.Position(0, 0)),
             count_samples=count_samples,
-            max_bytes=max_bytes,
+            max_bytes=int(max_bytes * share),
+            batch_samples=share * request.local_batch,
             cameras=kind.config.cameras,
             report=lambda reject: self._replaced.add(component.name, reject.item, reject.reason),
         )

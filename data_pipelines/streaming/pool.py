@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
@@ -171,6 +172,7 @@ class Pool:
         start: where to begin.
         count_samples: an episode -> its number of samples, 0 for one that cannot be used.
         max_bytes: of the frames in the pool, one episode at least.
+        batch_samples: that a batch takes; a pool of fewer episodes says so once; 0 for silence.
         cameras: whose frames are kept.
         report: what to do with an episode that is unusable.
     """
@@ -183,6 +185,7 @@ class Pool:
         start: Position,
         count_samples: Callable[[EpisodeView], int],
         max_bytes: int,
+        batch_samples: float = 0,
         cameras: Sequence[str],
         report: Callable[[episodes.Reject], None],
     ):
@@ -191,6 +194,7 @@ class Pool:
         self._count_samples, self._report = count_samples, report
         self._last_reject: episodes.Reject | None = None
         self._max_bytes, self._cameras = max_bytes, cameras
+        self._batch_samples = batch_samples
         self._samples: list[tuple[EpisodeView, int]] = []  # not drawn yet
         self._left: collections.Counter[EpisodeView] = collections.Counter()  # of each episode
         self._bytes = 0
@@ -205,6 +209,7 @@ class Pool:
         self._fill()
         if not self._samples:
             self._next_epoch()
+        self._warn_if_small()
         chosen = int(rng.integers(len(self._samples)))
         self._samples[chosen], self._samples[-1] = self._samples[-1], self._samples[chosen]
         view, sample = self._samples.pop()
@@ -213,6 +218,21 @@ class Pool:
             del self._left[view]
             self._bytes -= view.num_bytes
         return view, sample
+
+    def _warn_if_small(self) -> None:
+        """Says at the start that a batch's samples come from few episodes."""
+        if len(self._left) < self._batch_samples:
+            is_full = self._bytes >= self._max_bytes
+            logging.warning(
+                "%s: the pool holds %d episodes (%s) and a batch takes %.3g samples of it, so that "
+                "some are of the same episode; %s",
+                self._source.name,
+                len(self._left),
+                f"{self._bytes / 2**20:.1f} MiB",
+                self._batch_samples,
+                "raise data.stream_mib" if is_full else "these are all that the split has",
+            )
+        self._batch_samples = 0
 
     def _next_epoch(self) -> None:
         for _ in range(2):  # the first may have begun behind the last usable record
