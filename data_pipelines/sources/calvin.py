@@ -116,12 +116,7 @@ def open_source(
         UserError: no such directory or split, no annotation, or frames are to be left out.
         DataError: annotations or recordings of all splits are damaged.
     """
-    if options.leaves_out_frames:
-        raise errors.UserError(
-            "leaving out frames would tear frames and actions apart",
-            "--every, --sample_fps",
-            "use neither",
-        )
+    options.check_keeps_frames()
     folders = _split_folders(pathlib.Path(directory), splits)
     find = functools.partial(_annotated, language=language) if part == "language" else _play
     segments, files, failures = [], [], {}

@@ -57,8 +57,7 @@ def open_source(
         embodiment: of the episodes; "" for the `robot_type` of the dataset.
         primary: camera that becomes "static": the end of its name; "" where there is only one.
         wrist: camera that becomes "gripper", likewise; "" for none.
-        subtasks: episodes with several tasks are cut at the changes, or the first is the text of
-            the whole episode.
+        subtasks: an episode of several tasks is cut at the changes, or has its first one's text.
         splits: of `info.json`; None for all episodes.
         options: how frames are stored.
         workers: how episodes are read.
@@ -67,12 +66,7 @@ def open_source(
         UserError: no such dataset, unknown version, camera or split, or frames are to be left out.
         DataError: the description is damaged, or contradicts itself or the files.
     """
-    if options.leaves_out_frames:
-        raise errors.UserError(
-            "leaving out frames would tear frames and actions apart",
-            "--every, --sample_fps",
-            "use neither",
-        )
+    options.check_keeps_frames()
     info = tables.load_info(pathlib.Path(directory), primary, wrist)
     robot = embodiment or info.content.get("robot_type") or "robot"
     try:
@@ -90,19 +84,11 @@ def open_source(
     ]
     readable = [one for one in chosen if one.index not in failures]
     pieces = [piece for one in readable for piece in _by_task(one, runs[one.index], subtasks)]
-    features = info.content["features"]
-    recipe = {
-        "kind": "lerobot",
-        "version": info.version,
-        "robot_type": info.content.get("robot_type"),
-        "cameras": dict(info.cameras),
-        "names": {column: features[column].get("names") for column in info.columns},
-        "captions": {"file": "meta/tasks", "field": "task"},
-        "selection": "every episode",
-        "files": _digest(info, chosen),
-        "frames": options.to_json(),
-        "left_out": [*info.left_out, *other_splits, *unclaimed],
-    }
+    read = functools.partial(
+        _read, info=info, texts=texts, source=name, embodiment=str(robot), options=options
+    )
+    recipe = _recipe(info, chosen, options)
+    recipe["left_out"] = [*info.left_out, *other_splits, *unclaimed, *_unnamed(pieces, texts)]
     changes = [len(runs[one.index]) - 1 for one in readable if len(runs[one.index]) > 1]
     if changes and subtasks == "cut":
         recipe["notes"] = [
@@ -110,21 +96,28 @@ def open_source(
         ]
     elif changes:
         recipe["left_out"] += [f"tasks after the first: {sum(changes)}, of {len(changes)} episodes"]
-    unnamed = sum(not one.tasks for one in pieces if texts is None or one.task < 0)
-    if unnamed:
-        recipe["left_out"] += [f"instructions: none in {unnamed} episodes"]
-    read = functools.partial(
-        _read, info=info, texts=texts, source=name, embodiment=str(robot), options=options
-    )
     return base.ItemSource(name, pieces, read, rejects=rejects, recipe=recipe, workers=workers)
 
 
-def _digest(info: tables.Info, chosen: Sequence[tables.Recording]) -> str:
-    paths = {path for path in (info.directory / "meta").rglob("*") if path.is_file()}
+def _recipe(
+    info: tables.Info, chosen: Sequence[tables.Recording], options: video_clips.ClipOptions
+) -> dict[str, Any]:
+    features = info.content["features"]
+    paths = {*(info.directory / "meta").rglob("*")}
     for one in chosen:
         paths |= {one.data, *(part.path for part in one.videos.values())}
-    # No folders or endless links: reading rejects their episodes.
-    return files.digest_files(info.directory, filter(os.path.isfile, paths))
+    return {
+        "kind": "lerobot",
+        "version": info.version,
+        "robot_type": info.content.get("robot_type"),
+        "cameras": dict(info.cameras),
+        "names": {column: features[column].get("names") for column in info.columns},
+        "captions": {"file": "meta/tasks", "field": "task"},
+        "selection": "every episode",
+        # No folders or endless links: reading rejects their episodes.
+        "files": files.digest_files(info.directory, filter(os.path.isfile, paths)),
+        "frames": options.to_json(),
+    }
 
 
 def _by_task(
@@ -139,6 +132,11 @@ def _by_task(
         )
         for first, steps, task in runs
     ]
+
+
+def _unnamed(pieces: Sequence[tables.Recording], texts: Mapping[int, str] | None) -> list[str]:
+    count = sum(not one.tasks for one in pieces if texts is None or one.task < 0)
+    return [f"instructions: none in {count} episodes"] if count else []
 
 
 # ---- episodes ----
@@ -257,9 +255,7 @@ def _frames_at(
     times, count, nearest = times + start, 0, 0.5 / info.fps
     with video.open_video(path) as opened:
         excess = 0.0 if opened.seconds is None else (opened.seconds - end) * info.fps
-        if excess < -lerobot_checks.LENGTHS_DIFFER or (
-            excess > lerobot_checks.LENGTHS_DIFFER and not info.is_v3
-        ):
+        if max(-excess, 0 if info.is_v3 else excess) > lerobot_checks.LENGTHS_DIFFER:
             what = f"video lasts {opened.seconds:.2f} s, its episode {start:.2f} to {end:.2f} s"
             raise errors.DataError(what, str(path), tables.FIX)
         if times[-1] > end - nearest:

@@ -85,8 +85,9 @@ def check(
     """
     claimed = {one.data for one in found}
     claimed |= {part.path for one in found for part in one.videos.values()}
-    stored = {name for key in info.videos for name in info.stored("video_path", key)}
-    stored |= set(info.stored("data_path"))
+    stored = {*tables.stored(info.directory, info.content["data_path"], "")}
+    for key in info.videos:
+        stored |= {*tables.stored(info.directory, info.content["video_path"], key)}
     unclaimed = sorted(name for name in stored if info.directory / name not in claimed)
     claims: dict[pathlib.Path, list[tuple[float, float, int]]] = collections.defaultdict(list)
     for one in found:

@@ -30,18 +30,8 @@ _VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
 _ROW_COLUMNS = ("dataset_from_index", "dataset_to_index")
 
 # What wrong or missing values raise; pyarrow's errors are ValueErrors or OSErrors, mostly.
-FORMAT_ERRORS = (
-    KeyError,
-    TypeError,
-    ValueError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    pyarrow.ArrowException,
-)
+FORMAT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError)
+FORMAT_ERRORS += (NotImplementedError, OSError, pyarrow.ArrowException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +66,6 @@ class Info:
     def path(self, template: str, **values: Any) -> pathlib.Path:
         """Fills `data_path` or `video_path`."""
         return _inside(self.directory, self.content[template].format(**values))
-
-    def stored(self, template: str, key: str = "") -> list[str]:
-        """Returns the files below the dataset that a template may name."""
-        return _stored(self.directory, self.content[template], key)
 
 
 class VideoPart(NamedTuple):
@@ -182,7 +168,7 @@ def load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
 
 def _unusable_cameras(directory: pathlib.Path, content: Mapping[str, Any]) -> dict[str, str]:
     """Returns camera feature -> why it cannot be read."""
-    tables = (directory / name for name in _stored(directory, content["data_path"], ""))
+    tables = (directory / name for name in stored(directory, content["data_path"], ""))
     columns = next(filter(None, map(_columns, tables)), None)
     found = {}
     for name, feature in content["features"].items():
@@ -196,7 +182,7 @@ def _unusable_cameras(directory: pathlib.Path, content: Mapping[str, Any]) -> di
             found[name] = f"no colours, its shape is {shape}"
         elif kind == "image" and columns and name not in columns:
             found[name] = "no column in the data"
-        elif kind == "video" and not _stored(directory, content["video_path"], name):
+        elif kind == "video" and not stored(directory, content["video_path"], name):
             found[name] = "no video files"
     return found
 
@@ -208,7 +194,8 @@ def _columns(path: pathlib.Path) -> list[str]:
         return []
 
 
-def _stored(directory: pathlib.Path, template: str, key: str) -> list[str]:
+def stored(directory: pathlib.Path, template: str, key: str) -> list[str]:
+    """Returns the files below the dataset that a template of `info.json` may name."""
     pattern = re.sub(r"\{[^}]*\}", "*", template.replace("{video_key}", glob.escape(key)))
     _inside(directory, pattern)
     return sorted(str(path.relative_to(directory)) for path in directory.glob(pattern))
@@ -320,7 +307,7 @@ def of_splits(
         raise errors.UserError(
             f"no split {', '.join(absent)}", str(info.directory), f"it has: {', '.join(known)}"
         )
-    wanted, left_out = set(), []
+    wanted, left_out = [], []
     for split in splits:
         match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(known[split]))
         first, last = map(int, match.groups()) if match else (0, 0)
@@ -328,8 +315,8 @@ def of_splits(
             raise ValueError(f"split {split} is {known[split]} of {total} episodes")
         if last > total:
             left_out.append(f"split {split}: it is {known[split]}, of {total} episodes")
-        wanted |= set(range(first, min(last, total)))
-    chosen = [one for one in found if one.index in wanted]
+        wanted.append(range(first, last))
+    chosen = [one for one in found if any(one.index in part for part in wanted)]
     if len(chosen) < len(found):
         left_out.append(f"other splits: {len(found) - len(chosen)} episodes")
     return chosen, left_out
@@ -398,18 +385,14 @@ def read_task_rows(path: pathlib.Path, alone: int | None) -> dict[int, np.ndarra
     names = parquet.read_schema(path).names
     annotated = [name for name in names if name.startswith("annotation.") and "task" in name]
     task = "task_index" if "task_index" in names or not annotated else annotated[0]
-    required, optional = (
-        (["episode_index"], [task]) if alone is None else ([], [task, "episode_index"])
-    )
-    table = read_table(path, required, optional)
+    table = read_table(path, [], ["episode_index", task])
 
-    def column(name: str, default: int) -> np.ndarray:
-        if name not in table.column_names:
+    def column(name: str, default: int | None) -> np.ndarray:
+        if name not in names and default is not None:
             return np.full(table.num_rows, default)
         return table[name].cast(pyarrow.int64()).fill_null(-1).to_numpy()
 
-    episodes, tasks = column("episode_index", alone or 0), column(task, -1)
+    episodes, tasks = column("episode_index", alone), column(task, -1)
     order = np.argsort(episodes, kind="stable")
     numbers, starts = np.unique(episodes[order], return_index=True)
-    parts = np.split(tasks[order], starts[1:])
-    return dict(zip(numbers.tolist(), parts, strict=True))
+    return dict(zip(numbers.tolist(), np.split(tasks[order], starts[1:]), strict=True))

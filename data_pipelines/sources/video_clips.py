@@ -69,10 +69,11 @@ class ClipOptions:
         if self.fps and self.sample_fps:
             raise errors.UserError("two rates", "--fps and --sample_fps", "give one of them")
 
-    @property
-    def leaves_out_frames(self) -> bool:
-        """Whether frames and actions would be torn apart."""
-        return self.every > 1 or self.sample_fps is not None
+    def check_keeps_frames(self, where: str = "--every, --sample_fps") -> None:
+        """Raises UserError unless each frame keeps its action."""
+        if self.every > 1 or self.sample_fps is not None:
+            what = "leaving out frames would tear frames and actions apart"
+            raise errors.UserError(what, where, "use neither every nor sample_fps")
 
     def encode(self, image: np.ndarray) -> bytes:
         """Crops, shrinks and encodes uint8[H, W, 3]."""
@@ -208,12 +209,8 @@ def read_clip(
     Raises:
         UserError: frames of a clip with actions or states are to be left out.
     """
-    if options.leaves_out_frames and clip.has_columns:
-        raise errors.UserError(
-            "leaving out frames would tear frames and actions apart",
-            clip.item,
-            "use neither every nor sample_fps",
-        )
+    if clip.has_columns:
+        options.check_keeps_frames(clip.item)
     try:
         decoded = {camera: _decode(path, clip, options) for camera, path in clip.videos.items()}
         first = next(iter(decoded.values()))
