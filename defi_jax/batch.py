@@ -6,8 +6,9 @@ model (a latent cache, cached features) comes in the place of the images.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -84,6 +85,91 @@ class JointBatch:
 
 
 Batch = GFDMBatch | GIDMBatch | JointBatch
+
+
+class HeldOutLoader(Protocol):
+    """What evaluation needs of a loader: the first batches of its order, as often as asked for."""
+
+    def first(self, num_batches: int) -> Iterator[Any]:
+        """Yields this process's part of each batch, numpy arrays; changes no state."""
+        ...
+
+
+class Loader(HeldOutLoader, Protocol):
+    """Endless iterator over this process's part of each batch, numpy arrays.
+
+    Attributes:
+        normalizer: of the actions; `to_json` gives what travels into checkpoints and bundles.
+        bad_samples: damaged samples that were replaced so far, by data set.
+        still_pairs: frame pairs without motion that were replaced so far, by data set.
+    """
+
+    normalizer: Any
+    bad_samples: dict[str, int]
+    still_pairs: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the batches."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split, each once."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __next__(self) -> Any: ...
+
+    def state(self) -> dict[str, Any]:
+        """Position in the data, JSON-able."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken; UserError where that was of other data."""
+        ...
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What each data set contributes, JSON-able."""
+        ...
+
+    def check_robot(self, robot: str) -> None:
+        """Raises UserError where the actions are not those of a robot."""
+        ...
+
+    def check_latents(self, encoder: Mapping[str, Any], rebuild: str) -> None:
+        """Raises UserError where other encoders than these made the latents that are read."""
+        ...
+
+    def scan(self, spec: JointBatch) -> Iterator[tuple[Any, np.ndarray]]:
+        """Yields every sample once, in batches of a spec, and bool[B]: which of them are good."""
+        ...
+
+    def use_features(self, path: str | os.PathLike) -> None:
+        """Takes features from a .npy file with a row a sample, in the order of `scan`."""
+        ...
+
+    def close(self) -> None:
+        """Stops threads and processes; the next batch starts them again."""
+        ...
+
+
+class MakeLoader(Protocol):
+    """Opens a split of the data of a run."""
+
+    def __call__(
+        self,
+        spec: Batch,
+        *,
+        split: str,
+        seed: int,
+        global_batch: int,
+        process_index: int,
+        process_count: int,
+    ) -> Loader:
+        """Returns the loader of a split, "train" or "eval", for batches of a spec."""
+        ...
 
 
 def tokens_spec(batch_size: int, length: int) -> TextTokens:

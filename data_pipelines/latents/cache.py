@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,85 +138,10 @@ class LatentCache:
         return np.frombuffer(content, self._dtype).reshape(shape).astype(np.float32)
 
 
-class EncodedSource:
-    """An episode source with its latent cache.
-
-    Args:
-        source: the episodes.
-        cache: made from them.
-    """
-
-    def __init__(self, source: episodes.EpisodeSource, cache: LatentCache):
-        self._source, self.cache = source, cache
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def episode_ids(self) -> Sequence[str]:
-        """See `episodes.EpisodeSource`, as for all that follow but `latents`."""
-        return self._source.episode_ids
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64[len]."""
-        return self._source.lengths
-
-    @property
-    def has_actions(self) -> np.ndarray:
-        """bool[len]."""
-        return self._source.has_actions
-
-    def has_camera(self, camera: str) -> np.ndarray:
-        """Returns bool[len]."""
-        return self._source.has_camera(camera)
-
-    def meta(self, i: int) -> episodes.EpisodeMeta:
-        """Returns what is known without reading."""
-        return self._source.meta(i)
-
-    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns uint8[k, H, W, 3]."""
-        return self._source.frames(i, camera, indices)
-
-    def fetch(
-        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Iterator[np.ndarray]:
-        """Yields uint8[H, W, 3] each."""
-        return self._source.fetch(i, camera, indices)
-
-    def actions(self, i: int) -> np.ndarray | None:
-        """Returns float32[n, A], or None."""
-        return self._source.actions(i)
-
-    def states(self, i: int) -> np.ndarray | None:
-        """Returns float32[n, P], or None."""
-        return self._source.states(i)
-
-    def fingerprint(self) -> str:
-        """Returns a digest of all content, without the cache's."""
-        return self._source.fingerprint()
-
-    def latents(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the latents of the given frames, float32[k, h, w, c]."""
-        return self.cache.frames(self._source.episode_ids[i], camera, indices)
-
-
-def cache_of(source: episodes.EpisodeSource) -> LatentCache:
-    """Returns the cache of a source that has one."""
-    assert isinstance(source, EncodedSource)
-    return source.cache
-
-
-def text_of(source: episodes.EpisodeSource, instruction: str) -> np.ndarray:
-    """Returns the embedding of an instruction of a source that has a cache, float32[L, D]."""
-    return cache_of(source).text(instruction)
-
-
-def open_source(
+def open_cache(
     source: episodes.EpisodeSource, directory: pathlib.Path, cameras: Sequence[str]
-) -> EncodedSource:
-    """Returns a store together with its cache.
+) -> LatentCache:
+    """Returns the cache of a store.
 
     Args:
         source: the store.
@@ -242,7 +167,7 @@ def open_source(
             directory,
             f"run {COMMAND} --overwrite with them in --config.data.cameras",
         )
-    return EncodedSource(source, cache)
+    return cache
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:

@@ -67,21 +67,20 @@ def prepare(
         "objective": kind.stage,
         "sources": [[c.name, c.weight, c.fingerprint()] for c in components],
     }
+    extra: dict[str, dict[str, Any]] = {name: {} for name in configs}
     if kind is sample_kinds.LatentClips:
         root = pathlib.Path(config.latents)
-        encoded = {
-            one.name: cache.open_source(one.source, root / one.name, configs[one.name].cameras)
-            for one in components
-        }
-        fingerprint["latents"] = [[name, own.cache.manifest] for name, own in encoded.items()]
-        components = [dataclasses.replace(one, source=encoded[one.name]) for one in components]
+        for one in components:
+            opened = cache.open_cache(one.source, root / one.name, configs[one.name].cameras)
+            extra[one.name] = {"cache": opened}
+        fingerprint["latents"] = [[name, own["cache"].manifest] for name, own in extra.items()]
     normalizer, own = make_normalizers(config, kind.actions, components)
     fingerprint |= {"normalizer": normalizer.to_json()}
     of_each = {name: one.to_json() for name, one in own.items()}
     if any(values != normalizer.to_json() for values in of_each.values()):
         fingerprint |= {"normalizers": of_each}
     kinds = {
-        name: kind(config=values, normalizer=own[name], train=request.train)
+        name: kind(config=values, normalizer=own[name], train=request.train, **extra[name])
         for name, values in configs.items()
     }
     for component in components:

@@ -27,9 +27,9 @@ OFFICIAL_OFFSET = ("dataset",)  # as pair_offset: the official one of each data 
 
 def _key(
     default: Any,
+    decides: str,
     meaning: str,
     *,
-    decides: str = "",
     own: bool = False,
     least: float = -math.inf,
     most: float = math.inf,
@@ -39,8 +39,8 @@ def _key(
 
     Args:
         default: its value where the experiment says nothing.
-        meaning: for the documentation, with the unit.
         decides: the entry of the fingerprint that it changes; "" where it changes no batch.
+        meaning: for the documentation, with the unit.
         own: whether a data set of the mixture may have a value of its own (`per_dataset`).
         least: smallest number.
         most: largest number.
@@ -61,130 +61,123 @@ class DataConfig:
         UserError: a value is of another type, or impossible; names its key.
     """
 
-    root: str = _key(
-        "", "directory of episode stores, or of RLDS directories to stream", decides="sources"
-    )
+    root: str = _key("", "sources", "directory of episode stores, or of RLDS directories to stream")
     mixture: str = _key(
         "",
+        "sources",
         '"synthetic", "store[:weight],store[:weight]" below `root`, or the name of a mixture',
-        decides="sources",
     )
     per_dataset: Mapping[str, Any] = _key(
-        {}, "{name: {key: value}} where data sets of the mixture differ", decides="rules"
+        {}, "rules", "{name: {key: value}} where data sets of the mixture differ"
     )
-    image_size: int = _key(64, "pixels of a side", decides="transforms", least=1)
+    image_size: int = _key(64, "transforms", "pixels of a side", least=1)
     cameras: tuple[str, ...] = _key(
         ("static",),
+        "rules",
         "GFDM and GIDM draw one a sample among those an episode has (the first one in evaluation); "
         "joint takes all of them, in this order",
-        decides="rules",
         own=True,
     )
     camera_weights: tuple[float, ...] = _key(
-        (), "of each camera in that draw; () for equal ones", decides="rules", own=True
+        (), "rules", "of each camera in that draw; () for equal ones", own=True
     )
-    num_frames: int = _key(3, "frames T of a GFDM clip", decides="transforms", least=1)
+    num_frames: int = _key(3, "transforms", "frames T of a GFDM clip", least=1)
     frame_stride: int = _key(
         10,
+        "rules",
         "control steps between the frames of a clip, and between the starts of clips; 0 for one "
         "clip an episode, spread over it",
-        decides="rules",
         own=True,
         least=0,
     )
     max_frames: int = _key(
-        0, "longer episodes give no clip; 0 for any length", decides="rules", own=True, least=0
+        0, "rules", "longer episodes give no clip; 0 for any length", own=True, least=0
     )
     pair_offset: tuple[Any, ...] = _key(
         (4, 12),
+        "rules",
         "(min, max) control steps between the frames of a GIDM pair, inclusive; (dataset,) for the "
         "official ones of each data set, (9, 9) where none is known",
-        decides="rules",
         own=True,
     )
     pair_draw: str = _key(
         "sample",
+        "rules",
         "draw the offset for each `sample`, or once for the `run` and data set, as officially",
-        decides="rules",
         choices=("sample", "run"),
     )
     pair_include_last: bool = _key(
-        False, "pair the last frame too, with itself, as officially", decides="transforms"
+        False, "transforms", "pair the last frame too, with itself, as officially"
     )
     drop_still: float = _key(
         0.0,
+        "transforms",
         "mean difference of a pair's resized frames, in grey levels, below which another pair of "
         "the data set takes its place; 0 takes all",
-        decides="transforms",
         least=0,
     )
-    action_horizon: int = _key(10, "actions S of a joint window", decides="transforms", least=1)
-    window_stride: int = _key(
-        1, "control steps between joint windows", decides="transforms", least=1
-    )
-    action_dim: int = _key(4, "dimensions A of an action", decides="transforms", least=1)
-    normalization: str = _key(
-        "none", "of actions", decides="normalizer", choices=normalization.KINDS
-    )
+    action_horizon: int = _key(10, "transforms", "actions S of a joint window", least=1)
+    window_stride: int = _key(1, "transforms", "control steps between joint windows", least=1)
+    action_dim: int = _key(4, "transforms", "dimensions A of an action", least=1)
+    normalization: str = _key("none", "normalizer", "of actions", choices=normalization.KINDS)
     unnormalized_dims: tuple[int, ...] = _key(
-        (), "dimensions of an action left as they are, such as the gripper's", decides="normalizer"
+        (), "normalizer", "dimensions of an action left as they are, such as the gripper's"
     )
     holdout_percent: float = _key(
-        10, "of the episodes, by a hash of their id", decides="transforms", least=0, most=100
+        10, "transforms", "of the episodes, by a hash of their id", least=0, most=100
     )
     augment: bool = _key(
-        False,
-        "change crop and colours in training, alike for all frames of a sample",
-        decides="transforms",
+        False, "transforms", "change crop and colours in training, alike for all frames of a sample"
     )
     correlated_augment: bool = _key(
-        False, "one number drives crop and colours, as officially", decides="transforms"
+        False, "transforms", "one number drives crop and colours, as officially"
     )
     workers: int = _key(
         0,
+        "",
         "processes that read; 0 reads in a thread. Each takes 2 CPU seconds and 220 MiB to start",
         least=0,
     )
     max_bad_fraction: float = _key(
-        0.001, "of the samples read that may be damaged before the run stops", least=0, most=1
+        0.001, "", "of the samples read that may be damaged before the run stops", least=0, most=1
     )
     splits: tuple[str, ...] = _key(
         rlds_directory.DEFAULTS.splits,
+        "sources",
         "of RLDS files that are streamed; ('all',) for every one",
-        decides="sources",
         own=True,
     )
     dataset_version: str = _key(
-        "", 'folder of the version that is streamed; "" for the newest', decides="sources", own=True
+        "", "sources", 'folder of the version that is streamed; "" for the newest', own=True
     )
     allow_missing_shards: bool = _key(
-        False, "stream a partial download as far as it goes", decides="sources", own=True
+        False, "sources", "stream a partial download as far as it goes", own=True
     )
     camera_fields: tuple[str, ...] = _key(
         (),
+        "sources",
         "('static=observation/image',): stream these image fields as action-free video",
-        decides="sources",
         own=True,
     )
-    text_field: str = _key("", "instruction of such video", decides="sources", own=True)
+    text_field: str = _key("", "sources", "instruction of such video", own=True)
     fps: float = _key(
         0.0,
+        "sources",
         "of such video, Hz; 0 where its episodes have a field `fps`",
-        decides="sources",
         own=True,
         least=0,
     )
     standardization: str = _key(
-        "", "Python file with STANDARDS of data sets of your own", decides="sources", own=True
+        "", "sources", "Python file with STANDARDS of data sets of your own", own=True
     )
     stream_mib: int = _key(
-        256, "MiB of encoded episodes in memory where RLDS files are streamed", least=0
+        256, "", "MiB of encoded episodes in memory where RLDS files are streamed", least=0
     )
     latents: str = _key(
         "",
+        "latents",
         "GFDM: directory of latent caches (`launch/data.py encode`), one below it for each store; "
         '"" runs the encoders in the step',
-        decides="latents",
     )
 
     def __post_init__(self):

@@ -29,7 +29,6 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from data_pipelines.latents import cache
 from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import components as components_lib
 from data_pipelines.loading import config as config_lib
@@ -138,8 +137,9 @@ class Loader(abc.ABC):
         Raises:
             UserError: a cache was made by others; names what differs.
         """
-        for component in self._components:
-            cache.cache_of(component.source).check_encoder(encoder, rebuild)
+        for kind in self.kinds.values():
+            if isinstance(kind, sample_kinds.LatentClips):
+                kind.cache.check_encoder(encoder, rebuild)
 
     def check_robot(self, robot: str) -> None:
         """Checks that the actions are those of a robot; see `embodiment.check_robot`."""
@@ -302,7 +302,7 @@ class StoreLoader(Loader):
         counts = {one.component.name: len(one) for one in self.batches.sets}
         rows = feature_rows.open_rows(path, counts)
         kinds = {
-            name: dataclasses.replace(kind, features=rows)
+            name: dataclasses.replace(kind, features=rows[name])
             for name, kind in self._feature_kinds().items()
         }
         with_features = dataclasses.replace(self._sampling, kinds=kinds)

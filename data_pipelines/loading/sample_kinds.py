@@ -18,13 +18,13 @@ import dataclasses
 import enum
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 
 from data_pipelines import episodes, normalization
-from data_pipelines.latents import cache
+from data_pipelines.latents import cache as cache_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.transforms import action, frame, trajectory
 from defi_jax import batch as batch_lib
@@ -182,17 +182,18 @@ class Clips(SampleKind):
         return self._camera(meta, rng), self.frames(meta.length, place.sample)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentClips(Clips):
     """The clips of `Clips` from a latent cache: `latents` [T, h, w, c], `text_features` [L, D]."""
 
+    cache: cache_lib.LatentCache
+
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""
-        source = place.source
-        assert isinstance(source, cache.EncodedSource)
         camera, indices = self._clip(place, rng)
         return lambda: {
-            "latents": source.latents(place.episode, camera, indices),
-            "text_features": source.cache.text(instruction),
+            "latents": self.cache.frames(place.meta.episode_id, camera, indices),
+            "text_features": self.cache.text(instruction),
         }
 
 
@@ -295,12 +296,12 @@ class FeatureWindows(Windows):
     """The windows of `Windows`, in the place of images the `features` of each, computed before.
 
     Attributes:
-        features: by component, a sample's row -> its features; None before they are known.
+        features: a sample's row -> its features; None before they are known.
     """
 
     has_fixed_text = True
 
-    features: Mapping[str, Callable[[int], np.ndarray]] | None = None
+    features: Callable[[int], np.ndarray] | None = None
 
     @property
     def with_images(self) -> Windows:
@@ -311,7 +312,5 @@ class FeatureWindows(Windows):
         """See `SampleKind`."""
         del instruction, rng
         arrays = self._actions(place, self.frames(place.meta.length, place.sample))
-        if self.features is None:
-            return lambda: arrays
-        own = self.features[place.component]
-        return lambda: arrays | {"features": own(place.row)}
+        own = self.features
+        return lambda: arrays if own is None else arrays | {"features": own(place.row)}

@@ -186,7 +186,7 @@ class Sampling:
 
     def _choose(self, place: sample_kinds.Place, rng: np.random.Generator) -> str:
         """Returns a paraphrase: a drawn one in training, else the first."""
-        return text.ChooseParaphrase(draw=self.request.train)(place.meta.instructions, rng)
+        return text.paraphrase(place.meta.instructions, rng, draw=self.request.train)
 
     def _begin(
         self,

@@ -17,11 +17,11 @@ actions and text. What differs:
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -138,15 +138,11 @@ class _Stream:
             for one, share in zip(components, self._shares, strict=True)
         }
 
-    def batches(self, first: int) -> Iterator[dict[str, Any]]:
-        """Yields raw batches as `sampling.Sampling.batch`, each with the positions after it."""
-        number = first
-        while True:
-            raw = self._sampling.batch(number, self._draw, self._replaced, self._threads.map)
-            self._replaced = sampling.Replaced()
-            positions = {name: pool.position for name, pool in self._pools.items()}
-            yield raw | {"positions": positions}
-            number += 1
+    def batch(self, number: int) -> dict[str, Any]:
+        """Returns a raw batch as `sampling.Sampling.batch`, with the positions after it."""
+        raw = self._sampling.batch(number, self._draw, self._replaced, self._threads.map)
+        self._replaced = sampling.Replaced()
+        return raw | {"positions": {name: pool.position for name, pool in self._pools.items()}}
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -195,46 +191,26 @@ class _Stream:
 
 
 class _Ahead:
-    """Runs a stream in a thread, some batches ahead; `positions` are those of the last one out."""
+    """Reads a stream in a thread, some batches ahead; `positions` are those of the last one out."""
 
     def __init__(self, stream: _Stream, first: int, positions: Positions):
         self.positions = positions
-        self._stream, self._first = stream, first
-        self._ready: queue.Queue[Any] = queue.Queue(loader.READ_AHEAD)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="stream")
-        self._thread.start()
+        self._stream, self._numbers = stream, itertools.count(first)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "stream")
+        self._coming = collections.deque(self._submit() for _ in range(1 + loader.READ_AHEAD))
 
     def __next__(self) -> dict[str, Any]:
-        raw = self._ready.get()
-        if isinstance(raw, BaseException):
-            self._ready.put_nowait(raw)  # the thread has ended: the next call must not wait for it
-            raise raw
+        self._coming.append(self._submit())
+        raw = self._coming.popleft().result()
         self.positions = raw["positions"]
         return raw
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
         self._stream.close()
 
-    def _run(self) -> None:
-        try:
-            for raw in self._stream.batches(self._first):
-                if not self._put(raw):
-                    return
-        except Exception as error:  # raised again where batches are taken
-            self._put(error)
-
-    def _put(self, item: Any) -> bool:
-        """Waits for a place; returns False once closed."""
-        while not self._stop.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def _submit(self) -> concurrent.futures.Future[dict[str, Any]]:
+        return self._thread.submit(self._stream.batch, next(self._numbers))
 
 
 class StreamLoader(loader.Loader):
@@ -279,8 +255,8 @@ class StreamLoader(loader.Loader):
         """See `loader.Loader`."""
         stream = self._stream({}, FIRST_MIB)
         try:
-            for _, raw in zip(range(num_batches), stream.batches(0), strict=False):
-                yield self._batch(raw)
+            for number in range(num_batches):
+                yield self._batch(stream.batch(number))
         finally:
             stream.close()
 

@@ -1,9 +1,8 @@
-"""Instructions of a sample: choice of a paraphrase, tokens."""
+"""Instructions of a sample: choice of a paraphrase, and what makes tokens of it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,38 +25,10 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChooseParaphrase:
-    """One of an episode's instructions, drawn in training, the first one in evaluation.
+def paraphrase(instructions: Sequence[str], rng: np.random.Generator, *, draw: bool) -> str:
+    """Returns one of an episode's instructions, drawn in training, the first one in evaluation.
 
     ("open it", "pull it open") -> "pull it open"
-
-    Attributes:
-        draw: whether to draw.
     """
-
-    draw: bool
-
-    def __call__(self, instructions: Sequence[str], rng: np.random.Generator) -> str:
-        """Returns the chosen instruction."""
-        number = int(rng.integers(len(instructions)))
-        return instructions[number if self.draw else 0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokenize:
-    """Ids of a batch of instructions, once for each text encoder.
-
-    Attributes:
-        by_role: tokenizer of each role, such as "gfdm", "gidm", "goal".
-    """
-
-    by_role: Mapping[str, Tokenizer]
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Returns ids int32[B, L] and mask bool[B, L] by role."""
-        return {role: tokenizer(texts) for role, tokenizer in self.by_role.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able facts, for the fingerprint."""
-        return {role: tokenizer.describe() for role, tokenizer in self.by_role.items()}
+    number = int(rng.integers(len(instructions)))
+    return instructions[number if draw else 0]

@@ -24,7 +24,7 @@ class DeviceBatches:
         mesh: where the batch goes.
     """
 
-    def __init__(self, loader: Any, spec: Any, mesh: jax.sharding.Mesh):
+    def __init__(self, loader: batch_lib.Loader, spec: Any, mesh: jax.sharding.Mesh):
         self._loader, self._spec, self._mesh = loader, spec, mesh
         self._iterator = iter(loader)
         self._next: Any = None
@@ -75,7 +75,13 @@ class HeldOut:
         mesh: where the batches go.
     """
 
-    def __init__(self, loader: Any, num_batches: int, spec: Any, mesh: jax.sharding.Mesh):
+    def __init__(
+        self,
+        loader: batch_lib.HeldOutLoader | None,
+        num_batches: int,
+        spec: Any,
+        mesh: jax.sharding.Mesh,
+    ):
         self._loader, self._num_batches = loader, num_batches
         self._spec, self._mesh = spec, mesh
 
@@ -83,6 +89,7 @@ class HeldOut:
         return self._loader is not None and self._num_batches > 0
 
     def __iter__(self) -> Iterator[Any]:
+        assert self._loader is not None
         for batch in self._loader.first(self._num_batches):
             yield _put(batch, self._spec, self._mesh)
 

@@ -105,15 +105,17 @@ def test_cache_gives_latents_by_frame_and_embeddings_by_text(store, tmp_path):
         "texts-00000",
         "texts-00001",
     ]
-    source = latent_cache.open_source(store, tmp_path / "c", ("static", "gripper"))
-    found = source.latents(0, "gripper", [4, 0])
+    cache = latent_cache.open_cache(store, tmp_path / "c", ("static", "gripper"))
+    found = cache.frames(store.episode_ids[0], "gripper", [4, 0])
     assert found.dtype == np.float32
     wanted = [_pixels(store, 0, "gripper", 4), _pixels(store, 0, "gripper", 0)]
     np.testing.assert_allclose(found, wanted, rtol=2**-11)
     np.testing.assert_allclose(
-        source.latents(2, "static", [2])[0], _pixels(store, 2, "static", 2), rtol=2**-11
+        cache.frames(store.episode_ids[2], "static", [2])[0],
+        _pixels(store, 2, "static", 2),
+        rtol=2**-11,
     )
-    assert latent_cache.text_of(source, "shut it").tolist() == np.full(TEXT, 7.0).tolist()
+    assert cache.text("shut it").tolist() == np.full(TEXT, 7.0).tolist()
 
 
 def test_killed_and_restarted_gives_the_bytes_of_one_run(store, tmp_path):
@@ -162,9 +164,9 @@ def test_given_latents_are_stored_as_they_are(store, tmp_path):
     encoder = ToyEncoder()
     manifest = _encode(store, tmp_path / "c", encoder, given=given)
     assert encoder.calls == 0 and manifest["damaged"] == 0
-    source = latent_cache.open_source(store, tmp_path / "c", ("static", "gripper"))
-    assert source.latents(0, "gripper", [4, 0])[:, 0, 0, 0].tolist() == [5, 1]
-    assert source.latents(2, "static", [1])[:, 1, 1, 2].tolist() == [21]
+    cache = latent_cache.open_cache(store, tmp_path / "c", ("static", "gripper"))
+    assert cache.frames(store.episode_ids[0], "gripper", [4, 0])[:, 0, 0, 0].tolist() == [5, 1]
+    assert cache.frames(store.episode_ids[2], "static", [1])[:, 1, 1, 2].tolist() == [21]
     with pytest.raises(errors.UserError, match="given True, not False"):
         _encode(store, tmp_path / "c")
 
@@ -187,11 +189,13 @@ def test_draws_follow_from_the_frame_alone(store, tmp_path):
 
 def test_damaged_frames_are_no_latents(store, tmp_path, caplog):
     assert _encode(store, tmp_path / "c")["damaged"] == 1
-    source = latent_cache.open_source(store, tmp_path / "c", ("static",))
+    cache = latent_cache.open_cache(store, tmp_path / "c", ("static",))
     wanted = [_pixels(store, 1, "static", t) for t in (1, 3, 5)]
-    np.testing.assert_allclose(source.latents(1, "static", [1, 3, 5]), wanted, rtol=2**-11)
+    np.testing.assert_allclose(
+        cache.frames(store.episode_ids[1], "static", [1, 3, 5]), wanted, rtol=2**-11
+    )
     with pytest.raises(errors.DataError, match="the frame is damaged"):
-        source.latents(1, "static", [1, 2])
+        cache.frames(store.episode_ids[1], "static", [1, 2])
 
 
 def test_a_store_of_damaged_frames_makes_no_cache(store, tmp_path, monkeypatch):
@@ -236,9 +240,10 @@ def test_overwriting_keeps_a_cache_of_the_same(store, tmp_path):
 
 def test_float32_keeps_every_bit(store, tmp_path):
     _encode(store, tmp_path / "c", dtype="float32")
-    source = latent_cache.open_source(store, tmp_path / "c", ("static",))
+    cache = latent_cache.open_cache(store, tmp_path / "c", ("static",))
     np.testing.assert_array_equal(
-        source.latents(2, "static", [1])[0], _pixels(store, 2, "static", 1).astype(np.float32)
+        cache.frames(store.episode_ids[2], "static", [1])[0],
+        _pixels(store, 2, "static", 1).astype(np.float32),
     )
 
 
@@ -264,13 +269,13 @@ def test_another_cache_is_not_overwritten_unasked(store, tmp_path):
 def test_cache_of_other_episodes_or_cameras_is_refused(store, tmp_path):
     _encode(store, tmp_path / "c", cameras=("static",))
     with pytest.raises(errors.UserError, match="lacks the cameras gripper"):
-        latent_cache.open_source(store, tmp_path / "c", ("static", "gripper"))
+        latent_cache.open_cache(store, tmp_path / "c", ("static", "gripper"))
     with store_writer.EpisodeWriter(tmp_path / "s", source="s", shard="1") as writer:
         writer.write(_episode("d", 2, ("open",)))
     with pytest.raises(errors.UserError, match="of other episodes"):
-        latent_cache.open_source(reader.EpisodeStore(tmp_path / "s"), tmp_path / "c", ("static",))
+        latent_cache.open_cache(reader.EpisodeStore(tmp_path / "s"), tmp_path / "c", ("static",))
     with pytest.raises(errors.UserError, match="no latent cache"):
-        latent_cache.open_source(store, tmp_path / "none", ("static",))
+        latent_cache.open_cache(store, tmp_path / "none", ("static",))
 
 
 def test_other_encoders_are_named(store, tmp_path):
@@ -300,9 +305,9 @@ def test_damage_is_a_data_error(store, tmp_path, spoil):
     _encode(store, tmp_path / "c")
     spoil(tmp_path / "c" / "frames-00000.array_record")
     with pytest.raises(errors.DataError):
-        source = latent_cache.open_source(store, tmp_path / "c", ("static",))
+        cache = latent_cache.open_cache(store, tmp_path / "c", ("static",))
         for t in range(5):
-            source.latents(0, "static", [t])
+            cache.frames(store.episode_ids[0], "static", [t])
 
 
 def test_a_shard_cut_short_is_found_before_anything_is_read(store, tmp_path):
