@@ -63,6 +63,8 @@ def find_format(path: str | os.PathLike) -> str:
     """
     path = pathlib.Path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise damaged("a folder or a device in place of a video", path)
         with path.open("rb") as file:
             head, size = file.read(_HEAD_BYTES), path.stat().st_size
             if head[4:8] in _ISO_BOXES and not _refused_name(head):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -57,8 +58,7 @@ def read_rows(
             raise ValueError(f"several columns {', '.join(twice)}")
         places = [header.index(name) for name in columns]
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        next(rows)
-        for row in rows:
+        for row in itertools.islice(rows, 1, None):
             if any(cell.strip() for cell in row[len(header) :]):
                 raise ValueError(
                     f"line {rows.line_num} has {len(row)} cells for {len(header)} columns: "
@@ -67,6 +67,8 @@ def read_rows(
             if any(cell.strip() for cell in row):
                 named = zip(columns, places, strict=True)
                 yield {name: row[place].strip() for name, place in named if place < len(row)}
+                if text.count('"') % 2 and any("\n" in cell for cell in row):
+                    raise ValueError(f"a quote before line {rows.line_num} is not closed")
     except (OSError, ValueError, csv.Error) as error:
         raise errors.DataError(f"{what} cannot be used ({error})", str(path), fix) from error
 

@@ -9,6 +9,7 @@ import collections
 import functools
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -53,7 +54,7 @@ class ClipOptions:
         fps: rate to record instead of the container's, before `every`; None trusts the container.
 
     Raises:
-        UserError: both rates are given: resampling needs true times.
+        UserError: both rates are given: resampling needs true times; or a number is not positive.
     """
 
     shorter_side: int = 256
@@ -68,6 +69,10 @@ class ClipOptions:
     def __post_init__(self):
         if self.fps and self.sample_fps:
             raise errors.UserError("two rates", "--fps and --sample_fps", "give one of them")
+        for name in ("shorter_side", "every", "sample_fps", "max_frames", "jpeg_quality", "fps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise errors.UserError(f"{value} is not positive", f"--{name}", "give a number > 0")
 
     def check_keeps_frames(self, where: str = "--every, --sample_fps") -> None:
         """Raises UserError unless each frame keeps its action."""
@@ -172,10 +177,10 @@ class VideoFolder:
     """
 
     def __init__(self, directory: pathlib.Path):
-        names = {path: path.relative_to(directory).as_posix() for path in directory.rglob("*")}
-        shown = [path for path in sorted(names) if not re.search(r"(^|/)\.", names[path])]
-        files = [path for path in shown if path.is_file()]
-        self.paths = [path for path in files if _IS_VIDEO.fullmatch(path.suffix)]
+        self._directory = directory
+        names = {path: path.relative_to(directory).as_posix() for path in _walk(directory)}
+        files = sorted(path for path, name in names.items() if not re.search(r"(^|/)\.", name))
+        self.paths = [p for p in files if _IS_VIDEO.fullmatch(p.suffix) and p.is_file()]
         by_name, by_stem, by_path = (collections.defaultdict(list) for _ in range(3))
         for path in files:  # whatever the suffix: what a caption names is there
             by_name[compose(path.name)].append(path)
@@ -187,7 +192,24 @@ class VideoFolder:
 
     def find(self, name: str) -> list[pathlib.Path]:
         """Returns the videos of this name."""
-        return self._found.get(compose(name).removeprefix("./"), [])
+        relative = compose(name).removeprefix("./")
+        if relative in self._found:
+            return self._found[relative]
+        path = self._directory / relative  # through a link into a folder that is listed already
+        is_inside = ".." not in path.parts and not os.path.isabs(relative)
+        return [path] if is_inside and os.path.isfile(path) else []
+
+
+def _walk(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields what lies below, folders included; links are followed, into each folder once."""
+    seen = set()
+    for folder, below, names in os.walk(directory, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        yield from (pathlib.Path(folder, name) for name in (*below, *names))
 
 
 def compose(name: str) -> str:
@@ -309,6 +331,7 @@ def _first(column: np.ndarray | None, length: int) -> np.ndarray | None:
 def _decode(path: pathlib.Path, clip: Clip, options: ClipOptions) -> _Decoded:
     with video.open_video(path) as opened:
         _check_rate(opened.rate, clip, options, path)
+        _check_window(opened, clip, path)
         window = clip.window
         found = opened.frames() if window is None else opened.frames(window.start, window.end)
         if options.sample_fps is not None:
@@ -415,6 +438,17 @@ def _check_rate(rate: float, clip: Clip, options: ClipOptions, path: pathlib.Pat
             f"video plays at {rate:g} Hz, slower than sample_fps {options.sample_fps:g}",
             str(path),
             "choose a lower sample_fps",
+        )
+
+
+def _check_window(opened: video.Video, clip: Clip, path: pathlib.Path) -> None:
+    """Refuses a window that ends more than a frame after the video does."""
+    end, seconds = clip.window.end if clip.window else 0.0, opened.seconds
+    if seconds is not None and end > seconds + 1 / opened.rate:
+        raise errors.DataError(
+            f"video ends at {seconds:.4g} s, its annotation at {end:.6g} s",
+            str(path),
+            "use the videos that the annotation was made for",
         )
 
 

@@ -61,7 +61,7 @@ def test_splits_are_tables(root):
         ("00:00:00.54", "00:00:02.54", "ends at 1.23 s, before it starts"),
         ("00:00:00.54", "0.54", "is no time"),
         ("take knife and plate", " ", "no narration"),
-        ("00:00:00.54,00:00:01.23", "00:01:00.54,00:01:01.23", "no frame in this window"),
+        ("00:00:00.54,00:00:01.23", "00:01:00.54,00:01:01.23", "ends at 2 s, its annotation"),
     ],
 )
 def test_unusable_segments_are_rejected(root, old, new, reason):

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -224,6 +225,7 @@ def test_headers_and_cells_may_be_written_as_people_write_them(tmp_path, text):
         ("name,text\na,b\n", "without column file, caption; it has: name, text"),
         ("file,caption\na.mp4,open it, then close it\n", "line 2 has 3 cells for 2 columns"),
         ("file,caption,caption\na.mp4,x,y\n", "several columns caption"),
+        ('file,caption\na.mp4,"open it\nb.mp4,close it\n', "a quote before line 3 is not closed"),
         (",".join(map(str, range(99_999))) + "\n", "it has: 0, 1, 2, 3, .*, 11, ..."),
     ],
 )
@@ -248,3 +250,33 @@ def test_a_file_that_is_there_is_never_missing(tmp_path):
     _caption(tmp_path, {"notes.txt": "x", "b": "y", "c.hevc": "z"})
     reasons = [reject.reason for reject in _read(tmp_path)]
     assert len(reasons) == 3 and all("a bare H.264" in reason for reason in reasons)
+
+
+def test_links_are_followed_and_endless_ones_end(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    _write_clip(elsewhere / "a.mp4")
+    root = tmp_path / "clips"
+    _write_clip(root / "real" / "b.mp4")
+    (root / "links").mkdir()
+    (root / "out").symlink_to(elsewhere)
+    (root / "links" / "in").symlink_to("../real")
+    (root / "links" / "up").symlink_to("..")
+    (root / "self.mp4").symlink_to("self.mp4")
+    names = ["out/a.mp4", "links/in/b.mp4", "real/b.mp4"]
+    _caption(root, dict.fromkeys(["a", *names[1:], "self.mp4"], "x"))
+    found = _read(root)
+    ids = {r.episode_id for r in found if isinstance(r, episodes.Episode)}
+    assert ids == {f"clips/{name}" for name in names}
+    (reject,) = (r for r in found if isinstance(r, episodes.Reject))
+    assert reject.item.endswith("self.mp4") and "symbolic links" in reject.reason
+
+
+def test_a_folder_or_a_pipe_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    os.mkfifo(tmp_path / "b.mp4")
+    _caption(tmp_path, {"a.mp4": "x", "b.mp4": "y", "../../etc/passwd": "z", "/etc/passwd": "z"})
+    reasons = [reject.reason for reject in _read(tmp_path)]
+    assert sorted(reason.split(":")[0] for reason in reasons) == [
+        *["a folder or a device in place of a video"] * 2,
+        *["no such video"] * 2,
+    ]

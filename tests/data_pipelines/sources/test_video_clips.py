@@ -104,7 +104,11 @@ def test_a_window_in_seconds_and_its_frames(tmp_path):
 def test_a_window_outside_and_another_rate_are_rejected(tmp_path):
     path = _write(tmp_path / "a.mkv", range(10))
     outside = _read(path, window=video_clips.Window(start=7, end=9))
-    assert "no frame in this window" in outside.reason
+    assert "video ends at 1 s, its annotation at 9 s" in outside.reason
+    between = _read(
+        _write(tmp_path / "b.mkv", [0, 1, 30]), window=video_clips.Window(start=1, end=2)
+    )
+    assert "no frame in this window" in between.reason
     other = _read(path, window=video_clips.Window(start=0, end=0.5, rate=30))
     assert "plays at 10 Hz, its annotation counts frames at 30" in other.reason
 
@@ -218,3 +222,22 @@ def test_what_was_done_to_a_clip_is_kept_with_it(tmp_path):
     clip = _read(tmp_path / "a.mp4")
     assert clip.metadata["conversions"] == ["aspect ratio corrected", "turned upright"]
     assert clip.metadata["frame_size"] == (64, 32) and clip.metadata["video_size"] == (32, 48)
+
+
+@pytest.mark.parametrize(("end", "is_refused"), [(0.9, False), (1.05, False), (1.2, True)])
+def test_a_window_beyond_the_end_is_refused(tmp_path, end, is_refused):
+    path = _write(tmp_path / "a.mkv", range(10))
+    found = _read(path, window=video_clips.Window(start=0.5, end=end))
+    if is_refused:
+        assert "video ends at 1 s, its annotation at 1.2 s" in found.reason
+    else:
+        assert _times(found) == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("every", 0), ("sample_fps", -1.0), ("fps", float("nan")), ("max_frames", 0)],
+)
+def test_options_that_are_not_positive_are_refused(name, value):
+    with pytest.raises(errors.UserError, match=rf"not positive: --{name}"):
+        video_clips.ClipOptions(**{name: value})
