@@ -90,9 +90,10 @@ def find_format(path: str | os.PathLike) -> str:
             f"video cannot be read ({error.strerror})", str(path), "check the path"
         ) from error
     kind = _refused_name(head) or f"a file that starts with {head[:12]!r}"
-    fix = f"convert it, for example by 'ffmpeg -i {path.name} {path.stem}.mp4', or remove it"
     raise errors.DataError(
-        f"not an mp4, mov, webm, mkv, avi, flv, ts or gif video but {kind}", str(path), fix
+        f"not an mp4, mov, webm, mkv, avi, flv, ts or gif video but {kind}",
+        str(path),
+        "convert it ('ffmpeg -i IN OUT.mp4') or remove it",
     )
 
 

@@ -9,12 +9,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 from defi_rollout import pictures as encoder
 
-from data_pipelines.formats import contact_sheet
+from data_pipelines.formats import contact_sheet, video
 from data_pipelines.formats import image as image_lib
 from defi_jax import errors
 from tools.imagine import model as model_lib
@@ -73,13 +71,8 @@ def _one_a_task(episodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def _read(path: pathlib.Path) -> list[np.ndarray]:
-    try:
-        with av.open(str(path)) as container:
-            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.error.FFmpegError, OSError) as error:
-        raise errors.DataError(
-            f"film cannot be read ({error})", str(path), "evaluate again"
-        ) from error
+    with video.open_video(path) as film:
+        return [frame.image() for frame in film.frames()]
 
 
 def _imagine(model: model_lib.VideoModel, frame: np.ndarray, text: str) -> np.ndarray:

@@ -59,5 +59,5 @@ def test_run_without_films_and_output_that_cannot_be_written(root, tmp_path):
         moving.write(root, tmp_path / "absent" / "demo.gif")
     for film in (root / "evaluation" / "videos").iterdir():
         film.write_bytes(b"no film")
-    with pytest.raises(errors.DataError, match="film cannot be read"):
+    with pytest.raises(errors.DataError, match="not an mp4"):
         moving.write(root, tmp_path / "demo.gif")
