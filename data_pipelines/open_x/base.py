@@ -48,10 +48,14 @@ class Trajectory:
 def first_text(values: np.ndarray | Sequence[bytes]) -> tuple[str, ...]:
     """The instruction of a trajectory: its first step's text; one empty text where unlabelled.
 
+    Where a step has several texts, they are paraphrases.
+
     Raises:
         ValueError: the bytes are not UTF-8.
     """
-    return (values[0].decode().strip() if len(values) else "",)
+    first = np.ravel(np.asarray(values[:1], object))
+    texts = dict.fromkeys(text.decode().strip() for text in first)
+    return tuple(text for text in texts if text) or ("",)
 
 
 def views(*, primary: str = "", secondary: str = "", wrist: str = "") -> dict[str, str]:

@@ -22,12 +22,12 @@ from defi_jax import cli, embodiment, errors
 _own_files: dict[str, Mapping[str, base.Standard]] = {}  # by path, of this process
 
 
-def standards(own_file: str = "") -> Mapping[str, base.Standard]:
-    """Returns all of them, by name in alphabetic order.
+def standards(own_file: str | None = None) -> Mapping[str, base.Standard]:
+    """Returns the package's by name in alphabetic order, and those of files of one's own.
 
     Args:
         own_file: Python file with a `STANDARDS` like those in `datasets/`, which go before the
-            package's; from now on they count in this process.
+            package's; "" for none, None for all files that were named in this process.
 
     Raises:
         UserError: the file cannot be used.
@@ -35,8 +35,8 @@ def standards(own_file: str = "") -> Mapping[str, base.Standard]:
     if own_file and own_file not in _own_files:
         _own_files[own_file] = _load_file(pathlib.Path(own_file))
     found = dict(_package())
-    for own in _own_files.values():
-        found |= own
+    for path, own in _own_files.items():
+        found |= own if own_file in (None, path) else {}
     return dict(sorted(found.items()))
 
 

@@ -9,6 +9,7 @@ its two steps are taken here, and such a feature is passed over.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def load_info(directory: epath.PathLike, options: RldsOptions = DEFAULTS) -> Dat
         UserError: no such directory, version or split, or a file format that is not read.
         DataError: the description is damaged, or shards are missing.
     """
+    if "://" not in os.fspath(directory):
+        directory = os.path.abspath(directory)  # "." has no name
     directory = _version_directory(epath.Path(directory), options.dataset_version)
     info = _parsed(directory / _INFO, _read_splits)
     leaves = _parsed(directory / _FEATURES, _read_features)

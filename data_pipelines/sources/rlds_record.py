@@ -41,7 +41,7 @@ class RawSteps(Mapping):
         value = self._unpack(name, self._info.episode_fields[name])
         images = (n for n, field in fields.items() if field.kind == "image")
         lists = (self._features.get(rlds_directory.STEPS + n, []) for n in images)
-        return value[:1] * max(map(len, lists), default=0)
+        return (value[:1] or [b""]) * max(map(len, lists), default=0)
 
     def _unpack(self, key: str, field: Field) -> Any:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from absl import logging
 
 from data_pipelines.open_x import base, exported, registry
 from data_pipelines.sources import rlds_directory
@@ -31,9 +32,16 @@ def find(
         return exported.standard(info.step_fields)
     if options.camera_fields:
         return _as_video(info, options)
-    if name not in registry.standards(options.standardization):
+    if options.text_field or options.fps:
+        raise errors.UserError(
+            "text_field and fps are of action-free video", info.folder, "give camera_fields, too"
+        )
+    known = registry.standards(options.standardization)
+    if name not in known:
         raise _unknown_dataset(info, name, options)
-    return registry.find(name)
+    if options.standardization and known[name] is registry.standards("").get(name):
+        logging.warning("%s is not in %s", name, options.standardization)
+    return known[name]
 
 
 def _as_video(
@@ -56,6 +64,8 @@ def _as_video(
         raise errors.UserError(
             f"nothing says the frame rate of {info.folder}", "fps", "give --fps=HZ (data.fps)"
         )
+    fields = {**info.episode_fields, **info.step_fields}
+    text = fields.get(options.text_field, base.TEXT)
     return base.Standard(
         robot=embodiment.UNKNOWN,
         control_hz=options.fps,
@@ -64,6 +74,7 @@ def _as_video(
         states=None,
         convention=None,
         language=options.text_field,
+        language_field=text if text.kind == "text" else base.TEXT,
     )
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipelines import episodes
+from data_pipelines.formats import array_records
 from defi_jax import errors
 
 SCHEMA_VERSION = 2
@@ -40,7 +41,6 @@ RECORDS_SUFFIX = ".array_record"
 INDEX_SUFFIX = ".index.jsonl"
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed; the hash stays on
-READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access, bounded memory
 
 
 def index_path(records: pathlib.Path) -> pathlib.Path:
@@ -177,7 +177,7 @@ class Readers:
         with self._lock:
             if shard not in self._open:
                 self._open[shard] = array_record_module.ArrayRecordReader(
-                    self._paths[shard], READER_OPTIONS, file_reader_buffer_size=32768
+                    self._paths[shard], array_records.READER_OPTIONS, file_reader_buffer_size=32768
                 )
             self._open.move_to_end(shard)
             reader = self._open[shard]

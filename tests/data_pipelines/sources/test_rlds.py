@@ -138,7 +138,7 @@ def test_failures_are_left_out_where_the_dataset_says_so(write_rlds, episode, mo
     standard = dataclasses.replace(
         registry.find("bridge_dataset"), success_flag="episode_metadata/episode_id"
     )
-    monkeypatch.setattr(registry, "find", lambda name: standard)
+    monkeypatch.setattr(registry, "standards", lambda own_file: {"bridge_dataset": standard})
     failed = episode(0) | {"episode_metadata/episode_id": np.array([0])}
     rejected, good = rlds.RldsSource(write_rlds([[failed, episode(1)]])).read()
     assert "'episode_metadata/episode_id' flag is false" in rejected.reason and good.length == 4

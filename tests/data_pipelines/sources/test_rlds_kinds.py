@@ -126,6 +126,13 @@ def test_text_and_rate_of_the_episode_stand_for_its_steps(tmp_path):
     options = Options(camera_fields=("static=image",), text_field="meta/file")
     (found,) = rlds.RldsSource(directory, options).read()
     assert found.instructions == ("a/b",) and found.fps == 4.0
+    (many,) = rlds.RldsSource(
+        directory, Options(**vars(options) | {"text_field": "three_texts"})
+    ).read()
+    assert many.instructions == ("a", "b", "c")
+    lacking = Options(**vars(options) | {"text_field": "meta/absent"})
+    (unlabelled,) = rlds.RldsSource(directory, lacking).read()
+    assert unlabelled.instructions == ("",)
     (silent,) = rlds.RldsSource(directory, Options(camera_fields=("static=image",))).read()
     assert silent.instructions == ("",) and silent.actions is None
 
@@ -137,6 +144,7 @@ def test_text_and_rate_of_the_episode_stand_for_its_steps(tmp_path):
         (Options(camera_fields=("static=none",)), "'none' is missing"),
         (Options(camera_fields=("image",)), "cannot read image as camera=field"),
         (Options(camera_fields=("static=image",), text_field="label"), r"int64\[\], expected text"),
+        (Options(fps=3.0), "give camera_fields, too"),
         (Options(), "--camera_fields=static=image --text_field=real_text --fps=HZ"),
     ],
 )
@@ -159,6 +167,11 @@ def test_the_folder_decides_and_else_the_description(tmp_path):
         errors.UserError, match=r"'bridge_datasett' or 'unheard_of'.*bridge_dataset"
     ):
         rlds.RldsSource(neither)
+
+
+def test_a_folder_named_by_a_dot_keeps_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(_write(tmp_path / "d" / "1.0.0"))
+    assert rlds.RldsSource(".", VIDEO).name == "d"
 
 
 def test_left_out_splits_are_in_summary_and_manifest(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines.formats import image
+from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds
 from data_pipelines.streaming import loader as streaming_loader
 from defi_jax import errors
@@ -20,6 +21,7 @@ CAMERA = "observation/image"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_own_files", {})
 
 
 def _frame(number: int, step: int) -> bytes:
