@@ -81,7 +81,10 @@ class Display:
         return tuple(filter(None, found))
 
     def image(self, raw: av.VideoFrame, shorter_side: int | None) -> np.ndarray:
-        """Returns uint8[H, W, 3], RGB; see `video.Frame.image`."""
+        """Returns uint8[H, W, 3], RGB; see `video.Frame.image`.
+
+        One thread: PyAV keeps those of a conversion, 8 MB of a worker's limit each, with the frame.
+        """
         if self.transfer or self.primaries:
             scale = min(1.0, (shorter_side or math.inf) / min(raw.height, raw.width))
             height, width = (max(1, round(side * scale)) for side in (raw.height, raw.width))
@@ -91,10 +94,11 @@ class Display:
                 height=height,
                 src_colorspace=self.matrix,
                 interpolation="AREA",
+                threads=1,
             )
             image = _to_bt709(signal, self.transfer, self.primaries)
         else:
-            image = raw.to_ndarray(format="rgb24", src_colorspace=self.matrix)
+            image = raw.to_ndarray(format="rgb24", src_colorspace=self.matrix, threads=1)
         if self.aspect != 1:  # the side that is too short grows
             height, width = image.shape[:2]
             size = round(height / min(self.aspect, 1)), round(width * max(self.aspect, 1))

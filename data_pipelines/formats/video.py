@@ -146,6 +146,8 @@ def open_video(path: str | os.PathLike) -> Iterator[Video]:
             yield Video(container, path)
     except MemoryError:
         raise  # a limit of the process, no damage
+    except BlockingIOError as error:
+        raise MemoryError("no memory for the decoder's threads") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise containers.damaged(f"damaged video ({error})", path) from error
 

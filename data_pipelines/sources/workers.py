@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import multiprocessing
+import os
 import resource
 import signal
 import time
@@ -152,6 +153,9 @@ class _Worker:
         self._spawn()
 
     def _spawn(self) -> None:
+        # Arrow's own allocator reserves 1 GiB of address space, half of a usual limit: decoders had
+        # none left for their threads, and good videos counted as damaged.
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
         # A forked child would inherit the parent's threads and their locks.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()

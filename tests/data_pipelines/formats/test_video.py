@@ -1,6 +1,7 @@
 import av
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 
 from data_pipelines.formats import containers, video
@@ -225,3 +226,11 @@ def test_streams_and_animations_cut_short_are_refused(tmp_path, kind):
     (tmp_path / "cut").write_bytes(data[: len(data) * 2 // 3 + 1])
     with pytest.raises(errors.DataError, match="cut short"):
         _read(tmp_path / "cut")
+
+
+def test_frames_that_are_kept_hold_no_threads(tmp_path):
+    video.write_video(tmp_path / "a.mp4", [np.full((32, 48, 3), 90, np.uint8)] * 20, fps=10)
+    before = psutil.Process().num_threads()
+    with video.open_video(tmp_path / "a.mp4") as opened:
+        kept = [(frame, frame.image()) for frame in opened.frames()]
+        assert len(kept) == 20 and psutil.Process().num_threads() < before + 10

@@ -36,6 +36,16 @@ def _hang(item: float) -> float:
     return item
 
 
+def _arrow_pool(_: int) -> str:
+    import pyarrow
+
+    return pyarrow.default_memory_pool().backend_name
+
+
+def test_tables_do_not_reserve_the_memory_of_the_decoders():
+    assert list(workers_lib.run(_arrow_pool, [0], workers=1, limits=LIMITS)) == [(0, "system")]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_keep_the_order_of_the_items(workers):
     found = list(workers_lib.run(_square, range(12), workers=workers, limits=LIMITS))
