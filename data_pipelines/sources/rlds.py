@@ -165,12 +165,14 @@ class RldsSource:
         directory = self.info.directory
         paths = [directory / "dataset_info.json", directory / "features.json"]
         paths += [shard.path for shard in self.info.shards]
+        own = rlds_standard.own_file_text(self.name, self._options)
         return {
             "kind": "rlds",
             "version": self.info.version,
             "splits": list(dict.fromkeys(shard.split for shard in self.info.shards)),
             "files": files.digest_files(directory, paths),
             "standard": self.standard.recipe,
+            **({"own_file": files.digest(own)} if own else {}),
             **({"left_out": list(self.info.left_out)} if self.info.left_out else {}),
         }
 

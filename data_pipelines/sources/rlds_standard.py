@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 from absl import logging
 
@@ -39,9 +41,16 @@ def find(
     known = registry.standards(options.standardization)
     if name not in known:
         raise _unknown_dataset(info, name, options)
-    if options.standardization and known[name] is registry.standards("").get(name):
+    if options.standardization and not own_file_text(name, options):
         logging.warning("%s is not in %s", name, options.standardization)
     return known[name]
+
+
+def own_file_text(name: str, options: rlds_directory.RldsOptions) -> str:
+    """Returns the text of the file of one's own that says how a dataset is read, "" without."""
+    path, package = options.standardization, registry.standards("")
+    is_own = path and registry.standards(path).get(name) is not package.get(name)
+    return pathlib.Path(path).read_text(encoding="utf-8") if is_own else ""
 
 
 def _as_video(

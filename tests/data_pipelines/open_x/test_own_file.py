@@ -61,6 +61,18 @@ def _meta(episode):
     return type("Meta", (), {"source": episode.source, "embodiment": episode.embodiment})
 
 
+def test_another_text_of_the_file_is_another_recipe(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    directory, path = _write_example(tmp_path), tmp_path / "example_dataset.py"
+    recipes = []
+    for text in (block, block, block.replace("gripper.invert", "gripper.clip")):
+        monkeypatch.setattr(registry, "_own_files", {})  # as in another process
+        path.write_text(text)
+        options = rlds_directory.RldsOptions(standardization=str(path))
+        recipes.append(rlds.RldsSource(directory, options).recipe)
+    assert recipes[0] == recipes[1] != recipes[2]
+
+
 def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

@@ -121,6 +121,18 @@ def test_a_feature_that_cannot_be_made_here_is_passed_over(tmp_path, node):
     assert len(list(source.read())) == 1
 
 
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_records_are_read_from_any_number_on(tmp_path, file_format):
+    splits = {"train": 2, "val": 1}
+    directory = _write(tmp_path / "d" / "1.0.0", splits=splits, file_format=file_format)
+    shard = rlds_directory.load_info(directory).shards[0]
+    path = str(shard.path)
+    every = list(rlds.read_shard(shard))
+    assert len(every) == 2 and path.endswith(("00000", "00000-of-00001"))
+    for start in range(3):
+        assert list(rlds.read_shard(shard, start=start)) == every[start:]
+
+
 def test_text_and_rate_of_the_episode_stand_for_its_steps(tmp_path):
     directory = _write(tmp_path / "d" / "1.0.0")
     options = Options(camera_fields=("static=image",), text_field="meta/file")
