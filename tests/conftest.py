@@ -135,7 +135,13 @@ def write_rlds(tmp_path):
     return RldsWriter(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def rlds_writer():
+    """The writer itself, for a directory of the test's own."""
+    return RldsWriter
+
+
+@pytest.fixture(scope="session")
 def rlds_tools():
     """The functions above, for tests of the layers below a dataset."""
     return {"example": serialize_example, "records": write_records, "episode": raw_episode}

@@ -45,8 +45,8 @@ _UNET = {
     "layers_per_block": 1,
 }
 _GIDM = {"model_dim": 16, "num_heads": 2, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1}
-_GFDM = {"num_frames": 2, "feature_block": 1, **{f"unet.{k}": v for k, v in _UNET.items()}}
-_POLICY = {
+GFDM = {"num_frames": 2, "feature_block": 1, **{f"unet.{k}": v for k, v in _UNET.items()}}
+POLICY = {
     "video_former.dim": 16,
     "video_former.heads": 2,
     "video_former.dim_head": 8,
@@ -60,19 +60,20 @@ _POLICY = {
 }
 
 
-def _below(prefix, numbers):
+def below(prefix, numbers):
+    """The numbers of a section of the config, by their full keys."""
     return {f"{prefix}.{key}": value for key, value in numbers.items()}
 
 
 _STAGES = {
-    "gfdm": {"data.num_frames": 2, "eval.sample_steps": 2, **_below("model", _GFDM)},
-    "gidm": {"restart_every": 3, **_below("model", _GIDM)},
+    "gfdm": {"data.num_frames": 2, "eval.sample_steps": 2, **below("model", GFDM)},
+    "gidm": {"restart_every": 3, **below("model", _GIDM)},
     "joint": {
         "data.action_horizon": 4,
         "init.gfdm": "scratch",
         "init.gidm": "scratch",
-        **_below("model.gfdm", _GFDM),
-        **_below("model.policy", _POLICY),
+        **below("model.gfdm", GFDM),
+        **below("model.policy", POLICY),
     },
 }
 
@@ -84,6 +85,11 @@ def get_config(name):
     numbers = _SHARED | _STAGES[stage]
     if stage == "joint":
         numbers |= {"cache_features": name != stage}
+    return changed(config, numbers)
+
+
+def changed(config, numbers):
+    """The config with other values at some dotted keys."""
     with config.unlocked():
         for key, value in numbers.items():
             *parents, last = key.split(".")

@@ -4,7 +4,7 @@ from defi_rollout import errors, executors
 
 
 class CountingActor:
-    """Chunk n holds the numbers 10 n, 10 n + 1, ..."""
+    """Chunk n holds the numbers 10 n, 10 n + 1, ...; a stand-in whose actions can be counted."""
 
     def __init__(self):
         self.calls, self.resets = 0, 0

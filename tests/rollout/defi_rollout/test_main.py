@@ -1,13 +1,14 @@
 import json
 
 import pytest
+import safetensors.numpy
 from defi_rollout import bundle, main
 
 
 def test_inspect_prints_one_json_object(tiny_bundle, capsys):
     assert main.main(["inspect", str(tiny_bundle), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["action_horizon"] == 5 and document["num_training_starts"] == 1
+    assert document["action_horizon"] == 5 and document["num_training_starts"] == 3
 
 
 def test_damaged_bundle_is_one_line_and_exit_65(tiny_bundle, capsys):
@@ -42,8 +43,11 @@ def test_wrong_usage_is_one_line_and_exit_2(tiny_bundle, tmp_path, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
-def test_doctor_fails_on_an_example_that_differs(tiny_bundle, capsys):
-    # The tiny bundle's example expects zeros, which the policy does not answer.
+def test_doctor_fails_on_an_example_that_differs(tiny_bundle, reseal, capsys):
+    example = safetensors.numpy.load_file(tiny_bundle / bundle.EXAMPLE)
+    example["expected/actions"] += 0.1
+    safetensors.numpy.save_file(example, tiny_bundle / bundle.EXAMPLE)
+    reseal(tiny_bundle)
     assert main.main(["doctor", str(tiny_bundle), "--json"]) == 1
     checks = {c["name"]: c for c in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["bundle files"]["ok"] and not checks["bundle policy"]["ok"]

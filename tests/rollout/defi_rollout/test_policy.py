@@ -15,7 +15,8 @@ GOLDEN_NOISE = [0.31738341, -1.26768994, 1.02136016]
 def test_infer_gives_one_chunk_within_the_limits(tiny, obs):
     actions = tiny.infer(obs)["actions"]
     assert actions.shape == (5, 4) and actions.dtype == np.float32
-    assert actions.max() <= 1.0 and actions[:, 3].max() <= 0.5
+    limits = tiny.spec.action_spec
+    assert (actions >= np.float32(limits.low)).all() and (actions <= np.float32(limits.high)).all()
 
 
 def test_same_seed_same_actions_whatever_came_before(tiny, obs):
@@ -43,7 +44,7 @@ def test_batched_rows_equal_single_observations(tiny, obs):
     for row in range(2):
         alone = {"observation/image": batch["observation/image"][row]}
         single = tiny.infer(alone | {"prompt": batch["prompt"][row], policy.SEED: row + 1})
-        np.testing.assert_allclose(single["actions"], together[row], atol=1e-6)
+        np.testing.assert_allclose(single["actions"], together[row], atol=1e-5)
 
 
 def test_instruction_and_image_matter(tiny, obs):
@@ -77,7 +78,8 @@ def test_missing_camera_names_the_expected_keys(tiny, obs):
 
 
 def test_actions_that_are_not_finite_are_refused(tiny_bundle, reseal, obs):
-    params = {"head/kernel": np.full((3, 4), np.nan, np.float32)}
+    params = safetensors.numpy.load_file(tiny_bundle / bundle.PARAMS)
+    params["policy/goal_emb/fc1/kernel"][:] = np.nan
     safetensors.numpy.save_file(params, tiny_bundle / bundle.PARAMS)
     reseal(tiny_bundle)
     with pytest.raises(errors.CheckFailed, match="not finite"):
@@ -93,10 +95,11 @@ def test_refused_program_names_the_command_that_rebuilds_it(tiny_bundle, reseal)
 
 
 def test_params_of_another_model_are_named(tiny_bundle, reseal):
-    params = {"head/kernel": np.zeros((3, 5), np.float32)}
+    params = safetensors.numpy.load_file(tiny_bundle / bundle.PARAMS)
+    params["policy/goal_emb/fc1/kernel"] = np.zeros((3, 5), np.float32)
     safetensors.numpy.save_file(params, tiny_bundle / bundle.PARAMS)
     reseal(tiny_bundle)
-    with pytest.raises(errors.BundleError, match="head/kernel"):
+    with pytest.raises(errors.BundleError, match="policy/goal_emb/fc1/kernel"):
         policy.Policy.load(tiny_bundle)
 
 
@@ -106,6 +109,7 @@ def test_noise_is_a_fixed_function_of_its_key():
     np.testing.assert_allclose(noise, GOLDEN_NOISE, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_where_the_training_stack_is_absent(tiny_bundle):
     script = f"""
         import sys

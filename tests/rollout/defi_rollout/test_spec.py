@@ -47,6 +47,8 @@ def test_missing_and_unknown_fields_are_named(document):
 
 
 def test_unnormalise_scales_shifts_and_clips(document):
+    document["action_spec"] |= {"low": [-1.0] * 4, "high": [1.0, 1.0, 1.0, 0.5]}
+    document["action_statistics"] |= {"scale": [2.0, 1, 1, 1], "offset": [0.5, 0, 0, 0]}
     actions = np.array([[0.1, 0.2, -3.0, 0.9]])
     real = spec.BundleSpec.from_json(document).unnormalise(actions)
     np.testing.assert_allclose(real, [[0.7, 0.2, -1.0, 0.5]], rtol=1e-6)

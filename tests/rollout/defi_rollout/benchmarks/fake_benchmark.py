@@ -1,4 +1,7 @@
-"""A benchmark without a simulator, whose tasks succeed, fail, crash or raise on demand."""
+"""A benchmark without a simulator, whose tasks succeed, fail, crash or raise on demand.
+
+A stand-in, because no real task crashes its process at a chosen moment.
+"""
 
 import dataclasses
 import hashlib
@@ -45,8 +48,8 @@ class FakeBenchmark:
         ]
 
     def check(self, bundle_spec):
-        if bundle_spec.embodiment["name"] != "fake":
-            raise errors.UsageError("another robot", "bundle", "give a fake one")
+        if bundle_spec.embodiment["name"] != "metaworld_sawyer":
+            raise errors.UsageError("another robot", "bundle", "give that of the small bundle")
 
     def check_renderer(self):
         return "numpy"

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 
 import pytest
 from defi_rollout import bundle, errors
@@ -71,5 +72,8 @@ def test_protocol_digest_is_stable():
 
 
 def test_bundle_of_another_robot_is_refused(tiny_bundle):
-    with pytest.raises(errors.UsageError, match="'fake'"):
-        BENCHMARK.check(bundle.read_bundle(tiny_bundle).spec)
+    spec = bundle.read_bundle(tiny_bundle).spec
+    BENCHMARK.check(spec)
+    other = dataclasses.replace(spec, embodiment=spec.embodiment | {"name": "widowx250"})
+    with pytest.raises(errors.UsageError, match="'widowx250'"):
+        BENCHMARK.check(other)
