@@ -37,7 +37,6 @@ BAD_WINDOW = 10_000  # frames over which max_bad_fraction counts at least
 
 _READ_AHEAD = 4  # batches, and threads that decode them
 
-Arrays = dict[str, np.ndarray]
 # Episode id, camera -> [length, h, w, c], scaled.
 GivenLatents = Callable[[str, str], np.ndarray]
 
@@ -147,7 +146,7 @@ def _beginning(plan: _Plan, encoder: Encoder, dtype: str, *, is_given: bool) -> 
 
 
 class _Plan:
-    """What belongs to which shard, a function of the store and the cameras; how much may lack."""
+    """Which frames and texts belong to which shard, and how many frames may be damaged."""
 
     def __init__(
         self, source: episodes.EpisodeSource, cameras: Sequence[str], max_bad_fraction: float
@@ -270,23 +269,14 @@ class _Writer:
             records = self._copied(self._given, chosen, report)
         for i in chosen:
             meta = self._plan.source.meta(i)
-            own = self._plan.rows(i)
-            values = [next(records) for _ in own]
+            values = [next(records) for _ in self._plan.rows(i)]
             damaged = sum(not value for value in values)
             if damaged:
                 logging.warning("%d frames of %s are damaged", damaged, meta.episode_id)
                 self._num_damaged += damaged
                 self._plan.check_damage(self._num_damaged)
-            cameras = self._plan.cameras_of(i)
-            yield (
-                values,
-                {
-                    "episode_id": meta.episode_id,
-                    "length": meta.length,
-                    "cameras": cameras,
-                    "damaged": damaged,
-                },
-            )
+            line = {"episode_id": meta.episode_id, "length": meta.length, "damaged": damaged}
+            yield values, line | {"cameras": self._plan.cameras_of(i)}
 
     def _copied(
         self, given: GivenLatents, chosen: Sequence[int], report: Callable[[int], Any]
@@ -324,8 +314,7 @@ class _Writer:
             for batch in iterator:
                 good = np.array(batch["good"])
                 values = self._encoder.frames(np.array(batch["frames"]), np.array(batch["keys"]))
-                stored = self._stored(values[good], "latents")
-                contents = iter(stored)
+                contents = iter(self._stored(values[good], "latents"))
                 count = min(left, len(good))
                 yield from (next(contents).tobytes() if g else b"" for g in good[:count])
                 left -= count
@@ -378,7 +367,7 @@ class FrameBatches:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __getitem__(self, index: int) -> Arrays:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Returns `frames` uint8[B, S, S, 3], `keys` uint32[B, 2] and `good` bool[B]."""
         rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
         side = self.prepare.resize.size
