@@ -1,10 +1,11 @@
-"""A tiny RLDS writer, independent of the reader under test."""
+"""A tiny RLDS writer, independent of the reader under test; TFDS writes the descriptions."""
 
-import json
 import struct
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info
 
 from data_pipelines.formats import image as image_lib
 from data_pipelines.formats import tfrecord
@@ -69,35 +70,19 @@ def raw_episode(seed: int, steps: int = 6, text: str = "öffne die Schublade") -
     }
 
 
-def _feature(kind: str, **content) -> dict:
-    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", **content}
-
-
-def _tensor(shape: list[int], dtype: str) -> dict:
-    dimensions = {"dimensions": [str(size) for size in shape]} if shape else {}
-    content = {"shape": dimensions, "dtype": dtype, "encoding": "none"}
-    kind = "tensor_feature.Tensor" if shape else "scalar.Scalar"
-    return _feature(kind, tensor=content)
-
-
-def _dict(**features: dict) -> dict:
-    return _feature("features_dict.FeaturesDict", featuresDict={"features": features})
-
-
-def describe_features(state_dim: int = 7) -> dict:
-    """features.json of such episodes."""
-    shape = {"dimensions": ["16", "24", "3"]}
-    image = _feature("image_feature.Image", image={"shape": shape, "dtype": "uint8"})
-    text = _feature("text_feature.Text", text={})
-    step = _dict(
-        action=_tensor([7], "float32"),
-        observation=_dict(state=_tensor([state_dim], "float32"), image_0=image, image_1=image),
-        language_instruction=text,
-        is_first=_tensor([], "bool"),
-    )
-    steps = _feature("dataset_feature.Dataset", sequence={"feature": step, "length": "-1"})
-    return _dict(
-        steps=steps, episode_metadata=_dict(episode_id=_tensor([], "int32"), file_path=text)
+def features(state_dim: int = 7) -> tfds.features.FeaturesDict:
+    """Feature types of such episodes."""
+    image = tfds.features.Image(shape=(16, 24, 3))
+    state = tfds.features.Tensor(shape=(state_dim,), dtype=np.float32)
+    step = {
+        "action": tfds.features.Tensor(shape=(7,), dtype=np.float32),
+        "observation": {"state": state, "image_0": image, "image_1": image},
+        "language_instruction": tfds.features.Text(),
+        "is_first": tfds.features.Scalar(dtype=np.bool_),
+    }
+    about = {"episode_id": tfds.features.Scalar(np.int32), "file_path": tfds.features.Text()}
+    return tfds.features.FeaturesDict(
+        {"steps": tfds.features.Dataset(step), "episode_metadata": about}
     )
 
 
@@ -116,16 +101,28 @@ class RldsWriter:
         self.directory.mkdir(parents=True)
         for index, episodes in enumerate(shards):
             write_records(self.shard(index, len(shards)), [serialize_example(e) for e in episodes])
-        lengths = [str(len(shard)) for shard in shards]
-        split = {"name": "train", "shardLengths": lengths, "numBytes": "1"}
-        info = {
-            "name": "bridge_dataset",
-            "version": "1.0.0",
-            "fileFormat": "tfrecord",
-            "splits": [split],
-        }
-        (self.directory / "dataset_info.json").write_text(json.dumps(info))
-        (self.directory / "features.json").write_text(json.dumps(describe_features(state_dim)))
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=self.directory,
+            dataset_name="bridge_dataset",
+            split="train",
+            filetype_suffix="tfrecord",
+        )
+        split = tfds.core.SplitInfo(
+            name="train",
+            shard_lengths=[len(shard) for shard in shards],
+            num_bytes=1,
+            filename_template=template,
+        )
+        identity = dataset_info.DatasetIdentity(
+            name="bridge_dataset",
+            version=tfds.core.Version("1.0.0"),
+            data_dir=str(self.directory),
+            module_name="builder",
+        )
+        info = tfds.core.DatasetInfo(builder=identity, features=features(state_dim))
+        info.set_file_format("tfrecord")
+        info.set_splits(tfds.core.SplitDict([split]))
+        info.write_to_directory(self.directory)
         return self.directory
 
 

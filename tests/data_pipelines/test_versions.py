@@ -18,7 +18,7 @@ def test_what_makes_something_else_has_another_version():
 @pytest.mark.parametrize("raised", [False, True])
 def test_another_result_wants_another_number(monkeypatch, raised):
     recorded = json.loads(make_versions.PATH.read_text())
-    known = registry.standards()
+    known = registry.standards("")
     toto = known["toto"]
 
     def finish(trajectory):

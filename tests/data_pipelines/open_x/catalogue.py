@@ -22,7 +22,7 @@ import yaml
 
 TABLE = pathlib.Path(__file__).parents[2] / "fixtures" / "open_x_features.yaml"
 CATALOGUE = "https://www.tensorflow.org/datasets/catalog/"
-STEPS = 5
+STEPS = 4
 _ENCODINGS = ("jpeg", "png")
 INSTRUCTION = "drück den Knopf"
 

@@ -14,7 +14,7 @@ NATURAL = "observation/natural_language_instruction"
 
 
 def test_all_datasets_are_registered():
-    assert set(registry.standards()) == set(expected.ROWS) | set(expected.ALIASES)
+    assert set(registry.standards("")) == set(expected.ROWS) | set(expected.ALIASES)
     assert len(expected.ROWS) == 81
 
 
@@ -45,7 +45,7 @@ def test_every_dataset_becomes_what_the_table_says(name):
 
 
 def test_instructions_come_from_the_published_fields():
-    natural = {name for name, s in registry.standards().items() if s.language == NATURAL}
+    natural = {name for name, s in registry.standards("").items() if s.language == NATURAL}
     assert natural == {
         "fractal20220817_data",
         "kuka",
@@ -62,13 +62,13 @@ def test_instructions_come_from_the_published_fields():
         "columbia_cairlab_pusht_real",
         "bc_z",
     }
-    others = {s.language for s in registry.standards().values()} - {NATURAL}
+    others = {s.language for s in registry.standards("").values()} - {NATURAL}
     assert others == {"language_instruction", "observation/instruction"}
 
 
 def test_pair_offsets_follow_the_official_windows():
     found = {}
-    for name, standard in registry.standards().items():
+    for name, standard in registry.standards("").items():
         found.setdefault(standard.pair_offset, set()).add(name)
     assert {len(name) > 0 for name in found.pop((9, 9))} == {True}
     assert found == {

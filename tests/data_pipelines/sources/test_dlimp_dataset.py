@@ -142,7 +142,8 @@ def test_frames_are_those_recorded_from_dlimp():
 
 
 def _assert_same_trajectories(directory, split: str) -> int:
-    dlimp = pytest.importorskip("dlimp")
+    why = "dlimp is not on the package index: make test-tensorflow DLIMP=CHECKOUT"
+    dlimp = pytest.importorskip("dlimp", reason=why)
     tfds = pytest.importorskip("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(directory))
     tf = pytest.importorskip("tensorflow")
