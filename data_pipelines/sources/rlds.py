@@ -140,13 +140,9 @@ class RldsSource:
         self.standard = rlds_standard.find(self.info, self.name, self._options)
 
     def _log_what_is_read(self) -> None:
-        info = self.info
-        counts: dict[str, int] = {}
-        for shard in info.shards:
-            counts[shard.split] = counts.get(shard.split, 0) + shard.num_records
-        read = ", ".join(f"{count} episodes of split {name}" for name, count in counts.items())
-        logging.info("%s %s: %s", self.name, info.version, read)
-        for what in info.left_out:
+        splits = ", ".join(self.info.splits)
+        logging.info("%s %s: %d of %s", self.name, self.info.version, self.total, splits)
+        for what in self.info.left_out:
             logging.warning("%s: left out %s", self.name, what)
         for doubt in self.standard.doubts:
             logging.warning("%s: doubtful %s", self.name, doubt)
@@ -169,7 +165,7 @@ class RldsSource:
         return {
             "kind": "rlds",
             "version": self.info.version,
-            "splits": list(dict.fromkeys(shard.split for shard in self.info.shards)),
+            "splits": self.info.splits,
             "files": files.digest_files(directory, paths),
             "standard": self.standard.recipe,
             **({"own_file": files.digest(own)} if own else {}),

@@ -101,6 +101,11 @@ class DatasetInfo:
         """Name of the version's folder."""
         return self.directory.name
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits of the shards, in order."""
+        return list(dict.fromkeys(shard.split for shard in self.shards))
+
 
 def is_dataset(directory: epath.PathLike) -> bool:
     """Whether a directory holds an RLDS dataset, itself or in a version folder."""

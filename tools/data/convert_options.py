@@ -118,15 +118,9 @@ class ConvertOptions:
 
     def rlds_options(self) -> rlds_directory.RldsOptions:
         """What is read of an RLDS directory."""
-        return rlds_directory.RldsOptions(
-            dataset_version=self.dataset_version,
-            splits=tuple(self.splits) or rlds_directory.RldsOptions.splits,
-            allow_missing_shards=self.allow_missing_shards,
-            standardization=self.standardization,
-            camera_fields=tuple(self.camera_fields),
-            text_field=self.text_field,
-            fps=self.fps or 0.0,
-        )
+        given = {key: getattr(self, key) for key in rlds_directory.KEYS if getattr(self, key)}
+        lists = {key: tuple(given[key]) for key in ("splits", "camera_fields") if key in given}
+        return rlds_directory.RldsOptions(**given | lists)
 
     def clip_options(self) -> video_clips.ClipOptions:
         """How frames are stored."""
