@@ -11,16 +11,17 @@
 Frames are found by time, `from_timestamp + timestamp`, because concatenated videos drift; a frame
 further than half an interval from its time is refused, and so is one of another episode. Timestamps
 count from an episode's first, as GR00T's begin at 0.05 s, and are made from rows where there are
-none. Of the features, `observation.images.*` (videos or images), `observation.state`, `action` and
-the steps' `task_index` are read. An episode with several tasks is cut where they change, unless its
-first task is asked for. Depth is left out. What an action means, LeRobot does not say: the manifest
-keeps its `names`.
+none. Of the features, videos and images, `observation.state` (or `state`), `action` (or `actions`)
+and the steps' `task_index` are read. An episode with several tasks is cut where they change, unless
+its first task is asked for. Depth is left out. What an action means, LeRobot does not say: the
+manifest keeps its `names`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ def _recipe(
         "version": info.version,
         "robot_type": info.content.get("robot_type"),
         "cameras": dict(info.cameras),
-        "names": {column: features[column].get("names") for column in info.columns},
+        "names": {name: features[name].get("names") for name in info.columns.values()},
         "captions": {"file": "meta/tasks", "field": "task"},
         "selection": "every episode",
         # No folders or endless links: reading rejects their episodes.
@@ -163,9 +164,7 @@ def _read(
                 frames[camera] = list(_frames_at(one, key, times[kept], info, options))
             else:
                 frames[camera] = _images(rows[key][kept], options)
-        columns = {
-            name: _column(rows[name], name, width)[kept] for name, width in info.columns.items()
-        }
+        columns = {ours: _column(rows, name, info)[kept] for ours, name in info.columns.items()}
         metadata: dict[str, Any] = {"episode_index": one.index}
         if one.steps < one.length:
             metadata["steps"] = [one.first, one.first + length - 1]
@@ -175,8 +174,8 @@ def _read(
             embodiment=embodiment,
             instructions=(_instruction(one, texts),),
             frames=frames,
-            actions=columns.get(tables.ACTION),
-            states=columns.get(tables.STATE),
+            actions=columns.get("actions"),
+            states=columns.get("states"),
             fps=options.fps or info.fps,
             metadata=metadata,
         )
@@ -195,7 +194,7 @@ def _read_rows(one: tables.Recording, info: tables.Info) -> dict[str, list[Any]]
     images = [key for key in info.cameras.values() if key not in info.videos]
     only = [("episode_index", "==", one.index)] if info.is_v3 else None
     table = tables.read_table(
-        one.data, [*info.columns, *images], ["frame_index", "timestamp"], only
+        one.data, [*info.columns.values(), *images], ["frame_index", "timestamp"], only
     )
     rows = table.to_pydict()
     numbers = np.ravel(rows.get("frame_index", np.arange(table.num_rows)))
@@ -213,10 +212,11 @@ def _instruction(one: tables.Recording, texts: Mapping[int, str] | None) -> str:
     return texts[one.task].strip()
 
 
-def _column(rows: Sequence[Any], name: str, width: int) -> np.ndarray:
+def _column(rows: Mapping[str, Sequence[Any]], name: str, info: tables.Info) -> np.ndarray:
     """Returns float32[n, width]."""
+    width = math.prod(info.content["features"][name]["shape"])
     with np.errstate(over="ignore"):  # not finite then, which an episode refuses
-        values = np.asarray(rows, np.float32).reshape(len(rows), -1)
+        values = np.asarray(rows[name], np.float32).reshape(len(rows[name]), -1)
     if values.shape[1] != width:
         raise ValueError(f"'{name}' is {values.shape[1]} wide, info.json says {width}")
     return values

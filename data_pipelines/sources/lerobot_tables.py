@@ -22,7 +22,8 @@ from data_pipelines.formats import json_files
 from defi_jax import errors
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-STATE, ACTION = "observation.state", "action"
+# Features of an episode's columns; openpi writes the first names, the last one found counts.
+_COLUMNS = {"actions": ("actions", "action"), "states": ("state", "observation.state")}
 FIX = "download the dataset again, or check it with the lerobot package"
 _IMAGES = "observation.images."
 _EPISODE_COLUMNS = ["episode_index", "length", "data/chunk_index", "data/file_index"]
@@ -44,7 +45,7 @@ class Info:
         fps: frames per second.
         cameras: ours -> feature, with the primary one first.
         videos: those features of `cameras` that are stored as videos, the others as images.
-        columns: those of action and state that there are -> width.
+        columns: "actions" and "states", where there are any -> feature.
         content: the file.
         left_out: cameras that are not read and why, texts.
     """
@@ -54,7 +55,7 @@ class Info:
     fps: float
     cameras: Mapping[str, str]
     videos: frozenset[str]
-    columns: Mapping[str, int]
+    columns: Mapping[str, str]
     content: Mapping[str, Any]
     left_out: tuple[str, ...]
 
@@ -145,17 +146,17 @@ def load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
                 errors.listed(left_out, 3) or "only those with images are read",
             )
         cameras = _name_cameras(present, primary, wrist, path)
+        columns = {
+            ours: name for ours, names in _COLUMNS.items() for name in names if name in features
+        }
+        left_out += [f"{ours}: no such feature" for ours in _COLUMNS if ours not in columns]
         return Info(
             directory=directory,
             version=version,
             fps=fps,
             cameras=cameras,
             videos=frozenset(f for f in cameras.values() if features[f]["dtype"] == "video"),
-            columns={
-                name: math.prod(features[name]["shape"])
-                for name in (ACTION, STATE)
-                if name in features
-            },
+            columns=columns,
             content=content,
             left_out=tuple(left_out),
         )

@@ -286,6 +286,36 @@ def test_an_image_that_validate_would_refuse_is_rejected(tmp_path, stored, reaso
 # ---- splits, links and names ----
 
 
+def test_openpi_names_its_features_otherwise(tmp_path):
+    features = lerobot_sets.info("v2.0")["features"]
+    names = {"action": "actions", "observation.state": "state", TOP: "image"}
+    features = {names[name]: features[name] for name in names}
+    features["image"] = {"dtype": "image", "shape": [32, 48, 3]}
+    lerobot_sets.write_v2(tmp_path, codebase_version="v2.0", features=features, video_path=None)
+    png = image.encode_png(np.zeros((32, 48, 3), np.uint8))
+
+    def change(row):
+        row["image"] = {"bytes": png, "path": "frame_000000.png"}
+        row["actions"], row["state"] = row.pop("action"), row.pop("observation.state")
+
+    _change_rows(tmp_path, change)
+    source = lerobot_sets.open_set(tmp_path, primary="", wrist="")
+    first = next(iter(source.read()))
+    columns = lerobot_sets.columns(0)
+    np.testing.assert_array_equal(first.actions, np.float32(columns["action"]))
+    np.testing.assert_array_equal(first.states, np.float32(columns["observation.state"]))
+    assert source.recipe["left_out"] == []
+
+
+def test_a_dataset_without_actions_says_so(tmp_path):
+    features = lerobot_sets.info("v2.1")["features"]
+    del features["action"]
+    lerobot_sets.write_v2(tmp_path, features=features)
+    source = lerobot_sets.open_set(tmp_path)
+    assert source.recipe["left_out"][1:] == ["actions: no such feature"]
+    assert next(iter(source.read())).actions is None
+
+
 @WRITERS
 @pytest.mark.parametrize("splits", [None, {}])
 def test_a_dataset_without_splits_is_all_train(tmp_path, write, splits):
