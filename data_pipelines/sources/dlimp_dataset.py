@@ -16,9 +16,10 @@ inflated, features that are sequences within a step are left out, and arrays of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import tree as dm_tree
 from etils import epath
 
 from data_pipelines.formats import tfrecord
@@ -144,26 +145,12 @@ def _array(values: np.ndarray | list[bytes]) -> np.ndarray:
 def _frames(trajectory: Nested) -> Iterator[Nested]:
     length = len(next(leaf for _, leaf in leaves(trajectory)))
     for step in range(length):
-        yield _at(trajectory, step)
-
-
-def _at(tree: Nested, step: int) -> Nested:
-    return {
-        name: _at(node, step) if isinstance(node, dict) else node[step]
-        for name, node in tree.items()
-    }
+        yield cast(Nested, dm_tree.map_structure(lambda leaf, t=step: leaf[t], trajectory))
 
 
 def _stack(frames: list[Nested]) -> Nested:
-    return {
-        name: _stack([frame[name] for frame in frames])
-        if isinstance(node, dict)
-        else _stack_leaf([frame[name] for frame in frames])
-        for name, node in frames[0].items()
-    }
+    return cast(Nested, dm_tree.map_structure(lambda *own: _array(_of_leaf(own)), *frames))
 
 
-def _stack_leaf(values: list[Any]) -> np.ndarray:
-    if isinstance(values[0], bytes):
-        return np.array(values, object)
-    return np.stack(values)
+def _of_leaf(values: tuple[Any, ...]) -> np.ndarray | list[bytes]:
+    return list(values) if isinstance(values[0], bytes) else np.stack(values)
