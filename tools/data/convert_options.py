@@ -118,9 +118,12 @@ class ConvertOptions:
 
     def rlds_options(self) -> rlds_directory.RldsOptions:
         """What is read of an RLDS directory."""
-        given = {key: getattr(self, key) for key in rlds_directory.KEYS if getattr(self, key)}
-        lists = {key: tuple(given[key]) for key in ("splits", "camera_fields") if key in given}
-        return rlds_directory.RldsOptions(**given | lists)
+        given: dict[str, Any] = {
+            key: getattr(self, key) for key in rlds_directory.KEYS if getattr(self, key)
+        }
+        for key in given.keys() & {"splits", "camera_fields"}:
+            given[key] = tuple(given[key])
+        return rlds_directory.RldsOptions(**given)
 
     def clip_options(self) -> video_clips.ClipOptions:
         """How frames are stored."""
