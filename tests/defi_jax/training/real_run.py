@@ -1,6 +1,7 @@
 """Trains a real stage in a process of its own, to be killed or to end. Prints JSON.
 
 python real_run.py killed STAGE DIR    dies in step 4, after checkpoint 2
+python real_run.py resumed STAGE DIR   ends that run
 python real_run.py finished STAGE DIR  ends that run, and does the same in one go beside it
 """
 
@@ -58,9 +59,9 @@ def train(name, workdir, wrap=lambda loader, workdir: loader):
 def main(mode, name, directory):
     directory = pathlib.Path(directory)
     if mode == "killed":
-        train(name, directory / "killed", KillingLoader)
+        train(name, directory / "killed", KillingLoader)  # does not return
     compiled = {}
-    for run in ("killed", "straight"):
+    for run in ("killed", "straight") if mode == "finished" else ("killed",):
         with toy_run.compilations() as programs:
             train(name, directory / run)
         compiled[run] = sum("train_step" in program for program in programs)

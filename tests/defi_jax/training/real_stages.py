@@ -1,14 +1,17 @@
 """The real stages, shrunk so that they compile in seconds; also a config file for launch/train.py.
 
 python launch/train.py --config=tests/defi_jax/training/real_stages.py:gidm --workdir=DIR
+
+The environment variable CHANGES may hold more keys as JSON, such as {"data.root": DIR}.
 """
 
 import functools
 import importlib
+import json
 import os
 import pathlib
 
-from data_pipelines.streaming import loader as loader_lib
+from data_pipelines.streaming import loader as streaming_loader
 from defi_jax import objectives
 
 HERE = pathlib.Path(__file__).parent
@@ -85,6 +88,7 @@ def get_config(name):
     numbers = _SHARED | _STAGES[stage]
     if stage == "joint":
         numbers |= {"cache_features": name != stage}
+    numbers |= json.loads(os.environ.get("CHANGES", "{}"))
     return changed(config, numbers)
 
 
@@ -101,7 +105,7 @@ def make(config):
     """Returns the objective, and what opens its loaders."""
     objective = objectives.make(config)
     make_loader = functools.partial(
-        loader_lib.make_loader, config.data, tokenizers=objective.tokenizers()
+        streaming_loader.make_loader, config.data, tokenizers=objective.tokenizers()
     )
     return objective, make_loader
 
