@@ -47,9 +47,11 @@ def _export(store, output, **settings) -> dict:
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 1 << 20])
-def test_an_export_is_read_back_as_it_was(tmp_path, shard_bytes):
+@pytest.mark.parametrize("file_format", rlds_writer.FILE_FORMATS)
+def test_an_export_is_read_back_as_it_was(tmp_path, shard_bytes, file_format):
     written = [_episode(number) for number in range(3)]
-    done = _export(_store(tmp_path / "s", *written), tmp_path / "o", shard_bytes=shard_bytes)
+    settings = {"shard_bytes": shard_bytes, "file_format": file_format}
+    done = _export(_store(tmp_path / "s", *written), tmp_path / "o", **settings)
     shards = 3 if shard_bytes == 1 else 1
     assert (done["episodes"], done["frames"], done["shards"]) == (3, 12, shards)
     for one, other in zip(written, rlds.RldsSource(done["directory"]).read(), strict=True):
