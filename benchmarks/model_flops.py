@@ -18,8 +18,7 @@ from configs import joint as joint_config
 from defi_jax import objectives
 from defi_jax.export import program
 from defi_jax.models import params as params_lib
-from defi_jax.models.layers import fused_attention
-from defi_jax.models.layers import video as video_layers
+from defi_jax.models.layers import attention as attention_lib
 from defi_jax.training import flops
 
 
@@ -47,9 +46,9 @@ def _forward_model() -> None:
 
     for name, fn in (("UNet to up block 1", features), ("UNet", velocity)):
         _report(name, fn, params, latents, condition, text)
-    attention = video_layers.TextAttention.__call__
+    attention = attention_lib.TextAttention.__call__
     for label, call in (("shared", _projected_once), ("repeated", _projected_per_frame)):
-        video_layers.TextAttention.__call__ = call
+        attention_lib.TextAttention.__call__ = call
         _report(
             f"UNet to up block 1, text projections {label}",
             features,
@@ -58,13 +57,12 @@ def _forward_model() -> None:
             condition,
             text,
         )
-    video_layers.TextAttention.__call__ = attention
+    attention_lib.TextAttention.__call__ = attention
 
 
 def _projected_once(layer: Any, x: Any, text: Any) -> Any:
     """Text attention with keys and values once per clip, queries and outputs per position."""
-    heads = [layer._heads(y) for y in (layer.to_q(x), layer.to_k(text), layer.to_v(text))]
-    return layer.to_out[0](fused_attention.plain(*heads).reshape(x.shape))
+    return layer.read(x, *layer.keys_values(text))
 
 
 def _projected_per_frame(layer: Any, x: Any, text: Any) -> Any:

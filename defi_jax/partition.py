@@ -26,10 +26,8 @@ FSDP_MIN_SIZE = 2**16
 # Matrices split over `tensor`: (path pattern, dimension). Into heads or hidden units by column,
 # back from them by row, so that one attention or MLP needs a single reduction.
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
-    (r"(to_q|to_k|to_v|query|key|value|qkv|q_proj|k_proj|v_proj|q|k|v)/kernel$", -1),
-    (r"(to_out/0|to_out|out_proj|o|proj_attn)/kernel$", -2),
-    (r"(net/0/proj|fc1|wi|wi_0|wi_1|c_fc)/kernel$", -1),
-    (r"(net/2|fc2|wo|c_proj)/kernel$", -2),
+    (r"(to_q|to_k|to_v|fc1|wi|wi_0|wi_1)/kernel$", -1),
+    (r"(to_out|fc2|wo)/kernel$", -2),
 )
 
 

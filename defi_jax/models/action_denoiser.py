@@ -18,7 +18,9 @@ latent-action tokens, Dh width of a head.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.struct
@@ -29,7 +31,8 @@ from flax import nnx
 
 from defi_jax.array_typing import Array, Bool, Float, PRNGKey, typed
 from defi_jax.diffusion import edm, samplers
-from defi_jax.models.layers import transformer
+from defi_jax.models.layers import attention, norms, stack
+from defi_jax.models.layers import linear as linear_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,73 +165,22 @@ class DenoiserContext:
 # Layers
 
 
-class Attention(nnx.Module):
+def _attention(config: ActionDenoiserConfig, **options: Any) -> attention.Attention:
     """Multi-head attention; query, key and value with bias, output without."""
-
-    def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim = config.embed_dim
-        self.heads = config.heads
-        self.dropout_rate = config.attn_dropout
-        self.key = _linear(config, dim, dim, dtype=dtype, rngs=rngs)
-        self.query = _linear(config, dim, dim, dtype=dtype, rngs=rngs)
-        self.value = _linear(config, dim, dim, dtype=dtype, rngs=rngs)
-        self.c_proj = _linear(config, dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-
-    def keys_values(self, memory: Array) -> tuple[jax.Array, jax.Array]:
-        """Returns keys and values [B, M, heads, Dh] of [B, M, D]."""
-        return (
-            transformer.split_heads(self.key(memory), self.heads),
-            transformer.split_heads(self.value(memory), self.heads),
-        )
-
-    def __call__(
-        self, x: Array, keys: Array, values: Array, *, causal: bool, rng: PRNGKey | None
-    ) -> jax.Array:
-        """Attends from [B, Q, D] to keys and values [B, M, heads, Dh].
-
-        `causal` is aligned at the top left: query i sees keys 0..i, whatever Q and M are.
-        """
-        mask = np.tril(np.ones((x.shape[1], keys.shape[1]), bool)) if causal else None
-        query = transformer.split_heads(self.query(x), self.heads)
-        attended = transformer.attention(
-            query, keys, values, mask, dropout_rate=self.dropout_rate, dropout_rng=rng
-        )
-        return self.c_proj(transformer.merge_heads(attended))
+    return attention.Attention(
+        config.embed_dim, config.heads, out_bias=False, linear=_linear(config), **options
+    )
 
 
-class FeedForward(nnx.Module):
-    """Linear, exact GELU, linear; no biases."""
-
-    def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim = config.embed_dim
-        self.c_fc = _linear(config, dim, 4 * dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.c_proj = _linear(config, 4 * dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [..., D] to the same shape."""
-        return self.c_proj(transformer.gelu(self.c_fc(x)))
+def _feed_forward(config: ActionDenoiserConfig, **options: Any) -> linear_lib.MLP:
+    dim = config.embed_dim
+    return linear_lib.MLP(dim, 4 * dim, dim, linear=_linear(config), use_bias=False, **options)
 
 
-class Embedding(nnx.Module):
-    """Linear, activation, linear: the reference's small embedders."""
-
-    def __init__(
-        self,
-        config: ActionDenoiserConfig,
-        in_dim: int,
-        activation: Any,
-        *,
-        dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        dim = config.embed_dim
-        self.activation = activation
-        self.fc1 = _linear(config, in_dim, 2 * dim, dtype=dtype, rngs=rngs)
-        self.fc2 = _linear(config, 2 * dim, dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [..., in_dim] to [..., out_dim]."""
-        return self.fc2(self.activation(self.fc1(x)))
+def _embedding(config: ActionDenoiserConfig, in_dim: int, **options: Any) -> linear_lib.MLP:
+    """The reference's small embedders."""
+    dim = config.embed_dim
+    return linear_lib.MLP(in_dim, 2 * dim, dim, linear=_linear(config), **options)
 
 
 class EncoderBlock(nnx.Module):
@@ -237,18 +189,18 @@ class EncoderBlock(nnx.Module):
     def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
         dim = config.embed_dim
         self.config = config
-        self.ln_1 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln_2 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.ln_1 = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.attn = _attention(config, dtype=dtype, rngs=rngs)
+        self.ln_2 = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.mlp = _feed_forward(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, rng: PRNGKey | None) -> jax.Array:
         """Maps [B, M, D] to the same shape."""
         attn_rng, resid_rng, mlp_rng = _split(rng, 3)
         h = self.ln_1(x)
-        h = self.attn(h, *self.attn.keys_values(h), causal=False, rng=attn_rng)
-        x = x + transformer.dropout(h, self.config.resid_dropout, resid_rng)
-        return x + transformer.dropout(self.mlp(self.ln_2(x)), self.config.mlp_dropout, mlp_rng)
+        h = self.attn(h, dropout_rate=self.config.attn_dropout, dropout_rng=attn_rng)
+        x = x + attention.dropout(h, self.config.resid_dropout, resid_rng)
+        return x + attention.dropout(self.mlp(self.ln_2(x)), self.config.mlp_dropout, mlp_rng)
 
 
 class DecoderBlock(nnx.Module):
@@ -257,13 +209,13 @@ class DecoderBlock(nnx.Module):
     def __init__(self, config: ActionDenoiserConfig, *, dtype: Any, rngs: nnx.Rngs):
         dim = config.embed_dim
         self.config = config
-        self.ln_1 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.cross_att = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln3 = transformer.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.ln_2 = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
-        self.modulation = _linear(config, dim, 6 * dim, dtype=dtype, rngs=rngs)
+        self.ln_1 = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.attn = _attention(config, dtype=dtype, rngs=rngs)
+        self.cross_att = _attention(config, dtype=dtype, rngs=rngs)
+        self.ln3 = norms.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ln_2 = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.mlp = _feed_forward(config, dtype=dtype, rngs=rngs)
+        self.modulation = _linear(config)(dim, 6 * dim, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Array, condition: Array, keys: Array, values: Array, rng: PRNGKey | None
@@ -274,13 +226,19 @@ class DecoderBlock(nnx.Module):
         modulation = jnp.split(self.modulation(jax.nn.silu(condition)), 6, axis=-1)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
         h = shift_1 + (rates.modulation_offset + scale_1) * self.ln_1(x)
-        h = self.attn(h, *self.attn.keys_values(h), causal=True, rng=rngs[0])
-        x = x + gate_1 * transformer.dropout(h, rates.resid_dropout, rngs[1])
-        causal = rates.cross_attention == "causal"
-        h = self.cross_att(self.ln3(x), keys, values, causal=causal, rng=rngs[2])
-        x = x + transformer.dropout(h, rates.resid_dropout, rngs[3])
+        h = self.attn(h, mask=_causal(h, h), dropout_rate=rates.attn_dropout, dropout_rng=rngs[0])
+        x = x + gate_1 * attention.dropout(h, rates.resid_dropout, rngs[1])
+        h = self.cross_att.read(
+            self.ln3(x),
+            keys,
+            values,
+            mask=_causal(x, keys) if rates.cross_attention == "causal" else None,
+            dropout_rate=rates.attn_dropout,
+            dropout_rng=rngs[2],
+        )
+        x = x + attention.dropout(h, rates.resid_dropout, rngs[3])
         h = self.mlp(shift_2 + (rates.modulation_offset + scale_2) * self.ln_2(x))
-        return x + gate_2 * transformer.dropout(h, rates.mlp_dropout, rngs[4])
+        return x + gate_2 * attention.dropout(h, rates.mlp_dropout, rngs[4])
 
 
 # Denoiser
@@ -290,28 +248,30 @@ class ActionDenoiser(nnx.Module):
     """EDM-preconditioned diffusion transformer over action chunks."""
 
     def __init__(self, config: ActionDenoiserConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        dim = config.embed_dim
+        dim, linear = config.embed_dim, _linear(config)
         self.config = config
         self.dtype = dtype
-        self.tok_emb = _linear(config, config.observation_dim, dim, dtype=dtype, rngs=rngs)
-        self.tok_emb_token = _linear(config, config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
-        self.lang_emb = Embedding(config, config.goal_dim, transformer.gelu, dtype=dtype, rngs=rngs)
+        self.tok_emb = linear(config.observation_dim, dim, dtype=dtype, rngs=rngs)
+        self.tok_emb_token = linear(config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
+        self.lang_emb = _embedding(config, config.goal_dim, dtype=dtype, rngs=rngs)
         # fp32: neighbouring noise levels must not round to one embedding.
-        self.sigma_emb = Embedding(config, dim, jax.nn.mish, dtype=jnp.float32, rngs=rngs)
-        self.action_emb = _linear(config, config.action_dim, dim, dtype=dtype, rngs=rngs)
-        self.action_pred = _linear(config, dim, config.action_dim, dtype=dtype, rngs=rngs)
-        self.encoder_blocks = transformer.stack_blocks(
+        self.sigma_emb = _embedding(
+            config, dim, activation=jax.nn.mish, dtype=jnp.float32, rngs=rngs
+        )
+        self.action_emb = linear(config.action_dim, dim, dtype=dtype, rngs=rngs)
+        self.action_pred = linear(dim, config.action_dim, dtype=dtype, rngs=rngs)
+        self.encoder_blocks = stack.stack_blocks(
             lambda block_rngs: EncoderBlock(config, dtype=dtype, rngs=block_rngs),
             config.encoder_layers,
             rngs,
         )
-        self.encoder_ln = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.decoder_blocks = transformer.stack_blocks(
+        self.encoder_ln = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.decoder_blocks = stack.stack_blocks(
             lambda block_rngs: DecoderBlock(config, dtype=dtype, rngs=block_rngs),
             config.decoder_layers,
             rngs,
         )
-        self.decoder_ln = transformer.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.decoder_ln = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
         positions = 0.02 * jax.random.normal(rngs.params(), (config.action_horizon, dim))
         self.action_pos_emb = nnx.Param(positions) if config.action_positions else None
 
@@ -342,7 +302,7 @@ class ActionDenoiser(nnx.Module):
             self.tok_emb(video_tokens),
             self.tok_emb_token(latent_action_tokens),
         ]
-        memory, _ = transformer.scan_blocks(
+        memory, _ = stack.scan_blocks(
             self.encoder_blocks,
             lambda block, x, rng: (block(x, rng), None),
             jnp.concatenate(tokens, axis=1),
@@ -353,7 +313,7 @@ class ActionDenoiser(nnx.Module):
         # Causal queries never reach past token S - 1: leave the other keys out.
         is_causal = self.config.cross_attention == "causal"
         reachable = memory[:, : self.config.action_horizon] if is_causal else memory
-        _, (keys, values) = transformer.scan_blocks(
+        _, (keys, values) = stack.scan_blocks(
             self.decoder_blocks,
             lambda block, carry, _: (carry, block.cross_att.keys_values(reachable)),
             None,
@@ -389,7 +349,7 @@ class ActionDenoiser(nnx.Module):
 
         rngs = _split_array(dropout_rng, self.config.decoder_layers)
         inputs = (context.keys, context.values, rngs)
-        x, _ = transformer.scan_blocks(self.decoder_blocks, apply, x, inputs, **self._scan_options)
+        x, _ = stack.scan_blocks(self.decoder_blocks, apply, x, inputs, **self._scan_options)
         return self.action_pred(self.decoder_ln(x)).astype(jnp.float32)
 
     @typed
@@ -463,26 +423,17 @@ class ActionDenoiser(nnx.Module):
         return {"unroll": self.config.scan_unroll, "remat": self.config.remat}
 
 
-def _linear(
-    config: ActionDenoiserConfig,
-    in_dim: int,
-    out_dim: int,
-    *,
-    use_bias: bool = True,
-    dtype: Any,
-    rngs: nnx.Rngs,
-) -> nnx.Linear:
-    """Linear layer with kernel N(0, init_std), zero bias."""
-    std = in_dim**-0.5 if config.init_std is None else config.init_std
-    return nnx.Linear(
-        in_dim,
-        out_dim,
-        dot_general=transformer.flat_dot_general,
-        use_bias=use_bias,
-        kernel_init=nnx.initializers.normal(std),
-        dtype=dtype,
-        rngs=rngs,
-    )
+def _linear(config: ActionDenoiserConfig) -> Callable[..., nnx.Linear]:
+    """Linear layers with kernels N(0, init_std) and zero biases."""
+    init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+    if config.init_std is not None:
+        init = nnx.initializers.normal(config.init_std)
+    return functools.partial(linear_lib.linear, kernel_init=init)
+
+
+def _causal(queries: Array, keys: Array) -> np.ndarray:
+    """bool[Q, M], aligned at the top left: query i sees keys 0..i, whatever Q and M are."""
+    return np.tril(np.ones((queries.shape[1], keys.shape[1]), bool))
 
 
 def _split(rng: PRNGKey | None, num: int) -> Any:

@@ -18,7 +18,8 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Int, typed
-from defi_jax.models.layers import transformer
+from defi_jax.models.layers import attention, norms, stack
+from defi_jax.models.layers import linear as linear_lib
 
 # transformers keeps an old meaning for this id: pool at the largest id instead of the first end
 # token (the published config.json says 2 although the end token is 49407).
@@ -41,11 +42,11 @@ class CLIPTextConfig:
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in transformer.ACTIVATIONS:
+        if self.hidden_act not in linear_lib.ACTIVATIONS:
             raise errors.UserError(
                 f"unknown hidden_act {self.hidden_act!r}",
                 "clip_text",
-                f"known: {', '.join(transformer.ACTIVATIONS)}",
+                f"known: {', '.join(linear_lib.ACTIVATIONS)}",
             )
         if self.hidden_size % self.num_attention_heads:
             raise errors.UserError(
@@ -83,44 +84,23 @@ class CLIPTextOutput:
     text_embeds: jax.Array
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head attention with four biased projections."""
-
-    def __init__(self, config: CLIPTextConfig, *, dtype: Any, rngs: nnx.Rngs):
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.q_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array, mask: Array) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D]; mask broadcasts to [B, heads, L, L]."""
-        q, k, v = (
-            transformer.split_heads(project(x), self.heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(transformer.merge_heads(transformer.attention(q, k, v, mask)))
-
-
 class Block(nnx.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, config: CLIPTextConfig, *, dtype: Any, rngs: nnx.Rngs):
         width, hidden = config.hidden_size, config.intermediate_size
         eps = config.layer_norm_eps
-        self.activation = config.hidden_act
-        self.self_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.layer_norm1 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
-        self.layer_norm2 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.self_attn = attention.Attention(width, config.num_attention_heads, **options)
+        self.layer_norm1 = norms.layer_norm(width, epsilon=eps, **options)
+        activation = linear_lib.ACTIVATIONS[config.hidden_act]
+        self.mlp = linear_lib.MLP(width, hidden, width, activation=activation, **options)
+        self.layer_norm2 = norms.layer_norm(width, epsilon=eps, **options)
 
     def __call__(self, x: Array, mask: Array) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D]."""
-        x = x + self.self_attn(self.layer_norm1(x), mask)
-        hidden = transformer.ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(x)))
-        return x + self.fc2(hidden)
+        """Maps [B, L, D] to [B, L, D]; mask broadcasts to [B, heads, L, L]."""
+        x = x + self.self_attn(self.layer_norm1(x), mask=mask)
+        return x + self.mlp(self.layer_norm2(x))
 
 
 class CLIPText(nnx.Module):
@@ -136,13 +116,13 @@ class CLIPText(nnx.Module):
         self.position_embedding = nnx.Embed(
             config.max_position_embeddings, width, embedding_init=init, dtype=dtype, rngs=rngs
         )
-        self.layers = transformer.stack_blocks(
+        self.layers = stack.stack_blocks(
             lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
         )
-        self.final_layer_norm = transformer.layer_norm(
+        self.final_layer_norm = norms.layer_norm(
             width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
         )
-        self.text_projection = nnx.Linear(
+        self.text_projection = linear_lib.linear(
             width, config.projection_dim, use_bias=False, dtype=dtype, rngs=rngs
         )
 
@@ -171,7 +151,7 @@ class CLIPText(nnx.Module):
         allowed = jnp.tril(jnp.ones((length, length), bool))[None, None]
         if mask is not None:
             allowed = allowed & mask[:, None, None, :]
-        x, _ = transformer.scan_blocks(
+        x, _ = stack.scan_blocks(
             self.layers, lambda block, carry, _: (block(carry, allowed), None), x
         )
         hidden = self.final_layer_norm(x)

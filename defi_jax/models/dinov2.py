@@ -20,7 +20,8 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Float, typed
-from defi_jax.models.layers import transformer
+from defi_jax.models.layers import attention, conv, norms, stack
+from defi_jax.models.layers import linear as linear_lib
 
 # Keys' cubic convolution; PyTorch takes -0.5 with antialiasing and -0.75 without.
 _CUBIC_A = -0.5
@@ -90,36 +91,19 @@ class DINOv2Output:
     patch_tokens: jax.Array
 
 
-class Attention(nnx.Module):
-    """Multi-head attention; the fused projection of the hub release is kept as three."""
-
-    def __init__(self, config: DINOv2Config, *, dtype: Any, rngs: nnx.Rngs):
-        width, bias = config.hidden_size, config.qkv_bias
-        self.heads = config.num_attention_heads
-        self.q_proj = nnx.Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.o_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [B, M, D] to [B, M, D]."""
-        q, k, v = (
-            transformer.split_heads(project(x), self.heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.o_proj(transformer.merge_heads(transformer.attention(q, k, v)))
-
-
 class Block(nnx.Module):
     """Pre-norm transformer block with a learned scale on each residual branch."""
 
     def __init__(self, config: DINOv2Config, *, dtype: Any, rngs: nnx.Rngs):
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.norm1 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.norm1 = norms.layer_norm(width, epsilon=eps, **options)
+        self.attention = attention.Attention(
+            width, config.num_attention_heads, qkv_bias=config.qkv_bias, **options
+        )
         self.layer_scale1 = nnx.Param(jnp.ones(width))
-        self.norm2 = transformer.layer_norm(width, epsilon=eps, dtype=dtype, rngs=rngs)
-        self.mlp = transformer.MLP(width, width * config.mlp_ratio, width, dtype=dtype, rngs=rngs)
+        self.norm2 = norms.layer_norm(width, epsilon=eps, **options)
+        self.mlp = linear_lib.MLP(width, width * config.mlp_ratio, width, **options)
         self.layer_scale2 = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Array) -> jax.Array:
@@ -139,13 +123,13 @@ class DINOv2(nnx.Module):
         self.cls_token = nnx.Param(init(rngs.params(), (width,)))
         self.register_tokens = nnx.Param(init(rngs.params(), (config.num_register_tokens, width)))
         self.position_embeddings = nnx.Param(init(rngs.params(), (1 + config.grid_size**2, width)))
-        self.patch_embed = nnx.Conv(
-            3, width, (patch, patch), strides=patch, padding="VALID", dtype=dtype, rngs=rngs
+        self.patch_embed = conv.Conv2d(
+            3, width, patch, stride=patch, padding=(0, 0), dtype=dtype, rngs=rngs
         )
-        self.layer = transformer.stack_blocks(
+        self.layer = stack.stack_blocks(
             lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
         )
-        self.layernorm = transformer.layer_norm(
+        self.layernorm = norms.layer_norm(
             width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
         )
 
@@ -176,7 +160,7 @@ class DINOv2(nnx.Module):
         prefix = jnp.concatenate([first[None], self.register_tokens[...].astype(self.dtype)])
         prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape))
         x = jnp.concatenate([prefix, patches + position[1:]], axis=1)
-        x, _ = transformer.scan_blocks(self.layer, lambda block, carry, _: (block(carry), None), x)
+        x, _ = stack.scan_blocks(self.layer, lambda block, carry, _: (block(carry), None), x)
         hidden = self.layernorm(x)
         return DINOv2Output(
             last_hidden_state=hidden,

@@ -28,7 +28,8 @@ from flax import nnx
 
 from defi_jax.array_typing import Array, Bool, Float, typed
 from defi_jax.models import vector_quantizer
-from defi_jax.models.layers import transformer as transformer_layers
+from defi_jax.models.layers import attention, norms, stack
+from defi_jax.models.layers import linear as linear_lib
 
 MaskOrder = Literal["aligned", "tiled"]
 
@@ -130,66 +131,35 @@ class LatentActionOutput:
 # Blocks
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head attention over tokens or frames; projections without bias but the last."""
+def _attention(config: TransformerConfig, attend: Any, **options: Any) -> attention.Attention:
+    """Multi-head attention; projections without bias but the last."""
+    return attention.Attention(
+        config.model_dim,
+        config.num_heads,
+        qkv_bias=False,
+        linear=linear_lib.torch_linear,
+        attend=attend,
+        **options,
+    )
 
-    def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim = config.model_dim
-        self.num_heads = config.num_heads
-        self.to_q = transformer_layers.torch_linear(
-            dim, dim, use_bias=False, dtype=dtype, rngs=rngs
-        )
-        self.to_k = transformer_layers.torch_linear(
-            dim, dim, use_bias=False, dtype=dtype, rngs=rngs
-        )
-        self.to_v = transformer_layers.torch_linear(
-            dim, dim, use_bias=False, dtype=dtype, rngs=rngs
-        )
-        self.to_out = transformer_layers.torch_linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def over_tokens(self, x: Array, key_mask: Array | None) -> jax.Array:
-        """Attends over N within each frame; x [B, T, N, D], key_mask bool[B, T, N] or None."""
-        q, k, v = self._project(x)
-        mask = None if key_mask is None else key_mask[:, :, None, None, :]
-        return self.to_out(
-            transformer_layers.merge_heads(transformer_layers.attention(q, k, v, mask))
-        )
-
-    def over_frames(self, x: Array) -> jax.Array:
-        """Attends causally over T at each token; x [B, T, N, D].
-
-        A loop of products and sums instead of matmuls: T is 2, and a batch of 2 x 2 matmuls is slow
-        on every device.
-        """
-        q, k, v = self._project(x)  # [B, T, N, heads, Dh]
-        scale = q.shape[-1] ** -0.5
-        frames = []
-        for t in range(x.shape[1]):
-            products = [q[:, t].astype(jnp.float32) * k[:, s] for s in range(t + 1)]
-            logits = jnp.stack([product.sum(-1) * scale for product in products], axis=-1)
-            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-            frames.append(sum(weights[..., s, None] * v[:, s] for s in range(t + 1)))
-        return self.to_out(transformer_layers.merge_heads(jnp.stack(frames, axis=1)))
-
-    def _project(self, x: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        q, k, v = (transformer_layers.split_heads(y, self.num_heads) for y in (q, k, v))
-        return q, k, v
+def _mlp(dim: int, **options: Any) -> linear_lib.MLP:
+    return linear_lib.MLP(dim, 4 * dim, dim, linear=linear_lib.torch_linear, **options)
 
 
 class SpatialBlock(nnx.Module):
     """Pre-norm block: attention over tokens, feed-forward."""
 
     def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim = config.model_dim
-        self.spatial_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.ffn = transformer_layers.MLP(dim, 4 * dim, dim, dtype=dtype, rngs=rngs)
-        self.norm1 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm2 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        dim, options = config.model_dim, {"dtype": dtype, "rngs": rngs}
+        self.spatial_attn = _attention(config, attention.attention, **options)
+        self.ffn = _mlp(dim, **options)
+        self.norm1 = norms.layer_norm(dim, **options)
+        self.norm2 = norms.layer_norm(dim, **options)
 
-    def __call__(self, x: Array, key_mask: Array | None) -> jax.Array:
-        """Maps [B, T, N, D] to the same shape."""
-        x = x + self.spatial_attn.over_tokens(self.norm1(x), key_mask)
+    def __call__(self, x: Array, mask: Array | None) -> jax.Array:
+        """Maps [B, T, N, D] to the same shape; mask bool[B, T, 1, 1, N] says which keys count."""
+        x = x + self.spatial_attn(self.norm1(x), mask=mask)
         return x + self.ffn(self.norm2(x))
 
 
@@ -197,18 +167,18 @@ class SpatioTemporalBlock(nnx.Module):
     """Pre-norm block: attention over tokens, causal attention over frames, feed-forward."""
 
     def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim = config.model_dim
-        self.spatial_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.temporal_attn = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.ffn = transformer_layers.MLP(dim, 4 * dim, dim, dtype=dtype, rngs=rngs)
-        self.norm1 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm2 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm3 = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
+        dim, options = config.model_dim, {"dtype": dtype, "rngs": rngs}
+        self.spatial_attn = _attention(config, attention.attention, **options)
+        self.temporal_attn = _attention(config, attention.causally_over_frames, **options)
+        self.ffn = _mlp(dim, **options)
+        self.norm1 = norms.layer_norm(dim, **options)
+        self.norm2 = norms.layer_norm(dim, **options)
+        self.norm3 = norms.layer_norm(dim, **options)
 
-    def __call__(self, x: Array, key_mask: Array | None) -> jax.Array:
-        """Maps [B, T, N, D] to the same shape."""
-        x = x + self.spatial_attn.over_tokens(self.norm1(x), key_mask)
-        x = x + self.temporal_attn.over_frames(self.norm2(x))
+    def __call__(self, x: Array, mask: Array | None) -> jax.Array:
+        """As `SpatialBlock`."""
+        x = x + self.spatial_attn(self.norm1(x), mask=mask)
+        x = x + self.temporal_attn(self.norm2(x))
         return x + self.ffn(self.norm3(x))
 
 
@@ -223,10 +193,10 @@ class _Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         dim = config.model_dim
-        self.stem_norm_in = transformer_layers.layer_norm(config.in_dim, dtype=dtype, rngs=rngs)
-        self.stem_proj = transformer_layers.torch_linear(config.in_dim, dim, dtype=dtype, rngs=rngs)
-        self.stem_norm_out = transformer_layers.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.transformer_blocks = transformer_layers.stack_blocks(
+        self.stem_norm_in = norms.layer_norm(config.in_dim, dtype=dtype, rngs=rngs)
+        self.stem_proj = linear_lib.torch_linear(config.in_dim, dim, dtype=dtype, rngs=rngs)
+        self.stem_norm_out = norms.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.transformer_blocks = stack.stack_blocks(
             lambda block_rngs: self.block(config, dtype=dtype, rngs=block_rngs),
             config.num_blocks,
             rngs,
@@ -234,7 +204,7 @@ class _Transformer(nnx.Module):
         self.out = (
             None
             if config.out_dim is None
-            else transformer_layers.torch_linear(dim, config.out_dim, dtype=dtype, rngs=rngs)
+            else linear_lib.torch_linear(dim, config.out_dim, dtype=dtype, rngs=rngs)
         )
 
     @typed
@@ -255,7 +225,7 @@ class _Transformer(nnx.Module):
         x = self.stem_norm_out(self.stem_proj(self.stem_norm_in(x)))
         # The position code is added in fp32 and rounded once.
         x = (x + sinusoidal_positions(num_tokens, self.config.model_dim)).astype(x.dtype)
-        key_mask = None
+        mask = None
         if lang is not None:
             frames_of_lang = jnp.broadcast_to(
                 lang[:, None], (lang.shape[0], num_frames, *lang.shape[1:])
@@ -263,12 +233,13 @@ class _Transformer(nnx.Module):
             x = jnp.concatenate([x, frames_of_lang.astype(x.dtype)], axis=2)
         if lang is not None and lang_mask is not None:
             visible = jnp.ones((x.shape[0], num_tokens), bool)
-            key_mask = mask_rows(
+            rows = mask_rows(
                 jnp.concatenate([visible, lang_mask], axis=1), num_frames, self.config.mask_order
             )
-        x, _ = transformer_layers.scan_blocks(
+            mask = rows[:, :, None, None]
+        x, _ = stack.scan_blocks(
             self.transformer_blocks,
-            lambda block, tokens, _: (block(tokens, key_mask), None),
+            lambda block, tokens, _: (block(tokens, mask), None),
             x,
             unroll=self.config.scan_unroll,
             remat=self.config.remat,
@@ -326,13 +297,13 @@ class LatentActionEncoder(nnx.Module):
                 rngs.params(), (1, 1, config.num_codes, config.feature_dim), minval=-1.0
             )
         )
-        self.lang_proj = transformer_layers.torch_linear(
+        self.lang_proj = linear_lib.torch_linear(
             config.text_dim, config.model_dim, dtype=dtype, rngs=rngs
         )
         self.transformer = SpatioTemporalTransformer(
             config.encoder_transformer, dtype=dtype, rngs=rngs
         )
-        self.to_codebook = transformer_layers.torch_linear(
+        self.to_codebook = linear_lib.torch_linear(
             config.model_dim, config.latent_dim, dtype=dtype, rngs=rngs
         )
 
@@ -368,7 +339,7 @@ class LatentActionDecoder(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.patch_up = transformer_layers.torch_linear(
+        self.patch_up = linear_lib.torch_linear(
             config.feature_dim, config.model_dim, dtype=dtype, rngs=rngs
         )
         transformer = dataclasses.replace(
@@ -412,7 +383,7 @@ class LatentActionModel(nnx.Module):
         )
         is_discrete = config.quantizer == "vq"
         self.vq = vector_quantizer.VectorQuantizer(vq_config, rngs=rngs) if is_discrete else None
-        self.action_up = transformer_layers.torch_linear(
+        self.action_up = linear_lib.torch_linear(
             config.latent_dim, config.model_dim, dtype=dtype, rngs=rngs
         )
 

@@ -22,7 +22,7 @@ from flax import nnx
 from defi_jax.array_typing import Array, Bool, Float, PRNGKey, typed
 from defi_jax.diffusion import schedules
 from defi_jax.models import action_denoiser, gidm, latent_action, video_former
-from defi_jax.models.layers import transformer
+from defi_jax.models.layers import linear as linear_lib
 
 # Where stage 2's parameters start: policy prefix -> GIDM prefix; names below it are equal.
 STAGE2_PREFIXES: dict[str, str] = {"latent_action": "latent_action"}
@@ -138,8 +138,13 @@ class Policy(nnx.Module):
         self.config = config
         self.dtype = dtype
         feature_dim = config.gidm.feature_dim
-        self.goal_emb = transformer.MLP(
-            config.video_former.condition_dim, feature_dim, feature_dim, dtype=dtype, rngs=rngs
+        self.goal_emb = linear_lib.MLP(
+            config.video_former.condition_dim,
+            feature_dim,
+            feature_dim,
+            linear=linear_lib.torch_linear,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.time_pos_emb = nnx.Param(jax.random.normal(rngs.params(), (2, 1, feature_dim)))
         self.latent_action = latent_action.LatentActionModel(config.gidm, dtype=dtype, rngs=rngs)

@@ -25,8 +25,8 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Float, typed
-from defi_jax.models.layers import fused_attention
-from defi_jax.models.layers import video as video_layers
+from defi_jax.models.layers import conv, norms, residual, video_transformer
+from defi_jax.models.layers import linear as linear_lib
 
 _DOWN_TYPES = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 _UP_TYPES = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
@@ -159,102 +159,15 @@ def up_features(outputs: UNetOutput) -> jax.Array:
     taps = outputs.up_features
     height = taps[-1].shape[2]
     return jnp.concatenate(
-        [video_layers.upsample_nearest(tap, height // tap.shape[2]) for tap in taps], axis=-1
+        [conv.upsample_nearest(tap, height // tap.shape[2]) for tap in taps], axis=-1
     )
-
-
-class FeedForward(nnx.Module):
-    """GEGLU, value * GELU(gate), four times as wide inside (official `net.0.proj`, `net.2`)."""
-
-    def __init__(self, dim: int, *, dtype, rngs):
-        self.proj = video_layers.Linear(dim, 8 * dim, dtype=dtype, rngs=rngs)
-        self.out = video_layers.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [..., dim] to [..., dim]."""
-        value, gate = self.proj.halves(x)
-        return self.out(value * video_layers.gelu(gate))
-
-
-class TransformerBlock(nnx.Module):
-    """Self-attention, attention to the text, feed-forward; the temporal one starts with another.
-
-    The spatial one's self-attention is over the positions of a frame, the temporal one's over the
-    frames of a position. All rows of a batch element read the same text.
-    """
-
-    def __init__(self, dim: int, num_heads: int, text_dim: int, *, is_temporal: bool, dtype, rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.norm_in = video_layers.LayerNorm(dim, dtype=dtype) if is_temporal else None
-        self.ff_in = FeedForward(dim, **options) if is_temporal else None
-        self.norm1 = video_layers.LayerNorm(dim, dtype=dtype)
-        attend = video_layers.attend_over_frames if is_temporal else fused_attention.attend
-        self.attn1 = video_layers.Attention(dim, num_heads, attend=attend, **options)
-        self.norm2 = video_layers.LayerNorm(dim, dtype=dtype)
-        self.attn2 = video_layers.TextAttention(dim, num_heads, text_dim, **options)
-        self.norm3 = video_layers.LayerNorm(dim, dtype=dtype)
-        self.ff = FeedForward(dim, **options)
-
-    def __call__(self, x: Array, text: Array) -> jax.Array:
-        """Maps x [B, T, N, C] with text [B, L, Dc] to the shape of x."""
-        B, T, N, C = x.shape
-        if self.ff_in is not None and self.norm_in is not None:
-            x = x + self.ff_in(self.norm_in(x))
-        x = x + self.attn1(self.norm1(x))
-        x = x.reshape(B, T * N, C)
-        x = x + self.attn2(self.norm2(x), text)
-        x = x + self.ff(self.norm3(x))
-        return x.reshape(B, T, N, C)
-
-
-class TransformerSpatioTemporal(nnx.Module):
-    """Pairs of a spatial and a temporal transformer block around one residual."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_layers: int,
-        text_dim: int,
-        num_groups: int,
-        *,
-        dtype,
-        rngs,
-    ):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.norm = video_layers.GroupNorm(dim, num_groups, 1e-6, dtype=dtype)
-        self.proj_in = video_layers.Linear(dim, dim, **options)
-        self.transformer_blocks, self.temporal_transformer_blocks = (
-            nnx.List(
-                TransformerBlock(dim, num_heads, text_dim, is_temporal=is_temporal, **options)
-                for _ in range(num_layers)
-            )
-            for is_temporal in (False, True)
-        )
-        self.time_pos_embed = video_layers.TimestepEmbedding(dim, 4 * dim, dim, **options)
-        self.time_mixer = video_layers.AlphaBlender(0.5)
-        self.proj_out = video_layers.Linear(dim, dim, kernel_init=video_layers.ZEROS, **options)
-
-    def __call__(self, x: Array, text: Array) -> jax.Array:
-        """Maps x [B, T, H, W, C] with text [B, L, Dc] to the shape of x."""
-        B, T, H, W, C = x.shape
-        hidden = self.norm(x.reshape(B * T, H * W, C)).reshape(B, T, H * W, C)
-        hidden = self.proj_in(hidden)
-        positions = self.time_pos_embed(video_layers.sinusoid(jnp.arange(T), C))[
-            :, None
-        ]  # [T, 1, C]
-        blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
-        for spatial_block, temporal_block in blocks:
-            hidden = spatial_block(hidden, text)
-            hidden = self.time_mixer(hidden, temporal_block(hidden + positions, text))
-        return x + self.proj_out(hidden).reshape(x.shape)
 
 
 class UNetLayer(NamedTuple):
     """One residual layer and the transformer after it, if any: the unit of rematerialisation."""
 
-    resnet: video_layers.SpatioTemporalResBlock
-    attention: TransformerSpatioTemporal | None
+    resnet: residual.SpatioTemporalResBlock
+    attention: video_transformer.TransformerSpatioTemporal | None
     remat: str
 
     def __call__(self, x: jax.Array, emb: jax.Array, text: jax.Array) -> jax.Array:
@@ -286,7 +199,7 @@ class UNetBlock(nnx.Module):
         *,
         num_attentions: int,
         eps: float,
-        resize: type[video_layers.Downsample] | type[video_layers.Upsample] | None = None,
+        resize: type[conv.Downsample] | type[conv.Upsample] | None = None,
         dtype,
         rngs,
     ):
@@ -295,7 +208,7 @@ class UNetBlock(nnx.Module):
         groups = config.norm_num_groups
         self.resnets = nnx.List(
             [
-                video_layers.SpatioTemporalResBlock(
+                residual.SpatioTemporalResBlock(
                     in_dim, dim, emb_dim=config.emb_dim, num_groups=groups, eps=eps, **options
                 )
                 for in_dim in in_dims
@@ -303,7 +216,7 @@ class UNetBlock(nnx.Module):
         )
         self.attentions = nnx.List(
             [
-                TransformerSpatioTemporal(
+                video_transformer.TransformerSpatioTemporal(
                     dim,
                     config.per_level("num_attention_heads")[level],
                     config.per_level("transformer_layers_per_block")[level],
@@ -315,8 +228,8 @@ class UNetBlock(nnx.Module):
             ]
         )
         resizes = nnx.List([] if resize is None else [resize(dim, **options)])
-        self.downsamplers = resizes if resize is video_layers.Downsample else nnx.List([])
-        self.upsamplers = resizes if resize is video_layers.Upsample else nnx.List([])
+        self.downsamplers = resizes if resize is conv.Downsample else nnx.List([])
+        self.upsamplers = resizes if resize is conv.Upsample else nnx.List([])
 
     def steps(self) -> list[UNetLayer]:
         """The block's layers in order; the mid block has one transformer fewer than layers."""
@@ -357,9 +270,11 @@ class SVDUNet(nnx.Module):
         self.config, self.dtype = config, dtype
         width, emb_dim = config.block_out_channels[0], config.emb_dim
         options = {"dtype": dtype, "rngs": rngs}
-        self.conv_in = video_layers.Conv2d(config.in_channels, width, **options)
-        self.time_embedding = video_layers.TimestepEmbedding(width, emb_dim, emb_dim, **options)
-        self.add_embedding = video_layers.TimestepEmbedding(
+        self.conv_in = conv.Conv2d(config.in_channels, width, **options)
+        self.time_embedding = video_transformer.timestep_embedding(
+            width, emb_dim, emb_dim, **options
+        )
+        self.add_embedding = video_transformer.timestep_embedding(
             config.projection_class_embeddings_input_dim, emb_dim, emb_dim, **options
         )
         down, mid, up = _layer_widths(config)
@@ -372,7 +287,7 @@ class SVDUNet(nnx.Module):
                     down[level],
                     num_attentions=len(down[level]) if kind == _DOWN_TYPES[0] else 0,
                     eps=1e-6 if kind == _DOWN_TYPES[0] else 1e-5,
-                    resize=video_layers.Downsample if level < coarsest else None,
+                    resize=conv.Downsample if level < coarsest else None,
                     **options,
                 )
                 for level, kind in enumerate(config.down_block_types)
@@ -387,17 +302,15 @@ class SVDUNet(nnx.Module):
                     up[block],
                     num_attentions=len(up[block]) if kind == _UP_TYPES[0] else 0,
                     eps=1e-6,
-                    resize=video_layers.Upsample if block < coarsest else None,
+                    resize=conv.Upsample if block < coarsest else None,
                     **options,
                 )
                 for block, kind in enumerate(config.up_block_types)
             ]
         )
-        self.conv_norm_out = video_layers.GroupNorm(
-            width, config.norm_num_groups, 1e-5, dtype=dtype
-        )
-        self.conv_out = video_layers.Conv2d(
-            width, config.out_channels, kernel_init=video_layers.ZEROS, **options
+        self.conv_norm_out = norms.GroupNorm(width, config.norm_num_groups, 1e-5, dtype=dtype)
+        self.conv_out = conv.Conv2d(
+            width, config.out_channels, kernel_init=linear_lib.ZEROS, **options
         )
 
     @typed
@@ -425,7 +338,7 @@ class SVDUNet(nnx.Module):
         self._check_size(sample.shape[2:4])
         # What every layer reads beside its input: time embedding and text.
         shared = (self._embed_time(timestep, added_time_ids), text.astype(self.dtype))
-        x = video_layers.over_frames(self.conv_in, sample)
+        x = conv.over_frames(self.conv_in, sample)
         skips, taps = [x], []
         for block in self.down_blocks:
             for layer in block.steps():
@@ -444,16 +357,14 @@ class SVDUNet(nnx.Module):
             taps.append(x)
             if index == stop_after_up_block:
                 return UNetOutput(None, tuple(taps))
-        x = nnx.silu(video_layers.over_frames(self.conv_norm_out, x))
-        return UNetOutput(video_layers.over_frames(self.conv_out, x), tuple(taps))
+        x = nnx.silu(conv.over_frames(self.conv_norm_out, x))
+        return UNetOutput(conv.over_frames(self.conv_out, x), tuple(taps))
 
     def _embed_time(self, timestep: Array, added_time_ids: Array) -> jax.Array:
         """Returns the sum of the noise level's and the added ids' embeddings [B, E]."""
-        emb = self.time_embedding(
-            video_layers.sinusoid(timestep, self.config.block_out_channels[0])
-        )
-        ids = video_layers.sinusoid(added_time_ids, self.config.addition_time_embed_dim)
-        return emb + self.add_embedding(ids.reshape(ids.shape[0], -1))
+        levels = video_transformer.sinusoid(timestep, self.config.block_out_channels[0])
+        ids = video_transformer.sinusoid(added_time_ids, self.config.addition_time_embed_dim)
+        return self.time_embedding(levels) + self.add_embedding(ids.reshape(ids.shape[0], -1))
 
     def _check_size(self, size: tuple[int, ...]) -> None:
         multiple = 2 ** (self.config.num_levels - 1)

@@ -17,7 +17,9 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Float, typed
-from defi_jax.models.layers import video as video_layers
+from defi_jax.models.layers import attention as attention_lib
+from defi_jax.models.layers import conv, norms, residual
+from defi_jax.models.layers import linear as linear_lib
 
 _DOWN_TYPE = "DownEncoderBlock2D"
 _NORM_EPS = 1e-6
@@ -77,14 +79,14 @@ PRESETS: dict[str, SVDVAEConfig] = {
 }
 
 
-class VAEAttention(video_layers.Attention):
+class VAEAttention(attention_lib.Attention):
     """Single-head attention over an image's positions, with its own norm and residual."""
 
     def __init__(self, dim: int, num_groups: int, *, dtype, rngs):
-        super().__init__(dim, 1, qkv_bias=True, dtype=dtype, rngs=rngs)
-        self.group_norm = video_layers.GroupNorm(dim, num_groups, _NORM_EPS, dtype=dtype)
+        super().__init__(dim, 1, dtype=dtype, rngs=rngs)
+        self.group_norm = norms.GroupNorm(dim, num_groups, _NORM_EPS, dtype=dtype)
 
-    def __call__(self, x: Array) -> jax.Array:
+    def __call__(self, x: Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Maps [B, H, W, C] to the same shape."""
         B, H, W, C = x.shape
         tokens = self.group_norm(x).reshape(B, H * W, C)
@@ -112,10 +114,10 @@ class EncoderBlock(nnx.Module):
         options = {"dtype": dtype, "rngs": rngs}
         self.resnets = nnx.List(
             [
-                video_layers.ResnetBlock(
+                residual.ResnetBlock(
                     dim if index else in_dim,
                     dim,
-                    conv=video_layers.Conv2d,
+                    conv=conv.Conv2d,
                     emb_dim=None,
                     num_groups=num_groups,
                     eps=_NORM_EPS,
@@ -129,7 +131,7 @@ class EncoderBlock(nnx.Module):
         )
         # Zeros only on the right and at the bottom, as the reference pads.
         self.downsamplers = nnx.List(
-            [video_layers.Downsample(dim, padding=(0, 1), **options)] if has_downsample else []
+            [conv.Downsample(dim, padding=(0, 1), **options)] if has_downsample else []
         )
 
     def __call__(self, x: Array) -> jax.Array:
@@ -150,7 +152,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: SVDVAEConfig, *, dtype, rngs):
         widths, groups = config.block_out_channels, config.norm_num_groups
         options = {"dtype": dtype, "rngs": rngs}
-        self.conv_in = video_layers.Conv2d(config.in_channels, widths[0], **options)
+        self.conv_in = conv.Conv2d(config.in_channels, widths[0], **options)
         self.down_blocks = nnx.List(
             [
                 EncoderBlock(
@@ -169,8 +171,8 @@ class Encoder(nnx.Module):
         self.mid_block = EncoderBlock(
             widths[-1], widths[-1], 2, groups, has_attention=True, **options
         )
-        self.conv_norm_out = video_layers.GroupNorm(widths[-1], groups, _NORM_EPS, dtype=dtype)
-        self.conv_out = video_layers.Conv2d(widths[-1], 2 * config.latent_channels, **options)
+        self.conv_norm_out = norms.GroupNorm(widths[-1], groups, _NORM_EPS, dtype=dtype)
+        self.conv_out = conv.Conv2d(widths[-1], 2 * config.latent_channels, **options)
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, h, w, 2 Cz]."""
@@ -205,7 +207,7 @@ class DecoderBlock(nnx.Module):
         self.num_used = min(num_layers, 2) if is_mid else num_layers
         self.resnets = nnx.List(
             [
-                video_layers.SpatioTemporalResBlock(
+                residual.SpatioTemporalResBlock(
                     dim if index else in_dim,
                     dim,
                     emb_dim=None,
@@ -220,14 +222,14 @@ class DecoderBlock(nnx.Module):
             ]
         )
         self.attentions = nnx.List([VAEAttention(dim, num_groups, **options)] if is_mid else [])
-        self.upsamplers = nnx.List([video_layers.Upsample(dim, **options)] if has_upsample else [])
+        self.upsamplers = nnx.List([conv.Upsample(dim, **options)] if has_upsample else [])
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, T, h, w, in_dim] to [B, T, h', w', dim]."""
         x = self.resnets[0](x, None)
         for index in range(1, self.num_used):
             for attention in self.attentions:
-                x = video_layers.over_frames(attention, x)
+                x = conv.over_frames(attention, x)
             x = self.resnets[index](x, None)
         for upsample in self.upsamplers:
             x = upsample(x)
@@ -241,7 +243,7 @@ class TemporalDecoder(nnx.Module):
         widths, groups = config.block_out_channels, config.norm_num_groups
         num_layers, options = config.layers_per_block, {"dtype": dtype, "rngs": rngs}
         coarse = widths[-1]
-        self.conv_in = video_layers.Conv2d(config.latent_channels, coarse, **options)
+        self.conv_in = conv.Conv2d(config.latent_channels, coarse, **options)
         self.mid_block = DecoderBlock(coarse, coarse, num_layers, groups, is_mid=True, **options)
         dims = (coarse, *reversed(widths))
         self.up_blocks = nnx.List(
@@ -257,19 +259,17 @@ class TemporalDecoder(nnx.Module):
                 for index in range(len(widths))
             ]
         )
-        self.conv_norm_out = video_layers.GroupNorm(widths[0], groups, _NORM_EPS, dtype=dtype)
-        self.conv_out = video_layers.Conv2d(widths[0], config.out_channels, **options)
-        self.time_conv_out = video_layers.TemporalConv(
-            config.out_channels, config.out_channels, **options
-        )
+        self.conv_norm_out = norms.GroupNorm(widths[0], groups, _NORM_EPS, dtype=dtype)
+        self.conv_out = conv.Conv2d(widths[0], config.out_channels, **options)
+        self.time_conv_out = conv.TemporalConv(config.out_channels, config.out_channels, **options)
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, T, h, w, Cz] to [B, T, H, W, C]."""
-        x = self.mid_block(video_layers.over_frames(self.conv_in, x))
+        x = self.mid_block(conv.over_frames(self.conv_in, x))
         for block in self.up_blocks:
             x = block(x)
-        x = nnx.silu(video_layers.over_frames(self.conv_norm_out, x))
-        x = video_layers.over_frames(self.conv_out, x)
+        x = nnx.silu(conv.over_frames(self.conv_norm_out, x))
+        x = conv.over_frames(self.conv_out, x)
         B, T, H, W, C = x.shape
         return self.time_conv_out(x.reshape(B, T, H * W, C)).reshape(x.shape)
 
@@ -281,7 +281,7 @@ class SVDVAE(nnx.Module):
         self.config = config
         moments = 2 * config.latent_channels
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.quant_conv = video_layers.Linear(moments, moments, dtype=dtype, rngs=rngs)
+        self.quant_conv = linear_lib.linear(moments, moments, dtype=dtype, rngs=rngs)
         self.decoder = TemporalDecoder(config, dtype=dtype, rngs=rngs)
 
     @typed

@@ -18,7 +18,8 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int, typed
-from defi_jax.models.layers import transformer
+from defi_jax.models.layers import attention, stack
+from defi_jax.models.layers import linear as linear_lib
 
 _GATED = "gated-"
 
@@ -44,11 +45,11 @@ class T5EncoderConfig:
     layer_norm_epsilon: float
 
     def __post_init__(self) -> None:
-        if self.activation not in transformer.ACTIVATIONS:
+        if self.activation not in linear_lib.ACTIVATIONS:
             raise errors.UserError(
                 f"unknown feed_forward_proj {self.feed_forward_proj!r}",
                 "t5_encoder",
-                f"known, also after {_GATED!r}: {', '.join(transformer.ACTIVATIONS)}",
+                f"known, also after {_GATED!r}: {', '.join(linear_lib.ACTIVATIONS)}",
             )
         if not 4 <= self.relative_attention_num_buckets < 4 * self.relative_attention_max_distance:
             raise errors.UserError(
@@ -65,7 +66,7 @@ class T5EncoderConfig:
 
     @property
     def activation(self) -> str:
-        """Name in `transformer_layers.ACTIVATIONS`; "gated-gelu" means the tanh form of GELU."""
+        """Name in `linear.ACTIVATIONS`; "gated-gelu" means the tanh form of GELU."""
         if self.feed_forward_proj == "gated-gelu":
             return "gelu_new"
         return self.feed_forward_proj.removeprefix(_GATED)
@@ -93,17 +94,24 @@ class Block(nnx.Module):
 
     def __init__(self, config: T5EncoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        width, inner = config.d_model, config.num_heads * config.d_kv
+        width = config.d_model
 
         def linear(in_dim: int, out_dim: int) -> nnx.Linear:
-            return nnx.Linear(in_dim, out_dim, use_bias=False, dtype=dtype, rngs=rngs)
+            return linear_lib.linear(in_dim, out_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
         def norm() -> nnx.RMSNorm:
             return nnx.RMSNorm(width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
         self.attention_norm = norm()
-        self.q, self.k, self.v = linear(width, inner), linear(width, inner), linear(width, inner)
-        self.o = linear(inner, width)
+        self.attention = attention.Attention(
+            width,
+            config.num_heads,
+            inner_dim=config.num_heads * config.d_kv,
+            qkv_bias=False,
+            out_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.feed_forward_norm = norm()
         if config.is_gated:
             self.wi_0, self.wi_1 = linear(width, config.d_ff), linear(width, config.d_ff)
@@ -113,20 +121,11 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, bias: Array) -> jax.Array:
         """Maps [B, L, D] to [B, L, D]; bias float32[B, heads, L, L] includes the mask."""
-        x = x + self._attend(self.attention_norm(x), bias)
+        x = x + self.attention(self.attention_norm(x), bias=bias, scale=1.0)
         return x + self._feed_forward(self.feed_forward_norm(x))
 
-    def _attend(self, x: Array, bias: Array) -> jax.Array:
-        q, k, v = (
-            transformer.split_heads(project(x), self.config.num_heads)
-            for project in (self.q, self.k, self.v)
-        )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
-        return self.o(transformer.merge_heads(jnp.einsum("bhqk,bkhd->bqhd", weights, v)))
-
     def _feed_forward(self, x: Array) -> jax.Array:
-        activation = transformer.ACTIVATIONS[self.config.activation]
+        activation = linear_lib.ACTIVATIONS[self.config.activation]
         if self.config.is_gated:
             return self.wo(activation(self.wi_0(x)) * self.wi_1(x))
         return self.wo(activation(self.wi(x)))
@@ -142,7 +141,7 @@ class T5Encoder(nnx.Module):
         self.relative_attention_bias = nnx.Embed(
             config.relative_attention_num_buckets, config.num_heads, rngs=rngs
         )
-        self.block = transformer.stack_blocks(
+        self.block = stack.stack_blocks(
             lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_layers, rngs
         )
         self.final_layer_norm = nnx.RMSNorm(
@@ -158,7 +157,7 @@ class T5Encoder(nnx.Module):
             jnp.moveaxis(position_bias, -1, 0)[None],
             jnp.finfo(jnp.float32).min,
         )
-        x, _ = transformer.scan_blocks(
+        x, _ = stack.scan_blocks(
             self.block, lambda block, carry, _: (block(carry, bias), None), self.shared(ids)
         )
         return self.final_layer_norm(x)

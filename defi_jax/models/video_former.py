@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from defi_jax.array_typing import Array, Float, typed
-from defi_jax.models.layers import transformer
+from defi_jax.models.layers import attention, norms, stack
+from defi_jax.models.layers import linear as linear_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,53 +103,46 @@ PRESETS: dict[str, VideoFormerConfig] = {
 }
 
 
-class PerceiverAttention(nnx.Module):
+class PerceiverAttention(attention.Attention):
     """Latents attend to a frame's features and to themselves."""
 
     def __init__(self, config: VideoFormerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim, inner = config.dim, config.heads * config.dim_head
-        self.heads = config.heads
-        self.norm_media = transformer.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.norm_latents = transformer.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.to_q = transformer.torch_linear(
-            dim, inner, use_bias=False, gain=config.query_key_gain, dtype=dtype, rngs=rngs
+        super().__init__(
+            config.dim,
+            config.heads,
+            inner_dim=config.heads * config.dim_head,
+            qkv_bias=False,
+            out_bias=False,
+            linear=linear_lib.torch_linear,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.to_k = transformer.torch_linear(
-            dim, inner, use_bias=False, gain=config.query_key_gain, dtype=dtype, rngs=rngs
-        )
-        self.to_v = transformer.torch_linear(dim, inner, use_bias=False, dtype=dtype, rngs=rngs)
-        self.to_out = transformer.torch_linear(inner, dim, use_bias=False, dtype=dtype, rngs=rngs)
+        for layer in (self.to_q, self.to_k):
+            layer.kernel[...] = layer.kernel[...] * config.query_key_gain
+        self.norm_media = norms.layer_norm(config.dim, dtype=dtype, rngs=rngs)
+        self.norm_latents = norms.layer_norm(config.dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, media: Array, latents: Array) -> jax.Array:
+    def __call__(self, media: Array, latents: Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Maps media [B, T, N, D] and latents [B, T, M, D] to [B, T, M, D]."""
         latents = self.norm_latents(latents)
         tokens = jnp.concatenate([self.norm_media(media), latents], axis=2)
-        q, k, v = self.to_q(latents), self.to_k(tokens), self.to_v(tokens)
-        heads = (transformer.split_heads(x, self.heads) for x in (q, k, v))
-        return self.to_out(transformer.merge_heads(transformer.attention(*heads)))
-
-
-class TemporalAttention(nnx.Module):
-    """Full attention over the frames at each latent; `qkv` packs query, key and value."""
-
-    def __init__(self, config: VideoFormerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.heads = config.heads
-        self.qkv = transformer.torch_linear(config.dim, 3 * config.dim, dtype=dtype, rngs=rngs)
-        self.proj = transformer.torch_linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [B, T, M, D] to the same shape."""
-        heads = (transformer.split_heads(y, self.heads) for y in jnp.split(self.qkv(x), 3, axis=-1))
-        q, k, v = (y.swapaxes(1, 2) for y in heads)  # [B, M, T, heads, Dh]
-        return self.proj(transformer.merge_heads(transformer.attention(q, k, v)).swapaxes(1, 2))
+        return super().__call__(latents, tokens)
 
 
 class FeedForward(nnx.Module):
     """Norm and a two-layer network without biases."""
 
     def __init__(self, dim: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.norm = transformer.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.mlp = transformer.MLP(dim, 4 * dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.norm = norms.layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.mlp = linear_lib.MLP(
+            dim,
+            4 * dim,
+            dim,
+            linear=linear_lib.torch_linear,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., D] to the same shape."""
@@ -160,7 +154,14 @@ class VideoFormerLayer(nnx.Module):
 
     def __init__(self, config: VideoFormerConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.perceiver_attn = PerceiverAttention(config, dtype=dtype, rngs=rngs)
-        self.temporal_attn = TemporalAttention(config, dtype=dtype, rngs=rngs)
+        self.temporal_attn = attention.Attention(
+            config.dim,
+            config.heads,
+            linear=linear_lib.torch_linear,
+            attend=attention.over_frames,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.ff = FeedForward(config.dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, media: Array, latents: Array) -> jax.Array:
@@ -182,15 +183,20 @@ class VideoFormer(nnx.Module):
             jax.random.normal(rngs.params(), (config.num_frames, 1, config.dim))
         )
         self.token_pos_emb = _position_embedding(config, rngs) if config.token_positions else None
-        self.goal_emb = transformer.MLP(
-            config.condition_dim, 2 * config.dim, config.dim, dtype=dtype, rngs=rngs
+        self.goal_emb = linear_lib.MLP(
+            config.condition_dim,
+            2 * config.dim,
+            config.dim,
+            linear=linear_lib.torch_linear,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.layers = transformer.stack_blocks(
+        self.layers = stack.stack_blocks(
             lambda layer_rngs: VideoFormerLayer(config, dtype=dtype, rngs=layer_rngs),
             config.depth,
             rngs,
         )
-        self.norm = transformer.layer_norm(config.dim, dtype=dtype, rngs=rngs)
+        self.norm = norms.layer_norm(config.dim, dtype=dtype, rngs=rngs)
 
     @typed
     def __call__(self, features: Float[Array, "B T N C"]) -> Float[Array, "B M D"]:
@@ -205,7 +211,7 @@ class VideoFormer(nnx.Module):
             media = media + self.token_pos_emb.get_value().astype(self.dtype)
         latents = self.latents.get_value().astype(self.dtype)
         latents = jnp.broadcast_to(latents, (features.shape[0], *latents.shape))
-        latents, _ = transformer.scan_blocks(
+        latents, _ = stack.scan_blocks(
             self.layers,
             lambda layer, x, _: (layer(media, x), None),
             latents,

@@ -15,7 +15,7 @@ DROPPED = (
     ("vocab_size", "a number that the TorchScript archive keeps beside the tensors"),
 )
 
-_PACKED = ("self_attn/q_proj", "self_attn/k_proj", "self_attn/v_proj")
+_PACKED = ("self_attn/to_q", "self_attn/to_k", "self_attn/to_v")
 
 
 def entries(config: clip_text.CLIPTextConfig) -> list[table.Entry]:
@@ -34,7 +34,7 @@ def entries(config: clip_text.CLIPTextConfig) -> list[table.Entry]:
             rows += table.linear(
                 f"layers/{ours}", f"{theirs}.attn.in_proj", joint="_", layer=layer, part=(index, 3)
             )
-        rows += table.linear("layers/self_attn/out_proj", f"{theirs}.attn.out_proj", layer=layer)
-        rows += table.linear("layers/fc1", f"{theirs}.mlp.c_fc", layer=layer)
-        rows += table.linear("layers/fc2", f"{theirs}.mlp.c_proj", layer=layer)
+        rows += table.linear("layers/self_attn/to_out", f"{theirs}.attn.out_proj", layer=layer)
+        rows += table.linear("layers/mlp/fc1", f"{theirs}.mlp.c_fc", layer=layer)
+        rows += table.linear("layers/mlp/fc2", f"{theirs}.mlp.c_proj", layer=layer)
     return rows

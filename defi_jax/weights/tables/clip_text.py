@@ -12,12 +12,12 @@ DROPPED = (
 
 _NORMS = (("layer_norm1", "layer_norm1"), ("layer_norm2", "layer_norm2"))
 _LINEARS = (
-    ("self_attn/q_proj", "self_attn.q_proj"),
-    ("self_attn/k_proj", "self_attn.k_proj"),
-    ("self_attn/v_proj", "self_attn.v_proj"),
-    ("self_attn/out_proj", "self_attn.out_proj"),
-    ("fc1", "mlp.fc1"),
-    ("fc2", "mlp.fc2"),
+    ("self_attn/to_q", "self_attn.q_proj"),
+    ("self_attn/to_k", "self_attn.k_proj"),
+    ("self_attn/to_v", "self_attn.v_proj"),
+    ("self_attn/to_out", "self_attn.out_proj"),
+    ("mlp/fc1", "mlp.fc1"),
+    ("mlp/fc2", "mlp.fc2"),
 )
 
 

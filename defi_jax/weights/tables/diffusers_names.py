@@ -1,7 +1,8 @@
 """Weight tables of the SVD UNet and VAE, by rule: our modules carry diffusers' names.
 
-Paths equal names up to the leaf (`kernel` and `scale` are `weight` there) and the GEGLU layers,
-which diffusers keeps in a list. The layout follows from the leaf's kind and rank.
+Paths equal names up to the leaf (`kernel` and `scale` are `weight` there), the GEGLU layers, which
+diffusers keeps in a list, and the names of our shared layers (`_NAMES`). The layout follows from
+the leaf's kind and rank.
 """
 
 from defi_jax.models import params as params_lib
@@ -9,6 +10,7 @@ from defi_jax.weights import table
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mix_factor": "mix_factor"}
 _GEGLU = {"proj": "net.0.proj", "out": "net.2"}
+_NAMES = {"to_out": "to_out.0", "fc1": "linear_1", "fc2": "linear_2"}
 _KERNEL_LAYOUTS = {2: "linear", 3: "conv3d_time", 4: "conv2d", 5: "conv3d"}
 
 
@@ -21,7 +23,7 @@ def entries(make: params_lib.Make) -> list[table.Entry]:
 def _entry(path: str, rank: int) -> table.Entry:
     *parents, leaf = path.split("/")
     names = [
-        _GEGLU[name] if parent in ("ff", "ff_in") else name
+        _GEGLU[name] if parent in ("ff", "ff_in") else _NAMES.get(name, name)
         for parent, name in zip(["", *parents], parents, strict=False)
     ]
     return table.Entry(path, ".".join([*names, _LEAVES[leaf]]), _layout(parents, leaf, rank))

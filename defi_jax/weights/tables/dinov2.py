@@ -20,21 +20,21 @@ DROPPED = (
 # release -> our names of one block -> theirs.
 _BLOCK: dict[str, Mapping[str, str]] = {
     "hub": {
-        "attention/o_proj": "attn.proj",
+        "attention/to_out": "attn.proj",
         "scale": "ls{}.gamma",
     },
     "hf": {
-        "attention/q_proj": "attention.attention.query",
-        "attention/k_proj": "attention.attention.key",
-        "attention/v_proj": "attention.attention.value",
-        "attention/o_proj": "attention.output.dense",
+        "attention/to_q": "attention.attention.query",
+        "attention/to_k": "attention.attention.key",
+        "attention/to_v": "attention.attention.value",
+        "attention/to_out": "attention.output.dense",
         "scale": "layer_scale{}.lambda1",
     },
     "hf5": {
-        "attention/q_proj": "attention.q_proj",
-        "attention/k_proj": "attention.k_proj",
-        "attention/v_proj": "attention.v_proj",
-        "attention/o_proj": "attention.o_proj",
+        "attention/to_q": "attention.q_proj",
+        "attention/to_k": "attention.k_proj",
+        "attention/to_v": "attention.v_proj",
+        "attention/to_out": "attention.o_proj",
         "scale": "layer_scale{}.lambda1",
     },
 }
@@ -98,7 +98,7 @@ def _block(config: dinov2.DINOv2Config, release: str, theirs: str, layer: int) -
         rows += table.linear(f"layer/mlp/fc{index}", f"{theirs}.mlp.fc{index}", layer=layer)
         scale = f"{theirs}.{names['scale'].format(index)}"
         rows.append(table.Entry(f"layer/layer_scale{index}", scale, layer=layer))
-    for index, ours in enumerate(("attention/q_proj", "attention/k_proj", "attention/v_proj")):
+    for index, ours in enumerate(("attention/to_q", "attention/to_k", "attention/to_v")):
         packed = release == "hub"
         rows += table.linear(
             f"layer/{ours}",
@@ -108,6 +108,6 @@ def _block(config: dinov2.DINOv2Config, release: str, theirs: str, layer: int) -
             part=(index, 3) if packed else None,
         )
     rows += table.linear(
-        "layer/attention/o_proj", f"{theirs}.{names['attention/o_proj']}", layer=layer
+        "layer/attention/to_out", f"{theirs}.{names['attention/to_out']}", layer=layer
     )
     return rows

@@ -69,8 +69,10 @@ def video_former_entries(config: video_former.VideoFormerConfig) -> list[Entry]:
         for name in ("to_q", "to_k", "to_v", "to_out"):
             path = f"{ours}/perceiver_attn/{name}"
             rows += linear(path, f"{theirs}.0.{name}", use_bias=False, layer=layer)
-        for name in ("qkv", "proj"):
-            rows += linear(f"{ours}/temporal_attn/{name}", f"{theirs}.1.{name}", layer=layer)
+        for index, name in enumerate(("to_q", "to_k", "to_v")):
+            path = f"{ours}/temporal_attn/{name}"
+            rows += linear(path, f"{theirs}.1.qkv", layer=layer, part=(index, 3))
+        rows += linear(f"{ours}/temporal_attn/to_out", f"{theirs}.1.proj", layer=layer)
         rows += norm(f"{ours}/ff/norm", f"{theirs}.2.0", layer=layer)
         for name, index in {"fc1": 1, "fc2": 3}.items():
             path = f"{ours}/ff/mlp/{name}"
@@ -118,16 +120,16 @@ def _block(ours: str, theirs: str, layer: int) -> list[Entry]:
         *norm(f"{ours}/ln_1", f"{theirs}.ln_1", use_bias=False, layer=layer),
         *norm(f"{ours}/ln_2", f"{theirs}.ln_2", use_bias=False, layer=layer),
         *_attention(f"{ours}/attn", f"{theirs}.attn", layer),
-        *linear(f"{ours}/mlp/c_fc", f"{theirs}.mlp.c_fc", use_bias=False, layer=layer),
-        *linear(f"{ours}/mlp/c_proj", f"{theirs}.mlp.c_proj", use_bias=False, layer=layer),
+        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc", use_bias=False, layer=layer),
+        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj", use_bias=False, layer=layer),
     ]
 
 
 def _attention(ours: str, theirs: str, layer: int) -> list[Entry]:
     """Rows of one attention of the denoiser."""
-    rows = table.linear(f"{ours}/c_proj", f"{theirs}.c_proj", use_bias=False, layer=layer)
-    for name in ("key", "query", "value"):
-        rows += table.linear(f"{ours}/{name}", f"{theirs}.{name}", layer=layer)
+    rows = table.linear(f"{ours}/to_out", f"{theirs}.c_proj", use_bias=False, layer=layer)
+    for path, name in {"to_q": "query", "to_k": "key", "to_v": "value"}.items():
+        rows += table.linear(f"{ours}/{path}", f"{theirs}.{name}", layer=layer)
     return rows
 
 

@@ -33,7 +33,11 @@ def entries(config: t5_encoder.T5EncoderConfig) -> list[table.Entry]:
             table.Entry(f"block/{ours}/scale", f"{theirs}.layer_norm.weight", layer=layer)
             for ours, theirs in norms
         ]
-        linears = [(name, f"{attention}.SelfAttention.{name}") for name in "qkvo"]
+        projections = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "o"}
+        linears = [
+            (f"attention/{ours}", f"{attention}.SelfAttention.{name}")
+            for ours, name in projections.items()
+        ]
         linears += [(name, f"{feed_forward}.DenseReluDense.{name}") for name in (*inputs, "wo")]
         for ours, theirs in linears:
             rows += table.linear(f"block/{ours}", theirs, use_bias=False, layer=layer)

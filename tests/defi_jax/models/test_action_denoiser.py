@@ -217,5 +217,5 @@ def test_initial_kernels_have_the_configured_or_the_fan_in_deviation():
     for std in (0.02, None):
         config = dataclasses.replace(CONFIG, embed_dim=64, init_std=std)
         flat = params_lib.flatten(params_lib.init_params(_make(config), jax.random.key(0)))
-        kernel = flat["decoder_blocks/mlp/c_proj/kernel"]
+        kernel = flat["decoder_blocks/mlp/fc2/kernel"]
         np.testing.assert_allclose(kernel.std(), std or kernel.shape[-2] ** -0.5, rtol=0.05)

@@ -19,7 +19,7 @@ KERNEL = "params/attn/to_q/kernel"
         ("params/conv/kernel", (3, 3, 4, 320), (None,) * 4),  # small: copied
         ("params/odd/kernel", (1001, 1003), (None, None)),  # divides nowhere: copied
         ("opt_state/1/0/mu/attn/to_q/kernel", (512, 256), ("fsdp", "tensor")),
-        ("ema_params/attn/to_out/0/kernel", (256, 512), ("tensor", "fsdp")),
+        ("ema_params/attn/to_out/kernel", (256, 512), ("tensor", "fsdp")),
         (KERNEL, (512, 255), ("fsdp", None)),
         ("params/blocks/attn/to_q/kernel", (12, 512, 256), (None, "fsdp", "tensor")),
         ("params/auto_q/kernel", (512, 256), ("fsdp", None)),  # only whole names match

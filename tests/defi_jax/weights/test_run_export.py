@@ -92,7 +92,7 @@ def _save_run(workdir, stage, changes):
         pytest.param(
             "joint",
             "model.inner_model.decoder.blocks.1.mlp.c_fc.weight",
-            "policy denoiser decoder_blocks mlp c_fc kernel",
+            "policy denoiser decoder_blocks mlp fc1 kernel",
             marks=pytest.mark.slow,
         ),
     ],
