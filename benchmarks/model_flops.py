@@ -32,16 +32,16 @@ def _forward_model() -> None:
     config = gfdm_config.get_config("full")
     config.data.mixture = "synthetic"
     objective = objectives.make(config)
-    params = params_lib.abstract_params(objective._make)
+    params = params_lib.abstract_params(objective.modules["gfdm"])
     shape = jax.ShapeDtypeStruct
     latents, condition = shape((1, 16, 32, 32, 4), "float32"), shape((1, 32, 32, 4), "float32")
     text = shape((1, 20, 512), "float32")
 
     def features(params: Any, noise: Any, condition: Any, text: Any) -> Any:
-        return params_lib.bind(objective._make, params).features(noise, condition, text)
+        return params_lib.bind(objective.modules["gfdm"], params).features(noise, condition, text)
 
     def velocity(params: Any, noise: Any, condition: Any, text: Any) -> Any:
-        model = params_lib.bind(objective._make, params)
+        model = params_lib.bind(objective.modules["gfdm"], params)
         return model.velocity(noise, jnp.ones(1), condition, text)
 
     for name, fn in (("UNet to up block 1", features), ("UNet", velocity)):

@@ -56,7 +56,7 @@ def noise_shapes(objective: joint.JointObjective) -> dict[str, tuple[int, ...]]:
 
 def input_spec(objective: joint.JointObjective) -> dict[str, jax.ShapeDtypeStruct]:
     """Abstract inputs of one example, without the batch dimension."""
-    batch = objective.image_batch_spec(1)
+    batch = objective.pixel_batch_spec(1)
     spec = {"images": batch.images}
     for role, tokens in batch.text.items():
         spec |= {f"text/{role}": tokens.ids, f"text_mask/{role}": tokens.mask}

@@ -5,12 +5,13 @@ variables. Outside this file parameters are nested dicts with string keys, so th
 weight tables, sharding rules and the optimizer know nothing of NNX.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 
 from defi_jax.array_typing import Params
 
@@ -20,7 +21,7 @@ Make = Callable[[nnx.Rngs], _M]
 
 def init_params(make: Make, rng: jax.Array) -> Params:
     """Returns freshly initialised parameters; call under `jax.jit` for large modules."""
-    return _to_nested(nnx.split(make(nnx.Rngs(rng)))[1])
+    return unflatten(flatten(nnx.to_pure_dict(nnx.split(make(nnx.Rngs(rng)))[1])))
 
 
 def abstract_params(make: Make) -> Params:
@@ -34,45 +35,41 @@ def bind(make: Callable[[nnx.Rngs], _M], params: Params) -> _M:
     Raises:
         ValueError: if a parameter is missing, unknown or of another shape.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    abstract, given = flatten(_to_nested(state)), flatten(params)
-    problems = [f"missing {path}" for path in sorted(abstract.keys() - given.keys())]
-    problems += [f"unknown {path}" for path in sorted(given.keys() - abstract.keys())]
+    graphdef, abstract = _split(make)
+    wanted, given = flatten(nnx.to_pure_dict(abstract)), flatten(params)
+    problems = [f"missing {path}" for path in sorted(wanted.keys() - given.keys())]
+    problems += [f"unknown {path}" for path in sorted(given.keys() - wanted.keys())]
     problems += [
         f"{path} is {given[path].shape}, not {leaf.shape}"
-        for path, leaf in sorted(abstract.items())
+        for path, leaf in sorted(wanted.items())
         if path in given and given[path].shape != leaf.shape
     ]
     if problems:
         raise ValueError(f"parameters do not fit the module: {'; '.join(problems[:20])}")
-    filled = {
-        path: variable.replace(given["/".join(map(str, path))])
-        for path, variable in nnx.to_flat_state(state)
-    }
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy, which the next line changes
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+def method(make: Make, name: str = "__call__") -> Callable[..., Any]:
+    """Returns a method of the module as a function of its parameters and inputs."""
+    return lambda params, *inputs: getattr(bind(make, params), name)(*inputs)
+
+
+@functools.lru_cache(maxsize=64)
+def _split(make: Make) -> tuple[Any, nnx.State]:
+    """Structure and abstract parameters of a module: built once, whoever traces it how often."""
+    return nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {"a/b/c": leaf} of a nested dict."""
-    flat = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}/{path}": leaf for path, leaf in flatten(value).items()}
-        else:
-            flat[key] = value
-    return flat
+    return {"/".join(map(str, k)): v for k, v in traverse_util.flatten_dict(params).items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
     """Inverse of `flatten`."""
-    nested: Params = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return nested
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def count(params: Params) -> int:
@@ -80,12 +77,6 @@ def count(params: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def subtree(params: Params, name: str) -> Params:
-    """Returns `params[name]`, or {} where a part (a frozen encoder) has no parameters."""
-    return params.get(name, {})
-
-
-def _to_nested(state: nnx.State) -> Params:
-    return unflatten(
-        {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-    )
+def subtree(params: Params, *names: str) -> Params:
+    """Returns `params[a][b]...`, or {} where a part (a frozen encoder) has no parameters."""
+    return functools.reduce(lambda tree, name: tree.get(name, {}), names, params)

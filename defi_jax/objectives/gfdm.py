@@ -24,16 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import errors, partition
+from defi_jax import errors
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import gfdm
 from defi_jax.models import params as params_lib
-from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base, host, image_metrics, setup
 
 
-class GFDMObjective:
+class GFDMObjective(base.Objective):
     """Stage 1; parameters under "gfdm" train, those under "encoders" are frozen."""
 
     name = "gfdm"
@@ -51,7 +50,8 @@ class GFDMObjective:
         self.text = setup.text_encoder(config, "gfdm")
         self.model_config = setup.gfdm_config(config.model, self.latents, self.text)
         dtype = jnp.dtype(config.compute_dtype)
-        self._make = lambda rngs: gfdm.GFDM(self.model_config, dtype=dtype, rngs=rngs)
+        self.encoders = {"latents": self.latents, "gfdm_text": self.text}
+        self.modules = {"gfdm": lambda rngs: gfdm.GFDM(self.model_config, dtype=dtype, rngs=rngs)}
         self._sample = jax.jit(self._predict)
 
     def batch_spec(self, batch_size: int) -> batch_lib.GFDMBatch:
@@ -59,41 +59,19 @@ class GFDMObjective:
         spec = self.pixel_batch_spec(batch_size)
         if not self.reads_latents:
             return spec
-        frozen = jax.eval_shape(
-            lambda rng: setup.with_encoders({}, self._encoders(), rng), jax.random.key(0)
-        )
+        frozen = jax.eval_shape(self.init_frozen, jax.random.key(0))
         outputs = jax.eval_shape(self._encode, frozen, spec.video, spec.text)
         x, text = (jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in outputs)
         return dataclasses.replace(spec, video=None, latents=x, text_features=text)
 
     def pixel_batch_spec(self, batch_size: int) -> batch_lib.GFDMBatch:
-        """Abstract batch with video; see base.LatentObjective."""
+        """Abstract batch with video."""
         data = self.config.data
         size = (data.num_frames, data.image_size, data.image_size, 3)
         return batch_lib.GFDMBatch(
             video=jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
             text=batch_lib.tokens_spec(batch_size, self.text.tokenizer.length),
         )
-
-    def tokenizers(self) -> dict[str, encoders.Tokenizer]:
-        """Tokenizer of each text role in the batch."""
-        return {"gfdm": self.text.tokenizer}
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Parameters from scratch."""
-        return setup.with_encoders(
-            {"gfdm": params_lib.init_params(self._make, rng)},
-            self._encoders(),
-            rng,
-        )
-
-    def init_extra(self) -> dict[str, jax.Array]:
-        """Nothing beside the parameters."""
-        return {}
-
-    def is_trainable(self, path: str) -> bool:
-        """The whole UNet trains."""
-        return path.startswith("gfdm/")
 
     def loss_fn(
         self, params: Params, extra: dict, batch: batch_lib.GFDMBatch, rng: PRNGKey
@@ -111,23 +89,10 @@ class GFDMObjective:
         noisy = x + column * jax.random.normal(eps_rng, x.shape)  # (1)
         c_skip, c_out, _, _ = edm.VIDEO.scalings(column)
         target = (x - c_skip * noisy) / c_out
-        velocity = partition.over_examples(
-            lambda params, *inputs: params_lib.bind(self._make, params).velocity(*inputs),
-            params["gfdm"],
-            noisy,
-            sigma,
-            condition,
-            text,
-            dtype=self.config.compute_dtype,
-        )
+        velocity = self.apply(params, "gfdm", "velocity", noisy, sigma, condition, text)
         error = jnp.mean(jnp.square(velocity - target), axis=(1, 2, 3, 4))  # (3)
         loss = jnp.mean(error)
         return loss, base.LossOutput(metrics={"loss": loss}, extra=extra)
-
-    def after_step(self, params, extra, step, rng):
-        """Nothing happens outside the gradient."""
-        del step, rng
-        return params, extra
 
     def evaluate(self, params: Params, batches: Iterable[Any], rng: PRNGKey) -> base.EvalOutput:
         """Predicts held-out futures: PSNR and SSIM of frames 1.., beside repeating frame 0."""
@@ -152,16 +117,9 @@ class GFDMObjective:
     def warm_starts(self) -> list[base.WarmStart]:
         """The frozen encoders' weights, and another GFDM run when `init.gfdm` names one."""
         return [
-            *setup.encoder_weights(self.config, self._encoders()),
+            *super().warm_starts(),
             *setup.stage(self.config, "gfdm", "gfdm", "gfdm", self.model_config.unet),
         ]
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for checkpoints."""
-        return {"objective": self.name, "encoders": dict(self.config.encoders)}
-
-    def _encoders(self) -> dict[str, Any]:
-        return {"latents": self.latents, "gfdm_text": self.text}
 
     def _inputs(self, params: Params, batch: batch_lib.GFDMBatch):
         """Returns scaled latents, the unscaled first latent and text features."""
@@ -172,19 +130,13 @@ class GFDMObjective:
 
     def _encode(self, params: Params, video: Any, tokens: batch_lib.TextTokens):
         """Returns scaled latents and text features."""
-        frozen = params_lib.subtree(params, "encoders")
-        x = partition.over_examples(
-            self.latents.encode, params_lib.subtree(frozen, "latents"), video
-        )
-        text = partition.over_examples(
-            self.text.encode, params_lib.subtree(frozen, "gfdm_text"), tokens.ids, tokens.mask
-        )
-        return x, text.tokens
+        x = self.encode(params, "latents", video)
+        return x, self.encode_text(params, "gfdm", tokens).tokens
 
     def _predict(self, params: Params, batch: batch_lib.GFDMBatch, rng: PRNGKey) -> jax.Array:
         """Predicted video, uint8[B, T, H, W, 3]."""
         x, condition, text = self._inputs(params, batch)
-        model = params_lib.bind(self._make, params["gfdm"])
+        model = params_lib.bind(self.modules["gfdm"], params["gfdm"])
         latents = model.sample(
             jax.random.normal(rng, x.shape),
             condition,
@@ -192,8 +144,7 @@ class GFDMObjective:
             num_steps=self.config.eval.sample_steps,
             max_guidance=self.config.eval.max_guidance,
         )
-        frozen = params_lib.subtree(params, "encoders")
-        return self.latents.decode(params_lib.subtree(frozen, "latents"), latents)
+        return self.latents.decode(params_lib.subtree(params, "encoders", "latents"), latents)
 
 
 def _grid(pairs: list[np.ndarray]) -> np.ndarray:

@@ -18,15 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.models import gidm, vector_quantizer
 from defi_jax.models import params as params_lib
-from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base, host, probe, setup
 
 
-class GIDMObjective:
+class GIDMObjective(base.Objective):
     """Stage 2; parameters under "gidm" train, those under "encoders" are frozen."""
 
     name = "gidm"
@@ -37,7 +35,8 @@ class GIDMObjective:
         self.text = setup.text_encoder(config, "gidm")
         self.model_config = setup.gidm_config(config.model, self.features, self.text)
         dtype = jnp.dtype(config.compute_dtype)
-        self._make = lambda rngs: gidm.GIDM(self.model_config, dtype=dtype, rngs=rngs)
+        self.encoders = {"features": self.features, "gidm_text": self.text}
+        self.modules = {"gidm": lambda rngs: gidm.GIDM(self.model_config, dtype=dtype, rngs=rngs)}
         self._forward = jax.jit(self._evaluate_batch)
 
     def batch_spec(self, batch_size: int) -> batch_lib.GIDMBatch:
@@ -51,33 +50,17 @@ class GIDMObjective:
             action_mask=jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
         )
 
-    def tokenizers(self) -> dict[str, encoders.Tokenizer]:
-        """Tokenizer of each text role in the batch."""
-        return {"gidm": self.text.tokenizer}
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Parameters from scratch."""
-        return setup.with_encoders(
-            {"gidm": params_lib.init_params(self._make, rng)},
-            {"features": self.features, "gidm_text": self.text},
-            rng,
-        )
-
     def init_extra(self) -> dict[str, jax.Array]:
         """Codebook usage since the last restart, and recent encoder outputs to restart from."""
         codes, width = self.model_config.codebook_size, self.model_config.latent_dim
         return {"usage": jnp.zeros(codes), "recent_z_e": jnp.zeros((codes, width))}
-
-    def is_trainable(self, path: str) -> bool:
-        """Encoder, codebook and decoder train."""
-        return path.startswith("gidm/")
 
     def loss_fn(
         self, params: Params, extra: dict, batch: batch_lib.GIDMBatch, rng: PRNGKey
     ) -> tuple[jax.Array, base.LossOutput]:
         """Equation (3)."""
         del rng
-        output = self._apply(params, batch, self._encode(params, batch))
+        output = self._run(params, batch, self.encode(params, "features", batch.frames))
         loss = (
             output.recon_loss
             + output.codebook_loss
@@ -142,41 +125,21 @@ class GIDMObjective:
 
     def warm_starts(self) -> list[base.WarmStart]:
         """The frozen encoders' weights, and another GIDM run when `init.gidm` names one."""
-        by_role = {"features": self.features, "gidm_text": self.text}
-        return [
-            *setup.encoder_weights(self.config, by_role),
-            *setup.stage(self.config, "gidm", "gidm", "gidm"),
-        ]
+        return [*super().warm_starts(), *setup.stage(self.config, "gidm", "gidm", "gidm")]
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for checkpoints."""
-        return {"objective": self.name, "encoders": dict(self.config.encoders)}
-
-    def _encode(self, params: Params, batch: batch_lib.GIDMBatch) -> jax.Array:
-        frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), "features")
-        return partition.over_examples(self.features.encode, frozen, batch.frames)
-
-    def _apply(
+    def _run(
         self, params: Params, batch: batch_lib.GIDMBatch, features: jax.Array
     ) -> gidm.GIDMOutput:
-        frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), "gidm_text")
-        text = partition.over_examples(self.text.encode, frozen, batch.text.ids, batch.text.mask)
-        return partition.over_examples(
-            lambda params, *inputs: params_lib.bind(self._make, params)(*inputs),
-            params["gidm"],
-            features,
-            text.tokens,
-            text.mask,
-            dtype=self.config.compute_dtype,
-        )
+        text = self.encode_text(params, "gidm", batch.text)
+        return self.apply(params, "gidm", "__call__", features, text.tokens, text.mask)
 
     def _evaluate_batch(
         self, params: Params, batch: batch_lib.GIDMBatch
     ) -> tuple[gidm.GIDMOutput, jax.Array]:
         """The model's output, and the reconstruction loss of predicting no change."""
-        features = self._encode(params, batch)
+        features = self.encode(params, "features", batch.frames)
         copy_loss = jnp.mean(jnp.square(features[:, 1] - features[:, 0]))
-        return self._apply(params, batch, features), copy_loss
+        return self._run(params, batch, features), copy_loss
 
     @staticmethod
     def _recent(recent: jax.Array, z_e: jax.Array) -> jax.Array:

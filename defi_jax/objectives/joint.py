@@ -22,12 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import embodiment, errors, partition
+from defi_jax import embodiment, errors
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import gfdm, policy
 from defi_jax.models import params as params_lib
-from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base, host, setup
 
 # train_parts -> prefixes of the parameters that train beside the adapter's.
@@ -41,7 +40,7 @@ TRAIN_PARTS = {
 _MAX_FLOAT16 = 65504.0
 
 
-class JointObjective:
+class JointObjective(base.FeatureObjective):
     """Stage 3; parameters under "gfdm" and "policy", frozen encoders under "encoders"."""
 
     name = "joint"
@@ -63,14 +62,18 @@ class JointObjective:
         self.gfdm_config = setup.gfdm_config(config.model.gfdm, self.latents, self.texts["gfdm"])
         self.policy_config = setup.policy_config(config, self.gfdm_config, self.texts)
         dtype = jnp.dtype(config.compute_dtype)
-        self._make_gfdm = lambda rngs: gfdm.GFDM(self.gfdm_config, dtype=dtype, rngs=rngs)
-        self._make_policy = lambda rngs: policy.Policy(self.policy_config, dtype=dtype, rngs=rngs)
+        texts = {f"{role}_text": encoder for role, encoder in self.texts.items()}
+        self.encoders = {"latents": self.latents, **texts}
+        self.modules = {
+            "gfdm": lambda rngs: gfdm.GFDM(self.gfdm_config, dtype=dtype, rngs=rngs),
+            "policy": lambda rngs: policy.Policy(self.policy_config, dtype=dtype, rngs=rngs),
+        }
         self._sample = jax.jit(self.sample_actions)
         self._sample_from_features = jax.jit(self._actions)
 
     def batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
         """Abstract batch, with features instead of images where they are cached."""
-        spec = self.image_batch_spec(batch_size)
+        spec = self.pixel_batch_spec(batch_size)
         if not self.caches_features:
             return spec
         shape = self.gfdm_config.feature_shape(self._latent_side())
@@ -79,8 +82,8 @@ class JointObjective:
             spec, images=None, features=jax.ShapeDtypeStruct(shape, jnp.float16)
         )
 
-    def image_batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
-        """Abstract batch with images; see base.FeatureObjective."""
+    def pixel_batch_spec(self, batch_size: int) -> batch_lib.JointBatch:
+        """Abstract batch with images."""
         data, denoiser = self.config.data, self.policy_config.denoiser
         size = (len(data.cameras), data.image_size, data.image_size, 3)
         chunk = (batch_size, denoiser.action_horizon)
@@ -93,23 +96,6 @@ class JointObjective:
             actions=jax.ShapeDtypeStruct((*chunk, denoiser.action_dim), jnp.float32),
             action_mask=jax.ShapeDtypeStruct(chunk, jnp.bool_),
         )
-
-    def tokenizers(self) -> dict[str, encoders.Tokenizer]:
-        """Tokenizer of each text role in the batch."""
-        return {role: encoder.tokenizer for role, encoder in self.texts.items()}
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Parameters from scratch."""
-        gfdm_rng, policy_rng, encoder_rng = jax.random.split(rng, 3)
-        params = {
-            "gfdm": params_lib.init_params(self._make_gfdm, gfdm_rng),
-            "policy": params_lib.init_params(self._make_policy, policy_rng),
-        }
-        return setup.with_encoders(params, self._encoders(), encoder_rng)
-
-    def init_extra(self) -> dict[str, jax.Array]:
-        """Nothing beside the parameters."""
-        return {}
 
     def is_trainable(self, path: str) -> bool:
         """The adapter, and what `train_parts` adds."""
@@ -127,7 +113,7 @@ class JointObjective:
         if features is None:
             noise = jax.random.normal(video_rng, self.video_noise_shape(batch_size))
             features = self._features(params, batch.images, batch.text, noise)
-        model = params_lib.bind(self._make_policy, params["policy"])
+        model = params_lib.bind(self.modules["policy"], params["policy"])
         context = self._context(params, model, features, batch.text, context_rng)
         denoiser, draws = self.policy_config.denoiser, self.config.noise_draws
         sigma = edm.sample_sigma_loglogistic(
@@ -151,11 +137,6 @@ class JointObjective:
             "commitment": loss.commitment_loss,
         }
         return loss.total, base.LossOutput(metrics=metrics, extra=extra)
-
-    def after_step(self, params, extra, step, rng):
-        """Nothing happens outside the gradient."""
-        del step, rng
-        return params, extra
 
     def evaluate(self, params: Params, batches: Iterable[Any], rng: PRNGKey) -> base.EvalOutput:
         """Error of sampled actions on held-out episodes, per dimension, in normalised units."""
@@ -183,18 +164,14 @@ class JointObjective:
     def warm_starts(self) -> list[base.WarmStart]:
         """Frozen encoders' weights, stage 1 into the GFDM, stage 2 into the latent-action model."""
         return [
-            *setup.encoder_weights(self.config, self._encoders()),
+            *super().warm_starts(),
             *setup.stage(self.config, "gfdm", "gfdm", "gfdm", self.gfdm_config.unet),
             *setup.stage(self.config, "gidm", "gidm/latent_action", "policy/latent_action"),
         ]
 
     def describe(self) -> dict[str, Any]:
         """Facts for checkpoints."""
-        return {
-            "objective": self.name,
-            "encoders": dict(self.config.encoders),
-            "train_parts": self.config.train_parts,
-        }
+        return {**super().describe(), "train_parts": self.config.train_parts}
 
     # Features computed once; see base.FeatureObjective.
 
@@ -262,55 +239,34 @@ class JointObjective:
 
     def _actions(self, params, features, text, noise):
         """Samples actions for features, by DDIM from unit noise [B, S, A]."""
-        model = params_lib.bind(self._make_policy, params["policy"])
+        model = params_lib.bind(self.modules["policy"], params["policy"])
         return model.sample(self._context(params, model, features, text, None), noise)
 
     def _latent_side(self) -> int:
         return self.config.data.image_size // self.latents.factor
 
-    def _encoders(self) -> dict[str, Any]:
-        texts = {f"{role}_text": encoder for role, encoder in self.texts.items()}
-        return {"latents": self.latents, **texts}
-
-    def _encode(self, params, role, text):
-        """Instructions' features by the role's frozen text encoder."""
-        frozen = params_lib.subtree(params_lib.subtree(params, "encoders"), f"{role}_text")
-        return partition.over_examples(
-            self.texts[role].encode, frozen, text[role].ids, text[role].mask
-        )
-
     def _context(self, params, model, features, text, dropout_rng):
         """Equation (2), for features computed now or once."""
-        instruction = self._encode(params, "gidm", text)
-        seen = partition.over_examples(
-            lambda params, *inputs: params_lib.bind(self._make_policy, params).observe(*inputs),
-            params["policy"],
-            features.astype(jnp.float32),
-            instruction.tokens,
-            instruction.mask,
-            dtype=self.config.compute_dtype,
-        )
-        goal = self._encode(params, "goal", text).pooled
+        instruction = self.encode_text(params, "gidm", text["gidm"])
+        inputs = (features.astype(jnp.float32), instruction.tokens, instruction.mask)
+        seen = self.apply(params, "policy", "observe", *inputs)
+        goal = self.encode_text(params, "goal", text["goal"]).pooled
         return model.add_goal(seen, goal, dropout_rng=dropout_rng)
 
     def _features(self, params, images, text, noise):
         """Equation (1): [B, cams, T, h, w, C]; cameras are further examples of one batch."""
         batch, cameras = images.shape[:2]
-        frozen = params_lib.subtree(params, "encoders")
-        latents = partition.over_examples(
-            self.latents.encode,
-            params_lib.subtree(frozen, "latents"),
-            images.reshape(batch * cameras, *images.shape[2:]),
-        )
-        tokens = self._encode(params, "gfdm", text).tokens
+        images = images.reshape(batch * cameras, *images.shape[2:])
+        latents = self.encode(params, "latents", images)
+        tokens = self.encode_text(params, "gfdm", text["gfdm"]).tokens
         per_camera = jnp.broadcast_to(tokens[:, None], (batch, cameras, *tokens.shape[1:]))
-        features = partition.over_examples(
-            lambda params, *inputs: params_lib.bind(self._make_gfdm, params).features(*inputs),
-            params["gfdm"],
+        features = self.apply(
+            params,
+            "gfdm",
+            "features",
             noise.reshape(batch * cameras, *noise.shape[2:]),
             latents / self.latents.scale,
             per_camera.reshape(batch * cameras, *tokens.shape[1:]),
-            dtype=self.config.compute_dtype,
         )
         features = features.reshape(batch, cameras, *features.shape[1:])
         if "gfdm/" not in TRAIN_PARTS[self.config.train_parts]:

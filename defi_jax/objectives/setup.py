@@ -1,14 +1,12 @@
 """From the config to the pieces that objectives share: encoders, model configs, warm starts."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
 
 from defi_jax import errors
-from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.models import action_denoiser, gfdm, gidm, policy, svd_unet, video_former
 from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base
@@ -104,30 +102,6 @@ def gidm_config(section: Any, features: Any, text: Any) -> gidm.GIDMConfig:
     fields = section.to_dict()
     fields["feature_dim"], fields["text_dim"] = features.dim, text.dim
     return gidm.GIDMConfig(**fields)
-
-
-def with_encoders(params: Params, by_role: dict[str, Any], rng: PRNGKey) -> Params:
-    """Adds the frozen encoders' parameters under "encoders/<role>"."""
-    frozen = {role: enc.init_params(rng) for role, enc in by_role.items()}
-    frozen = {role: tree for role, tree in frozen.items() if tree}
-    return {**params, "encoders": frozen} if frozen else params
-
-
-def encoder_weights(config: Any, by_role: Mapping[str, Any]) -> list[base.WarmStart]:
-    """Returns where the pretrained encoders in use come from; `check` asks for missing ones."""
-    starts = []
-    for role, encoder in by_role.items():
-        name = config.encoders[role]
-        if config.weights.get(name):
-            start = base.WarmStart(
-                source=config.weights[name],
-                theirs="",
-                ours=f"encoders/{role}",
-                flag=f"weights.{name}",
-                config=encoder.config,
-            )
-            starts.append(start)
-    return starts
 
 
 def stage(

@@ -12,9 +12,7 @@ max_consecutive_bad_steps, compilation_cache_dir, logging, and those of `optimiz
 """
 
 import contextlib
-import logging
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,62 +52,42 @@ def train(
     """
     workdir = checkpoint_format.absolute(workdir)
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
-    with watchdog.Supervisor(str(workdir / "logs")) as watch:
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(watchdog.Supervisor(str(workdir / "logs")))
+
+        # Devices and mesh; data, so that its problems show before anything is compiled.
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
-        eval_spec = latent_cache.held_out_spec(objective, config.global_batch)
-        loader, held_out = _open_loaders(config, objective, make_loader)
+        loader, held_out = start_lib.open_loaders(config, objective, make_loader)
+        stack.callback(loader.close)
         start_lib.write_config(config, workdir, replace=False)
-        with (
-            contextlib.closing(loader),
-            jax.set_mesh(mesh),
-            manager.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpoints,
-        ):
-            abstract, placement = step.abstract_state(config, objective, mesh)
-            start_lib.log_facts(objective, mesh, abstract, placement)
-            facts = start_lib.facts(config, objective, mesh, loader)
-            state, facts = start_lib.start(config, objective, checkpoints, abstract, loader, facts)
-            latent_cache.check(config, objective, state.frozen, loader)
-            start_lib.write_config(config, workdir)  # now it is known to fit what is there
-            held_out = feature_cache.prepare(
-                config,
-                objective,
-                state.frozen,
-                loader,
-                held_out,
-                mesh=mesh,
-                workdir=workdir,
-                watch=watch,
-            )
-            spec = objective.batch_spec(config.global_batch)
-            batches = device_batches.DeviceBatches(loader, spec, mesh)
-            train_step = None
-            if int(state.step) < config.steps:
-                batches.prefetch()  # input problems fail before the compilation
-                train_step = _compile(config, objective, mesh, abstract)
-            periodic = periodic_lib.Duties(
-                config=config,
-                objective=objective,
-                workdir=workdir,
-                watch=watch,
-                checkpoints=checkpoints,
-                facts=facts,
-                held_out=device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh),
-            )
-            with contextlib.closing(periodic) as run:
-                return _loop(config, watch, run, state, batches, train_step)
 
+        # Shapes and shardings; the state to go on from; features computed once.
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(
+            manager.Checkpointer(workdir, keep=config.keep_checkpoints)
+        )
+        abstract, placement = step.abstract_state(config, objective, mesh)
+        start_lib.log_facts(objective, mesh, abstract, placement)
+        facts = start_lib.facts(config, objective, mesh, loader)
+        state, facts = start_lib.start(config, objective, checkpoints, abstract, loader, facts)
+        latent_cache.check(config, objective, state.frozen, loader)
+        start_lib.write_config(config, workdir)  # now it is known to fit what is there
+        held_out, eval_spec = feature_cache.prepare(
+            config, objective, state.frozen, loader, held_out, mesh, workdir, watch
+        )
 
-def _open_loaders(
-    config: Any, objective: base.Objective, make_loader: Callable[..., Any]
-) -> tuple[Any, Any]:
-    """Opens the training split, and the held-out one or None; joint's actions are its robot's."""
-    spec = objective.batch_spec(config.global_batch)
-    image_spec = feature_cache.image_spec(objective, config.global_batch)
-    loader = start_lib.open_loader(config, spec, make_loader, "train")
-    if objective.name == "joint":
-        loader.check_robot(config.embodiment)
-    return loader, start_lib.open_loader(config, image_spec, make_loader, "eval")
+        # One compilation, after the first batch; none where no step is left.
+        spec = objective.batch_spec(config.global_batch)
+        batches = device_batches.DeviceBatches(loader, spec, mesh)
+        train_step = None
+        if int(state.step) < config.steps:
+            batches.prefetch()
+            train_step = step.compile_step(config, objective, mesh, abstract)
+        held_out = device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh)
+        run = periodic_lib.Duties(config, objective, workdir, watch, checkpoints, facts, held_out)
+        stack.callback(run.close)
+        return _loop(config, watch, run, state, batches, train_step)
 
 
 def _loop(
@@ -144,12 +122,3 @@ def _loop(
             batches.prefetch()
         starved = batches.read_seconds if scalars["loss"].is_ready() else 0.0
         run.report_late(now, scalars, starved, batches.replaced)
-
-
-def _compile(
-    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, abstract: TrainState
-) -> jax.stages.Compiled:
-    start = time.monotonic()
-    compiled = step.compile_step(config, objective, mesh, abstract)
-    logging.info("compiled the step in %.1f s", time.monotonic() - start)
-    return compiled

@@ -25,7 +25,6 @@ class Duties:
 
     def __init__(
         self,
-        *,
         config: Any,
         objective: base.Objective,
         workdir: epath.Path,

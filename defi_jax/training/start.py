@@ -122,18 +122,23 @@ def enable_compilation_cache(directory: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def open_loader(config: Any, spec: Any, make_loader: Callable[..., Any], split: str) -> Any:
-    """Returns the loader of a split for this process; None for "eval" without eval_batches."""
-    if split == "eval" and not config.eval_batches:
-        return None
-    return make_loader(
-        spec,
-        split=split,
-        seed=config.seed,
-        global_batch=config.global_batch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+def open_loaders(
+    config: Any, objective: base.Objective, make_loader: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """Opens the splits for this process: training, and held out (None without eval_batches)."""
+    options = {
+        "seed": config.seed,
+        "global_batch": config.global_batch,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    loader = make_loader(objective.batch_spec(config.global_batch), split="train", **options)
+    if objective.name == "joint":  # its actions are those of one robot
+        loader.check_robot(config.embodiment)
+    if not config.eval_batches:
+        return loader, None
+    spec = objective.pixel_batch_spec(config.global_batch)
+    return loader, make_loader(spec, split="eval", **options)
 
 
 def write_config(config: Any, workdir: epath.Path, *, replace: bool = True) -> None:

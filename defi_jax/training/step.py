@@ -5,6 +5,8 @@ Config keys read: steps, global_batch, `optimizer` (see optimizer.py).
 
 import dataclasses
 import functools
+import logging
+import time
 from typing import Any, cast
 
 import jax
@@ -154,7 +156,10 @@ def compile_step(
     )
     batch = objective.batch_spec(config.global_batch)
     batch = jax.tree.map(lambda leaf: _with_sharding(leaf, on_batch), batch)
-    return jitted.lower(abstract, batch).compile()
+    start = time.monotonic()
+    compiled = jitted.lower(abstract, batch).compile()
+    logging.info("compiled the step in %.1f s", time.monotonic() - start)
+    return compiled
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:

@@ -123,10 +123,10 @@ class VideoModel:
         num_steps: int,
         max_guidance: float,
     ) -> jax.Array:
-        frozen = params_lib.subtree(params, "encoders")
-        vae = params_lib.subtree(frozen, "latents")
+        vae = params_lib.subtree(params, "encoders", "latents")
         first = self._latents.encode(vae, image)  # [1, h, w, c]
-        text = self._text.encode(params_lib.subtree(frozen, "gfdm_text"), ids, mask).tokens
+        words = params_lib.subtree(params, "encoders", "gfdm_text")
+        text = self._text.encode(words, ids, mask).tokens
         shape = (self.num_frames, *first.shape[1:])
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         latents = params_lib.bind(self._make, params["gfdm"]).sample(

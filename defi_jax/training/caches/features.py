@@ -5,7 +5,7 @@
 
 One file for the training samples (a row a sample) and one for the held-out batches (a row a place
 in them). The name holds a digest of all that the features depend on; a file has its name only when
-it is complete. Objectives that are no `base.FeatureObjective` pass through untouched.
+it is complete. Objectives that cache no features pass through untouched.
 
 Config keys read: global_batch, eval_batches.
 """
@@ -30,7 +30,6 @@ from defi_jax.checkpoints import digests
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import sharding, watchdog
-from defi_jax.training.caches import latents as latent_cache
 
 DIRECTORY = "cache"
 
@@ -41,24 +40,16 @@ _OFF = "give --config.cache_features=False"
 ImageBatches = Iterable[tuple[batch_lib.JointBatch, np.ndarray]]
 
 
-def image_spec(objective: base.Objective, batch_size: int) -> batch_lib.Batch:
-    """Abstract held-out batch as it is read from episodes, before features replace images."""
-    if _is_cached(objective):
-        return objective.image_batch_spec(batch_size)
-    return latent_cache.held_out_spec(objective, batch_size)
-
-
 def prepare(
     config: Any,
     objective: base.Objective,
     frozen: Params,
     loader: Any,
     held_out: Any,
-    *,
     mesh: jax.sharding.Mesh,
     workdir: epath.Path,
     watch: watchdog.Supervisor,
-) -> Any:
+) -> tuple[Any, batch_lib.Batch]:
     """Computes or finds the features of an objective that wants them; `loader` then yields them.
 
     Args:
@@ -66,29 +57,30 @@ def prepare(
         objective: the stage.
         frozen: parameters that do not train, on their devices.
         loader: of the training split, made with `objective.batch_spec`.
-        held_out: loader of the held-out split, made with `image_spec`, or None.
+        held_out: loader of the held-out split, made with `objective.pixel_batch_spec`, or None.
         mesh: where the computation runs.
         workdir: of the run.
         watch: asked whether to stop, and told of progress.
 
     Returns:
-        The held-out loader, of batches with features if the objective wants them.
+        The held-out loader, of batches with features if the objective wants them, and their spec.
 
     Raises:
         UserError: several processes, no local workdir, or no space for the files.
         NumericsError: a feature is not finite.
         Preempted: asked to stop; what is half done is lost.
     """
+    pixels = objective.pixel_batch_spec(config.global_batch)
     if not _is_cached(objective):
-        return held_out
+        return held_out, pixels
     compute = _Compute(config, objective, frozen, mesh, _local_directory(workdir), watch)
-    spec = objective.image_batch_spec(config.global_batch)
     path = compute.file(
-        loader.fingerprint, loader.num_samples, lambda: loader.scan(spec), "training samples"
+        loader.fingerprint, loader.num_samples, lambda: loader.scan(pixels), "training samples"
     )
     loader.use_features(path)
+    spec = objective.batch_spec(config.global_batch)
     if held_out is None:
-        return None
+        return None, spec
     count = config.eval_batches
     good = np.ones(config.global_batch, bool)  # the loader has replaced damaged samples
     path = compute.file(
@@ -97,7 +89,7 @@ def prepare(
         lambda: ((batch, good) for batch in held_out.first(count)),
         "held-out samples",
     )
-    return HeldOutFeatures(held_out, path)
+    return HeldOutFeatures(held_out, path), spec
 
 
 class HeldOutFeatures:
@@ -137,7 +129,7 @@ class _Compute:
         ]
         self._compute = jax.jit(objective.precompute_features)
         leaf = jax.eval_shape(
-            self._compute, self._params, objective.image_batch_spec(self._batch_size)
+            self._compute, self._params, objective.pixel_batch_spec(self._batch_size)
         )
         self._row_shape, self._dtype = leaf.shape[1:], leaf.dtype
 

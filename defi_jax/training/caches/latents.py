@@ -26,15 +26,9 @@ from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import step, warm_start
 
+_ENCODERS = ("latents", "gfdm_text")
 # Of the encoders' numbers, those that say nothing of what is stored.
 _WITHOUT_EFFECT = ("tokenizer_dir", "decode_chunk", "posterior")
-
-
-def held_out_spec(objective: base.Objective, batch_size: int) -> batch_lib.Batch:
-    """Abstract batch as `evaluate` takes it: pixels are compared with pixels, cache or not."""
-    if isinstance(objective, base.LatentObjective):
-        return objective.pixel_batch_spec(batch_size)
-    return objective.batch_spec(batch_size)
 
 
 def check(config: Any, objective: base.Objective, frozen: Params, loader: Any) -> None:
@@ -49,13 +43,13 @@ def check(config: Any, objective: base.Objective, frozen: Params, loader: Any) -
     Raises:
         UserError: naming what differs, and the command that rebuilds the cache.
     """
-    if isinstance(objective, base.LatentObjective) and objective.reads_latents:
+    if objective.reads_latents:
         encoders = params_lib.subtree(frozen, "encoders")
         loader.check_latents(encoder_facts(config, objective, encoders), _rebuild_command(config))
         logging.info("latents and text embeddings come from %s", config.data.latents)
 
 
-def encoder_facts(config: Any, objective: base.LatentObjective, frozen: Params) -> dict[str, Any]:
+def encoder_facts(config: Any, objective: base.Objective, frozen: Params) -> dict[str, Any]:
     """Returns what latents and embeddings of a frame and a text depend on, JSON-able.
 
     Args:
@@ -64,11 +58,11 @@ def encoder_facts(config: Any, objective: base.LatentObjective, frozen: Params) 
         frozen: parameters below "encoders/", nested; on several processes global arrays, or numpy
             arrays that are the same on all of them.
     """
-    text = objective.text
+    latents, text = (objective.encoders[role] for role in _ENCODERS)
     latent_shape, text_shape = _output_shapes(objective)
     facts = {
         "frames": {"image_size": config.data.image_size, "resize": "pillow_bilinear"},
-        "latents": _numbers(objective.latents) | {"weights": _digest(frozen, "latents")},
+        "latents": _numbers(latents) | {"weights": _digest(frozen, "latents")},
         "text": _numbers(text)
         | {"weights": _digest(frozen, "gfdm_text"), "tokenizer": text.tokenizer.describe()},
         "latent_shape": latent_shape,
@@ -92,7 +86,7 @@ class Encoder:
     def __init__(
         self,
         config: Any,
-        objective: base.LatentObjective,
+        objective: base.Objective,
         params: Params,
         *,
         posterior: str,
@@ -101,8 +95,8 @@ class Encoder:
         mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("batch",))
         whole = jax.sharding.NamedSharding(mesh, jax.P())
         split = jax.sharding.NamedSharding(mesh, jax.P("batch"))
-        self._latents = _with_posterior(objective.latents, posterior)
-        self._text, self._tokenizer = objective.text, objective.text.tokenizer
+        latents, self._text = (objective.encoders[role] for role in _ENCODERS)
+        self._latents, self._tokenizer = _with_posterior(latents, posterior), self._text.tokenizer
         self._params = jax.device_put(params, whole)
         self._encode_frames = jax.jit(
             self._frames, in_shardings=(whole, split, split), out_shardings=split
@@ -155,7 +149,7 @@ def make_encoder(
         UserError: an objective without a latent cache, weights are missing, or no posterior.
         DataError: weights are damaged.
     """
-    if not isinstance(objective, base.LatentObjective):
+    if {*objective.encoders} != {*_ENCODERS}:
         raise errors.UserError(
             f"{objective.name} has no latent cache", "--config", "give configs/gfdm.py[:preset]"
         )
@@ -200,9 +194,10 @@ def _with_posterior(latents: Any, posterior: str) -> Any:
     return dataclasses.replace(latents, posterior=posterior)
 
 
-def _output_shapes(objective: base.LatentObjective) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _output_shapes(objective: base.Objective) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of a frame's latents and of a text's embedding."""
-    latents, text, spec = objective.latents, objective.text, objective.pixel_batch_spec(1)
+    latents, text = (objective.encoders[role] for role in _ENCODERS)
+    spec = objective.pixel_batch_spec(1)
 
     def encode(rng: jax.Array, batch: batch_lib.GFDMBatch) -> tuple[jax.Array, jax.Array]:
         x = latents.encode(latents.init_params(rng), jnp.asarray(batch.video))

@@ -64,7 +64,9 @@ def _objective(**changes):
     objective = joint.JointObjective(config)
     shape = objective.gfdm_config.feature_shape(2)
     channels = objective.latents.channels
-    objective._make_gfdm = lambda rngs: LinearForward(shape, channels, rngs=rngs)
+    objective.modules = objective.modules | {
+        "gfdm": lambda rngs: LinearForward(shape, channels, rngs=rngs)
+    }
     return objective
 
 
@@ -80,7 +82,7 @@ def params(cached):
 
 @pytest.fixture(scope="module")
 def images(cached):
-    return batch_lib.fake(cached.image_batch_spec(BATCH))
+    return batch_lib.fake(cached.pixel_batch_spec(BATCH))
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +94,9 @@ def with_features(cached, params, images):
 def test_spec_has_features_in_the_place_of_images(cached, with_features):
     batch_lib.check(with_features, cached.batch_spec(BATCH))
     assert with_features.features.dtype == np.float16
-    assert cached.image_batch_spec(BATCH).features is None
+    assert cached.pixel_batch_spec(BATCH).features is None
     plain = _objective(cache_features=False)
-    assert plain.batch_spec(BATCH) == plain.image_batch_spec(BATCH)
+    assert plain.batch_spec(BATCH) == plain.pixel_batch_spec(BATCH)
 
 
 def test_features_are_the_same_computed_now_or_once(cached, params, images, with_features):

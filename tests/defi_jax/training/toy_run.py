@@ -56,7 +56,7 @@ def config(**changes):
     return numbers.lock()
 
 
-class ToyObjective:
+class ToyObjective(base.Objective):
     """Regression by a two-layer net behind a frozen scale, with a usage counter and a restart."""
 
     name = "toy"

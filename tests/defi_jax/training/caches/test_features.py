@@ -46,7 +46,7 @@ class Killed(Exception):
     """Stands for the sudden end of a process."""
 
 
-class FeatureObjective:
+class FeatureObjective(base.FeatureObjective):
     """Actions from frozen features of image and text; the features are linear."""
 
     name = "joint"
@@ -55,7 +55,7 @@ class FeatureObjective:
         self.caches_features, self.gain, self.batches_computed = caches_features, gain, 0
         self.seen = []
 
-    def image_batch_spec(self, batch_size):
+    def pixel_batch_spec(self, batch_size):
         return batch_lib.JointBatch(
             images=jax.ShapeDtypeStruct((batch_size, 1, SIZE, SIZE, 3), jnp.uint8),
             text={"gfdm": batch_lib.tokens_spec(batch_size, LENGTH)},
@@ -64,7 +64,7 @@ class FeatureObjective:
         )
 
     def batch_spec(self, batch_size):
-        spec = self.image_batch_spec(batch_size)
+        spec = self.pixel_batch_spec(batch_size)
         if not self.caches_features:
             return spec
         features = jax.ShapeDtypeStruct((batch_size, 1, 6), jnp.float16)
@@ -272,9 +272,7 @@ def test_what_the_cache_cannot_do_is_named(tmp_path, monkeypatch):
     objective = FeatureObjective()
 
     def prepare(workdir):
-        feature_cache.prepare(
-            toy_run.config(), objective, {}, None, None, mesh=None, workdir=workdir, watch=None
-        )
+        feature_cache.prepare(toy_run.config(), objective, {}, None, None, None, workdir, None)
 
     with pytest.raises(errors.UserError, match=r"local workdir.*gs://.*cache_features=False"):
         prepare(epath.Path("gs://bucket/run"))

@@ -212,7 +212,7 @@ def test_held_out_batches_keep_their_pixels(tmp_path):
     config = _config()
     _encode(config, tmp_path)
     cached = _config(data__latents=str(tmp_path))
-    spec = latent_cache.held_out_spec(objectives.make(cached), BATCH)
+    spec = objectives.make(cached).pixel_batch_spec(BATCH)
     assert spec == objectives.make(config).batch_spec(BATCH)
     assert dataclasses.replace(spec, video=None) != objectives.make(cached).batch_spec(BATCH)
 
