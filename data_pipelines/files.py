@@ -100,6 +100,18 @@ def holds_files(directory: pathlib.Path) -> bool:
     return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
 
 
+def publish(*pairs: tuple[pathlib.Path, pathlib.Path]) -> None:
+    """Gives finished files of one directory their names, in order; the last one makes them count.
+
+    Args:
+        *pairs: (temporary path, path) each.
+    """
+    for temporary, path in pairs:
+        sync(temporary)
+        os.replace(temporary, path)
+    sync(pairs[-1][1].parent)
+
+
 def sync(path: pathlib.Path) -> None:
     """Flushes a file or directory to disk, so that a rename never outlives its content."""
     descriptor = os.open(path, os.O_RDONLY)

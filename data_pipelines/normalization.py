@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
+from defi_rollout import files
 
 from data_pipelines import episodes
 from data_pipelines.transforms import action
@@ -134,10 +133,9 @@ def cached(source: episodes.EpisodeSource, directory: pathlib.Path | None) -> di
         except (ValueError, KeyError, TypeError) as error:
             logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
     found = of_source(source, str(directory))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    content = {name: values.to_json() for name, values in found.items()}
     try:
-        temporary.write_text(json.dumps({k: v.to_json() for k, v in found.items()}, indent=1))
-        os.replace(temporary, path)
+        files.write(path, json.dumps(content, indent=1))
     except OSError as error:
         logging.warning("statistics are not kept in %s: %s", path, error)
     return found

@@ -29,7 +29,7 @@ from multiprocessing import connection
 
 import numpy as np
 import tqdm
-from defi_rollout import errors as rollout_errors
+from defi_rollout import files as rollout_files
 from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
 from data_pipelines import episodes, files
@@ -167,10 +167,9 @@ def collect(
         seed=seed,
         strip_actions=strip_actions,
     )
-    with _user_errors():
-        for task in tasks:
-            metaworld_tasks.get_task(task)
-        metaworld_env.choose_gl()  # once here: the processes inherit the choice
+    for task in tasks:
+        metaworld_tasks.get_task(task)
+    metaworld_env.choose_gl()  # once here: the processes inherit the choice
     directory = pathlib.Path(output)
     _check_settings(directory, settings)
     results: list[Collected] = []
@@ -224,9 +223,7 @@ def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
             f"output holds files, but no {SETTINGS_FILE}", directory, "choose another --output"
         )
     files.make_directory(directory)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    rollout_files.write(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def _missing_blocks(
@@ -287,17 +284,16 @@ def _end_with_parent() -> None:
 def _collect_block(block: _Block) -> list[Collected]:
     """Plays the episodes of a block and publishes them as one shard."""
     results = []
-    with _user_errors():
-        env = metaworld_env.MetaWorldEnv(block.task, image_size=block.settings.image_size)
-        source = _source(block.settings)
-        with (
-            contextlib.closing(env),
-            store_writer.EpisodeWriter(block.directory, source=source, shard=block.shard) as writer,
-        ):
-            for index in block.indices:
-                episode, counts = _collect_episode(env, index, block.settings)
-                writer.write(episode)
-                results.append(counts)
+    env = metaworld_env.MetaWorldEnv(block.task, image_size=block.settings.image_size)
+    source = _source(block.settings)
+    with (
+        contextlib.closing(env),
+        store_writer.EpisodeWriter(block.directory, source=source, shard=block.shard) as writer,
+    ):
+        for index in block.indices:
+            episode, counts = _collect_episode(env, index, block.settings)
+            writer.write(episode)
+            results.append(counts)
     return summarize(results)
 
 
@@ -432,12 +428,3 @@ def _source(settings: Settings) -> str:
 
 def _episode_id(task: str, index: int, settings: Settings) -> str:
     return f"{_source(settings)}-{task}-{index:05d}"
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turns the simulator package's errors into the library's."""
-    try:
-        yield
-    except rollout_errors.RolloutError as error:
-        raise errors.UserError(error.what, error.where, error.fix) from error

@@ -22,7 +22,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import simplejpeg
-from defi_rollout import pictures
+from defi_rollout import pictures, preprocess
 
 from defi_jax import errors
 
@@ -169,23 +169,8 @@ def encode_png(image: np.ndarray) -> bytes:
     return pictures.encode_png(image)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes by Pillow's bilinear filter, whose support grows with the factor (antialiased).
-
-    The one resizing rule of training and serving. The aspect ratio is not kept.
-
-    Args:
-        image: uint8[H, W, 3].
-        size: (height, width) wanted.
-
-    Returns:
-        uint8[height, width, 3]; the same array when it already has that size.
-    """
-    height, width = size
-    if image.shape[:2] == (height, width):
-        return image
-    resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+# The one resizing rule of training and serving.
+resize = preprocess.resize
 
 
 def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:

@@ -23,6 +23,7 @@ import numpy as np
 import tqdm
 from absl import logging
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files
 from data_pipelines.latents import cache as latent_cache
@@ -253,10 +254,7 @@ class _Writer:
             writer.close()
         header = {"records": first, "bytes": partial[0].stat().st_size}
         partial[1].write_text(shards.index_text(header, lines), encoding="utf-8")
-        for temporary, path in zip(partial, (records, index), strict=True):
-            files.sync(temporary)
-            os.replace(temporary, path)
-        files.sync(self._directory)
+        files.publish((partial[0], records), (partial[1], index))
 
     def _frames(
         self, number: int, report: Callable[[int], Any]
@@ -443,7 +441,5 @@ def _check_same(directory: pathlib.Path, start: Mapping[str, Any]) -> None:
 
 
 def _write_manifest(directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    path = directory / latent_cache.MANIFEST
-    partial = path.with_name(f".{latent_cache.MANIFEST}.{os.getpid()}")
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    rollout_files.write(directory / latent_cache.MANIFEST, text)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tqdm
+from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files
 from data_pipelines.sources import base
@@ -177,12 +178,9 @@ def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
 
 
 def _write_manifest(output: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    path = output / MANIFEST
-    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}")
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     # The name of a folder need not be Unicode.
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
+    rollout_files.write(output / MANIFEST, text.encode(errors="backslashreplace"))
 
 
 def _remove_empty(output: pathlib.Path, existed: bool) -> None:

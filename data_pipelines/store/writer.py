@@ -116,10 +116,7 @@ class EpisodeWriter:
         }
         index.write_text(shards.index_text(header, self._lines), encoding="utf-8")
         target = self._directory / (self._next_name() + shards.RECORDS_SUFFIX)
-        for temporary, path in ((records, target), (index, shards.index_path(target))):
-            files.sync(temporary)
-            os.replace(temporary, path)
-        files.sync(self._directory)
+        files.publish((records, target), (index, shards.index_path(target)))
         self._lines, self._num_records, self._num_bytes = [], 0, 0
 
     def close(self) -> None:

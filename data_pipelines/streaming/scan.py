@@ -10,11 +10,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import uuid
 
 import numpy as np
 import tqdm
 from absl import logging
+from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files, normalization
 from data_pipelines.sources import base, rlds
@@ -74,11 +74,9 @@ def scan(dataset: rlds.RldsSource) -> Scan:
     )
     found = _compute(dataset, workers)
     values = {name: column.to_json() for name, column in found.statistics.items()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"steps": found.steps, "statistics": values}))
-        os.replace(temporary, path)
+        rollout_files.write(path, json.dumps({"steps": found.steps, "statistics": values}))
     except OSError as error:
         logging.warning("statistics are not kept in %s: %s", path, error)
     return found

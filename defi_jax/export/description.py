@@ -7,16 +7,15 @@ program.
 
 import dataclasses
 import importlib.metadata
-import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from defi_rollout import spec as rollout_spec
+from defi_rollout import tokenizers
 
 from defi_jax import embodiment, errors
 from defi_jax.export import program
-from defi_jax.models.frozen import tokenizers
 from defi_jax.objectives import joint
 
 # Turns the metadata's normaliser into its inverse, float32[..., A] -> float32[..., A].
@@ -60,7 +59,10 @@ def describe(
             for name in config.data.cameras
         ),
         image=rollout_spec.ImageSpec(height=size, width=size, resize="pillow_bilinear"),
-        text={r: _text(r, t) for r, t in objective.tokenizers().items()},
+        text={
+            role: dataclasses.replace(tokenizer.text, file=_file(role, tokenizer))
+            for role, tokenizer in objective.tokenizers().items()
+        },
         noise=program.noise_shapes(objective),
         example_prompt=EXAMPLE_PROMPT,
         training_starts=_training_starts(metadata),
@@ -71,21 +73,20 @@ def describe(
 
 def tokenizer_files(objective: joint.JointObjective) -> dict[str, bytes]:
     """Content of the tokenizers' files by their name in the bundle."""
-    files = {role: _tokenizer_file(t) for role, t in objective.tokenizers().items()}
-    return {f"{role}.{f.name}": f.read_bytes() for role, f in files.items() if f}
+    own = objective.tokenizers()
+    return {_file(role, t): t.path.read_bytes() for role, t in own.items() if t.text.file}
 
 
-def _tokenizer_file(tokenizer: tokenizers.Tokenizer) -> pathlib.Path | None:
-    """The one file that holds a tokenizer, None where it needs none."""
-    if not isinstance(tokenizer, tokenizers.CLIPTokenizer | tokenizers.T5Tokenizer):
-        return None
-    if tokenizer.file.name == "vocab.json":
+def _file(role: str, tokenizer: tokenizers.Tokenizer) -> str:
+    """Name in the bundle of the one file that holds a tokenizer, "" where it needs none."""
+    name = tokenizer.text.file
+    if name == "vocab.json":
         raise errors.UserError(
             "a bundle carries a tokenizer as one file",
-            str(tokenizer.file),
+            str(tokenizer.path),
             "put the release's tokenizer.json beside it",
         )
-    return tokenizer.file
+    return f"{role}.{name}" if name else ""
 
 
 def limits(
@@ -117,26 +118,6 @@ def _affine(
         method=normalizer["kind"],
         scale=tuple((end.astype(float) - offset).tolist()),
         offset=tuple(offset.astype(float).tolist()),
-    )
-
-
-def _text(role: str, tokenizer: tokenizers.Tokenizer) -> rollout_spec.TextSpec:
-    if isinstance(tokenizer, tokenizers.BytesTokenizer):
-        start_ids, end_ids, pad_id = (), (), 0
-    else:
-        special: tokenizers.SpecialIds = cast(Any, tokenizer).special  # all others have them
-        start_ids = () if special.start is None else (special.start,)
-        end_ids, pad_id = (special.end,), special.pad
-    file = _tokenizer_file(tokenizer)
-    return rollout_spec.TextSpec(
-        name=tokenizer.describe()["name"],
-        length=tokenizer.length,
-        lower_case=tokenizer.lower_case,
-        strip_punctuation=tokenizer.strip_punctuation,
-        file=f"{role}.{file.name}" if file else "",
-        start_ids=start_ids,
-        end_ids=end_ids,
-        pad_id=pad_id,
     )
 
 

@@ -17,7 +17,6 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
-from defi_rollout import errors as rollout_errors
 from defi_rollout import policy as rollout_policy
 from defi_rollout import spec as rollout_spec
 from defi_rollout import tokenizers as rollout_tokenizers
@@ -88,7 +87,7 @@ def export_bundle(
         )
     objective = _rebuild_objective(metadata["config"])
     spec = description.describe(objective, metadata, make_inverse)
-    with _building(output, overwrite) as directory, _translated():
+    with _building(output, overwrite) as directory:
         # Not ascontiguousarray, which turns scalars into vectors.
         flat = {k: np.asarray(v, order="C") for k, v in params_lib.flatten(params).items()}
         files = description.tokenizer_files(objective)
@@ -113,27 +112,26 @@ def rebuild_bundle(
         CheckFailed: the new program answers otherwise; nothing is left.
     """
     _check_free(epath.Path(output), overwrite)
-    with _translated():
-        source = rollout_bundle.read_bundle(old)
-        objective = _rebuild_objective(source.spec.model["config"])
-        flat = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
-        kept = {
-            name: source.read(name)
-            for name in source.spec.files
-            if name not in (rollout_bundle.PARAMS, rollout_bundle.STABLEHLO)
-        }
-        example = kept.pop(rollout_bundle.EXAMPLE)
-        provenance = dict(source.spec.provenance) | {
-            "exported_with": {"jax": jax.__version__},
-            "rebuilt_from": source.digest,
-        }
-        spec = dataclasses.replace(source.spec, provenance=provenance)
-        with _building(output, overwrite) as directory:
-            _write_parts(directory, objective, flat, spec, tokenizer_files=kept)
-            (directory / rollout_bundle.EXAMPLE).write_bytes(example)
-            _seal(directory, spec)
-            rel_l2 = _check_parity(directory, objective)
-            digest = rollout_bundle.read_bundle(directory).digest
+    source = rollout_bundle.read_bundle(old)
+    objective = _rebuild_objective(source.spec.model["config"])
+    flat = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
+    kept = {
+        name: source.read(name)
+        for name in source.spec.files
+        if name not in (rollout_bundle.PARAMS, rollout_bundle.STABLEHLO)
+    }
+    example = kept.pop(rollout_bundle.EXAMPLE)
+    provenance = dict(source.spec.provenance) | {
+        "exported_with": {"jax": jax.__version__},
+        "rebuilt_from": source.digest,
+    }
+    spec = dataclasses.replace(source.spec, provenance=provenance)
+    with _building(output, overwrite) as directory:
+        _write_parts(directory, objective, flat, spec, tokenizer_files=kept)
+        (directory / rollout_bundle.EXAMPLE).write_bytes(example)
+        _seal(directory, spec)
+        rel_l2 = _check_parity(directory, objective)
+        digest = rollout_bundle.read_bundle(directory).digest
     step = source.spec.provenance["step"]
     return Report(output=str(output), digest=digest, step=step, rel_l2=rel_l2)
 
@@ -178,8 +176,8 @@ def _write_example(
     images = np.stack([example[camera.key] for camera in spec.cameras], axis=1)
     inputs = {"images": images}
     for role, text in spec.text.items():
-        ids, mask = rollout_tokenizers.make_tokenizer(text, source)(spec.example_prompt)
-        inputs |= {f"text/{role}": ids[None], f"text_mask/{role}": mask[None]}
+        ids, mask = rollout_tokenizers.from_bundle(text, source)([spec.example_prompt])
+        inputs |= {f"text/{role}": ids, f"text_mask/{role}": mask}
     for name, shape in spec.noise.items():
         noise = rollout_policy.draw_noise((_EXAMPLE_SEED,), name, shape)[None]
         inputs[f"noise/{name}"] = example[f"noise/{name}"] = noise
@@ -265,17 +263,3 @@ def _publish(directory: pathlib.Path, target: epath.Path, is_local: bool) -> Non
     names.remove(rollout_bundle.MANIFEST)
     for name in [*names, rollout_bundle.MANIFEST]:
         epath.Path(directory / name).copy(target / name)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """The client's errors, as those of this package: same text, same exit code."""
-    kinds = {
-        rollout_errors.BundleError: errors.DataError,
-        rollout_errors.UsageError: errors.UserError,
-        rollout_errors.CheckFailed: errors.CheckFailed,
-    }
-    try:
-        yield
-    except rollout_errors.RolloutError as error:
-        raise kinds[type(error)](error.what, error.where, error.fix) from error

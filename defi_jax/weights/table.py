@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -31,49 +31,11 @@ import numpy as np
 from defi_jax import errors, tensor_files
 from defi_jax.array_typing import Params
 from defi_jax.models import params as params_lib
+from defi_jax.weights import layouts
 
 TensorSpec = tensor_files.TensorSpec
 
 Dropped = Sequence[tuple[str, str]]
-
-
-class Layout(NamedTuple):
-    """A change of memory layout and its inverse; both are views or copies, never arithmetic."""
-
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
-
-
-# Letters: O output and I input channels, t h w kernel extents; theirs is PyTorch's.
-LAYOUTS: dict[str, Layout] = {
-    "same": Layout(lambda x: x, lambda x: x),
-    # (O, I) <-> (I, O)
-    "linear": Layout(lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
-    # (O, I, w) <-> (w, I, O)
-    "conv1d": Layout(lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),
-    # (O, I, h, w) <-> (h, w, I, O)
-    "conv2d": Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-    # (O, I, t, h, w) <-> (t, h, w, I, O)
-    "conv3d": Layout(lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)),
-    # (O, I, t, 1, 1) <-> (t, I, O)
-    "conv3d_time": Layout(
-        lambda x: x[:, :, :, 0, 0].transpose(2, 1, 0),
-        lambda x: x.transpose(2, 1, 0)[:, :, :, None, None],
-    ),
-    # (O, I, 1, 1) <-> (I, O)
-    "conv1x1_linear": Layout(
-        lambda x: x[:, :, 0, 0].transpose(1, 0), lambda x: x.transpose(1, 0)[:, :, None, None]
-    ),
-    # (1, ...) <-> (...)
-    "leading1": Layout(lambda x: x[0], lambda x: x[None]),
-    # (1, 1, ...) <-> (...)
-    "leading11": Layout(lambda x: x[0, 0], lambda x: x[None, None]),
-    # (1,) <-> ()
-    "scalar": Layout(lambda x: x.reshape(()), lambda x: x.reshape((1,))),
-}
-
-# Number of axes theirs must have for the layouts that look at them.
-_RANK = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "conv3d_time": 5, "conv1x1_linear": 4}
 
 
 # Element types that float32 holds to the last bit; whole numbers would be quantised weights.
@@ -87,7 +49,7 @@ class Entry:
     Attributes:
         ours: flattened path of our parameter, e.g. "down_blocks/0/resnets/0/conv1/kernel".
         theirs: name of the reference tensor, e.g. "down_blocks.0.resnets.0.conv1.weight".
-        layout: key of `LAYOUTS`.
+        layout: key of `layouts.LAYOUTS`.
         layer: index on the leading axis of ours, for stacked blocks; None when ours is not stacked.
         part: (index, count) when ours is one of `count` equal pieces of the first axis of theirs.
     """
@@ -99,8 +61,8 @@ class Entry:
     part: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {self.layout!r}; known: {sorted(LAYOUTS)}")
+        if self.layout not in layouts.LAYOUTS:
+            raise ValueError(f"unknown layout {self.layout!r}; known: {sorted(layouts.LAYOUTS)}")
 
 
 def linear(
@@ -214,7 +176,7 @@ class ExportPlan:
                 name,
                 _join(
                     [
-                        LAYOUTS[entry.layout].to_theirs(
+                        layouts.LAYOUTS[entry.layout].to_theirs(
                             tensor_files.read_slice(self.source, entry.ours, _index(entry))
                         )
                         for entry in entries
@@ -396,13 +358,13 @@ def _to_ours(entry: Entry, tensor: np.ndarray) -> np.ndarray:
             raise ValueError(f"misshapen {entry.theirs}: {tensor.shape} not divisible in {count}")
         size = tensor.shape[0] // count
         tensor = tensor[index * size : (index + 1) * size]
-    if entry.layout in _RANK and tensor.ndim != _RANK[entry.layout]:
+    if entry.layout in layouts.RANK and tensor.ndim != layouts.RANK[entry.layout]:
         raise ValueError(
-            f"misshapen {entry.theirs}: {tensor.shape}, expected {_RANK[entry.layout]} axes"
+            f"misshapen {entry.theirs}: {tensor.shape}, expected {layouts.RANK[entry.layout]} axes"
         )
     misfit = f"misshapen {entry.theirs}: {tensor.shape} for layout {entry.layout}"
     try:
-        value = LAYOUTS[entry.layout].to_ours(tensor)
+        value = layouts.LAYOUTS[entry.layout].to_ours(tensor)
     except (ValueError, IndexError) as error:
         raise ValueError(misfit) from error
     # A layout that drops an axis of extent 1 must not drop data.
@@ -458,7 +420,7 @@ def _official_spec(entries: Sequence[Entry], source: Mapping[str, Any]) -> Tenso
     shapes = []
     for entry in entries:
         blank = _blank(tensor_files.spec_of(source, entry.ours))
-        shapes.append(LAYOUTS[entry.layout].to_theirs(blank[_index(entry)]).shape)
+        shapes.append(layouts.LAYOUTS[entry.layout].to_theirs(blank[_index(entry)]).shape)
     dtype = tensor_files.spec_of(source, entries[0].ours).dtype
     if len(shapes) == 1:
         return TensorSpec(shapes[0], dtype)
@@ -475,15 +437,11 @@ def _blank(spec: TensorSpec) -> np.ndarray:
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenates the pieces of a packed tensor on the first axis."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
+    """Concatenates the pieces of a packed tensor on the first axis; one piece stays a view."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _bit_equal(left: np.ndarray, right: np.ndarray) -> bool:
     """Whether two arrays agree in shape, dtype and every bit (NaNs included)."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    first, second = (
-        np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in (left, right)
-    )
-    return np.array_equal(first, second)
+    same_kind = left.shape == right.shape and left.dtype == right.dtype
+    return same_kind and left.tobytes() == right.tobytes()

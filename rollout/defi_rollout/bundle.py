@@ -68,12 +68,12 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Verifies the bundle at `path`.
 
     Raises:
-        UsageError: there is no such directory (exit 2).
+        UserError: there is no such directory (exit 2).
         BundleError: a file is missing, unknown, damaged or refused (exit 65).
     """
     directory = pathlib.Path(path)
     if not directory.is_dir():
-        raise errors.UsageError(
+        raise errors.UserError(
             "no bundle", directory, "give the directory that launch/export.py --output wrote"
         )
     manifest = directory / MANIFEST

@@ -40,7 +40,7 @@ def run_checks(bundle_path: pathlib.Path | None, benchmark: str) -> list[Check]:
 def _check(name: str, probe: Callable[[], str]) -> Check:
     try:
         return Check(name=name, ok=True, detail=probe())
-    except errors.RolloutError as error:
+    except errors.UserError as error:
         return Check(name=name, ok=False, detail=str(error))
     except Exception as error:  # a doctor reports whatever is broken
         return Check(name=name, ok=False, detail=f"{type(error).__name__}: {error}")

@@ -1,39 +1,46 @@
-"""Expected errors of the rollout side: one line `what: where; what to do` and an exit code each."""
+"""Errors that a user can cause: one line `what: where; what to do` and one exit code each."""
 
-EXIT_CHECK_FAILED = 1
-EXIT_USAGE = 2
-EXIT_DAMAGED = 65
+from collections.abc import Sequence
 
 
-class RolloutError(Exception):
-    """An error that its reader can act on.
+class UserError(Exception):
+    """Wrong usage or config, a malformed observation, or a missing input.
 
-    Attributes:
-        exit_code: process exit code when the error ends a command.
+    Args:
+        what: what is wrong, without a full stop.
+        where: the file, key or flag it was found in.
+        fix: what to type or change instead.
     """
 
-    exit_code = EXIT_USAGE
+    exit_code = 2
 
-    def __init__(self, what: str, where: object, fix: str):
+    def __init__(self, what: str, where: object = "", fix: str = ""):
         self.what, self.where, self.fix = what, str(where), fix
-        super().__init__(f"{what}: {where}; {fix}")
+        text = what + (f": {where}" if str(where) else "") + (f"; {fix}" if fix else "")
+        super().__init__(" ".join(text.split("\n")))
 
     def __reduce__(self) -> tuple:
         """Rebuilds from the three parts, so that the error survives a process boundary."""
         return type(self), (self.what, self.where, self.fix)
 
 
-class UsageError(RolloutError):
-    """Wrong flags, a malformed observation or a missing input (exit 2)."""
+class CheckFailed(UserError):
+    """The check that was asked for said no (parity, plan, validate, doctor)."""
+
+    exit_code = 1
 
 
-class BundleError(RolloutError):
-    """A bundle with a missing, unknown, damaged or refused file (exit 65)."""
+class DataError(UserError):
+    """Damaged data, checkpoint, weights or bundle."""
 
-    exit_code = EXIT_DAMAGED
+    exit_code = 65
 
 
-class CheckFailed(RolloutError):
-    """A check ran and said no (exit 1)."""
+class BundleError(DataError):
+    """A bundle with a missing, unknown, damaged or refused file."""
 
-    exit_code = EXIT_CHECK_FAILED
+
+def listed(items: Sequence[str], shown: int) -> str:
+    """Returns "a; b and 3 more": the first items of a list that may be long."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return "; ".join(items[:shown]) + more

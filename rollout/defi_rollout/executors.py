@@ -33,7 +33,7 @@ class OpenLoopExecutor:
 
     def __init__(self, actor: Actor, execute_horizon: int):
         if execute_horizon < 1:
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"execute_horizon is {execute_horizon}", "executor", "give at least 1"
             )
         self._actor, self._execute_horizon = actor, execute_horizon
@@ -50,7 +50,7 @@ class OpenLoopExecutor:
         if self._chunk is None or self._position >= self._execute_horizon:
             chunk: np.ndarray = self._actor.infer(observe())["actions"]
             if len(chunk) < self._execute_horizon:
-                raise errors.UsageError(
+                raise errors.UserError(
                     f"{len(chunk)} actions predicted, {self._execute_horizon} to execute",
                     "executor",
                     "lower execute_horizon",

@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong flags the way every other expected error is reported."""
 
     def error(self, message: str) -> NoReturn:
-        raise errors.UsageError(message, self.prog, f"see {self.prog} --help")
+        raise errors.UserError(message, self.prog, f"see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = _make_parser().parse_args(arguments)
         return flags.run(flags)
-    except errors.RolloutError as error:
+    except errors.UserError as error:
         if "--debug" in arguments:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -110,22 +110,22 @@ def _doctor(flags: argparse.Namespace) -> int:
     else:
         for check in checks:
             print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
-    return errors.EXIT_CHECK_FAILED if failed else 0
+    return errors.CheckFailed.exit_code if failed else 0
 
 
 def _evaluate(flags: argparse.Namespace) -> int:
     from defi_rollout.benchmarks import base, registry, runner
 
     if "://" in flags.bundle:
-        raise errors.UsageError(
+        raise errors.UserError(
             "remote policies are not supported yet", flags.bundle, "give a bundle directory"
         )
     for name in ("episodes", "workers"):
         if getattr(flags, name) < 1:
-            raise errors.UsageError(f"{getattr(flags, name)}", f"--{name}", "give at least 1")
+            raise errors.UserError(f"{getattr(flags, name)}", f"--{name}", "give at least 1")
     for name in ("seed", "execute_horizon"):
         if getattr(flags, name) < 0:
-            raise errors.UsageError(f"{getattr(flags, name)}", f"--{name}", "give 0 or more")
+            raise errors.UserError(f"{getattr(flags, name)}", f"--{name}", "give 0 or more")
     plan = base.Plan(
         tasks=tuple(task for task in flags.tasks.split(",") if task),
         episodes=flags.episodes,

@@ -48,7 +48,7 @@ class Policy:
         self._call = _load_program(source, params)
         self._params = jax.device_put(params)
         self._tokenizers = {
-            role: tokenizers.make_tokenizer(text, source) for role, text in self.spec.text.items()
+            role: tokenizers.from_bundle(text, source) for role, text in self.spec.text.items()
         }
         self._example = _load_tensors(source, bundle.EXAMPLE)
         self._seed, self._calls = seed, 0
@@ -64,7 +64,7 @@ class Policy:
             warm_up: False leaves the compilation to the first `infer`.
 
         Raises:
-            UsageError: no bundle there.
+            UserError: no bundle there.
             BundleError: a file is missing, unknown or damaged, or jax refuses the program.
         """
         policy = cls(bundle.read_bundle(path), seed=seed)
@@ -92,7 +92,7 @@ class Policy:
             action limits; "policy_timing": {"infer_ms": float}.
 
         Raises:
-            UsageError: a key is missing or unknown, or a value has the wrong type or shape.
+            UserError: a key is missing or unknown, or a value has the wrong type or shape.
             CheckFailed: the policy's output is not finite.
         """
         started = time.perf_counter()
@@ -144,7 +144,7 @@ class Policy:
         expected = {camera.key for camera in self.spec.cameras}
         given = {key for key in obs if key != PROMPT and not key.startswith(RESERVED_PREFIX)}
         if given != expected:
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"observation has keys {sorted(given)}",
                 f"bundle {self.digest[:12]}",
                 f"send {sorted(expected)} and 'prompt'",
@@ -152,13 +152,13 @@ class Policy:
         images = [_check_image(camera, np.asarray(obs[camera.key])) for camera in self.spec.cameras]
         batched = images[0].ndim == 4
         if len({image.shape[:-3] for image in images}) > 1:
-            raise errors.UsageError(
+            raise errors.UserError(
                 "cameras differ in their batch", "observation", "send one image per camera and row"
             )
-        views = []
+        views, size = [], (self.spec.image.height, self.spec.image.width)
         for image in images:
             rows = image if batched else image[None]
-            views.append(np.stack([preprocess.resize(row, self.spec.image) for row in rows]))
+            views.append(np.stack([preprocess.resize(row, size) for row in rows]))
         return np.stack(views, axis=1), batched
 
     def _read_text(self, obs: Observation, size: int) -> Inputs:
@@ -170,14 +170,12 @@ class Policy:
             or len(prompts) != size
             or not all(isinstance(item, str) for item in prompts)
         ):
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"'prompt' is not a string or {size} strings", "observation", "send the instruction"
             )
         inputs: Inputs = {}
         for role, tokenize in self._tokenizers.items():
-            tokens = [tokenize(item) for item in prompts]
-            inputs[f"text/{role}"] = np.stack([ids for ids, _ in tokens])
-            inputs[f"text_mask/{role}"] = np.stack([mask for _, mask in tokens])
+            inputs[f"text/{role}"], inputs[f"text_mask/{role}"] = tokenize(prompts)
         return inputs
 
     def _draw_noise(self, obs: Observation, size: int) -> Inputs:
@@ -207,7 +205,7 @@ def draw_noise(key: Sequence[int], name: str, shape: Sequence[int]) -> np.ndarra
 def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
     is_image = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size > 0
     if image.dtype != np.uint8 or not is_image:
-        raise errors.UsageError(
+        raise errors.UserError(
             f"{camera.key!r} is {image.dtype} {image.shape}",
             "observation",
             f"send uint8 [{camera.height}, {camera.width}, 3], or a batch of them",
@@ -217,7 +215,7 @@ def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
 
 def _check_seed(seed: Any) -> int:
     if not isinstance(seed, int) or seed < 0:
-        raise errors.UsageError(f"{SEED!r} is {seed!r}", "observation", "send an integer >= 0")
+        raise errors.UserError(f"{SEED!r} is {seed!r}", "observation", "send an integer >= 0")
     return seed
 
 

@@ -1,28 +1,35 @@
-"""Camera images to the model's input size, exactly as in training.
+"""Images to the model's input size: the one rule of training and serving.
 
 Legend: H W image size.
 """
 
 import numpy as np
 
-from defi_rollout import errors, spec
+from defi_rollout import errors
 
 
-def resize(image: np.ndarray, target: spec.ImageSpec) -> np.ndarray:
-    """Resizes uint8 [H, W, 3] to the model's size by the bundle's rule; equal sizes pass through.
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] by the rule `pillow_bilinear`; equal sizes pass through.
 
-    The rule `pillow_bilinear` is Pillow's BILINEAR filter, which averages over the whole footprint
-    of a target pixel when it shrinks (antialiasing).
+    Pillow's BILINEAR filter averages over the whole footprint of a target pixel when it shrinks
+    (antialiasing). The aspect ratio is not kept.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: (height, width) wanted.
+
+    Raises:
+        UserError: Pillow is not installed.
     """
-    if image.shape[:2] == (target.height, target.width):
+    if image.shape[:2] == size:
         return image
     try:
         from PIL import Image
     except ImportError as error:
-        raise errors.UsageError(
-            f"images of {image.shape[:2]} must be resized to {(target.height, target.width)}",
+        raise errors.UserError(
+            f"images of {image.shape[:2]} must be resized to {size}",
             "Pillow is missing",
             "pip install pillow, or send images of the model's size",
         ) from error
-    size = (target.width, target.height)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized)

@@ -3,6 +3,7 @@
 import jax
 import ml_collections
 import numpy as np
+from defi_rollout import tokenizers
 
 from configs import common
 from data_pipelines import episodes
@@ -10,7 +11,6 @@ from data_pipelines.formats import image
 from data_pipelines.store import writer as store_writer
 from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
-from defi_jax.models.frozen import tokenizers
 
 LENGTH = 24
 ROLES = {"gfdm": ("gfdm",), "gidm": ("gidm",), "joint": ("gfdm", "gidm", "goal")}
@@ -64,7 +64,7 @@ def spec(name, config):
 
 def make(name="gidm", *, split="train", seed=0, global_batch=8, process=0, count=1, **changes):
     data = config(**changes)
-    tokenizer = tokenizers.BytesTokenizer(length=LENGTH, lower_case=True, strip_punctuation=False)
+    tokenizer = tokenizers.utf8(LENGTH, lower_case=True, strip_punctuation=False)
     return loader.make_loader(
         data,
         spec(name, data),

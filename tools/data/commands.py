@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from defi_rollout import files as rollout_files
 
 from data_pipelines import normalization
 from data_pipelines.formats import image
@@ -156,11 +156,9 @@ def run_preview(store: str, config: Any, output: str, count: int) -> Result:
         batch = next(open_loader(config, _image_objective(config)).first(1))
         sheet = preview.batch_sheet(batch, count=count)
     path = pathlib.Path(output)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(image.encode_png(sheet))
-        partial.replace(path)
+        rollout_files.write(path, image.encode_png(sheet))
     except OSError as error:
         raise errors.UserError(
             f"sheet cannot be written ({error.strerror})", output, "choose another --output"

@@ -10,7 +10,7 @@ Letters: T frames, S image side, h w c latent height, width, channels.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
-from defi_rollout import errors as rollout_errors
 from defi_rollout import tokenizers as rollout_tokenizers
 
 from defi_jax import errors
@@ -32,9 +31,6 @@ from defi_jax.objectives import setup
 _ROLE = "gfdm"
 _PARTS = ("gfdm/", "encoders/latents/", "encoders/gfdm_text/")
 
-# A text -> ids int32[1, L], mask bool[1, L].
-Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
-
 
 class VideoModel:
     """The forward model with its frozen encoders.
@@ -42,18 +38,24 @@ class VideoModel:
     Args:
         config: of the run it was trained by, GFDM or joint.
         params: of that run; other parts are left aside.
-        tokenize: of the video model's text role; None takes the config's tokenizer.
+        tokenizer: of the video model's text role; None takes the config's tokenizer.
         where: the checkpoint or bundle, for messages.
 
     Raises:
         UserError: the parameters are not those of a whole video model.
     """
 
-    def __init__(self, config: Any, params: Params, tokenize: Tokenize | None, where: str):
+    def __init__(
+        self,
+        config: Any,
+        params: Params,
+        tokenizer: rollout_tokenizers.Tokenizer | None,
+        where: str,
+    ):
         section = config.model if config.objective == "gfdm" else config.model.gfdm
         self._latents = setup.latent_encoder(config)
         self._text = setup.text_encoder(config, _ROLE)
-        self._tokenize = tokenize or (lambda text: self._text.tokenizer([text]))
+        self._tokenizer = tokenizer or self._text.tokenizer
         model = setup.gfdm_config(section, self._latents, self._text)
         dtype = jnp.dtype(config.compute_dtype)
         self._make = lambda rngs: gfdm.GFDM(model, dtype=dtype, rngs=rngs)
@@ -99,7 +101,7 @@ class VideoModel:
         Returns:
             uint8[seeds, T, S, S, 3].
         """
-        ids, mask = self._tokenize(text)
+        ids, mask = self._tokenizer([text])
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         drawn = self._drawer(
             self._params,
@@ -168,24 +170,15 @@ def from_bundle(directory: str) -> tuple[VideoModel, int]:
         UserError: no bundle there, or one without a whole video model.
         DataError: it is damaged.
     """
-    try:
-        source = rollout_bundle.read_bundle(directory)
-        tokenize = rollout_tokenizers.make_tokenizer(source.spec.text[_ROLE], source)
-    except rollout_errors.RolloutError as error:
-        is_damage = isinstance(error, rollout_errors.BundleError)
-        kind = errors.DataError if is_damage else errors.UserError
-        raise kind(error.what, error.where, error.fix) from error
-
-    def tokenize_one(text: str) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = tokenize(text)
-        return ids[None], mask[None]
+    source = rollout_bundle.read_bundle(directory)
+    tokenizer = rollout_tokenizers.from_bundle(source.spec.text[_ROLE], source)
 
     flat = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
     config: Mapping[str, Any] = source.spec.model["config"]
     model = VideoModel(
         ml_collections.ConfigDict(config),
         params_lib.unflatten(flat),
-        tokenize_one,
+        tokenizer,
         str(pathlib.Path(directory)),
     )
     return model, source.spec.provenance["step"]

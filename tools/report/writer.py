@@ -2,10 +2,11 @@
 
 import json
 import logging
-import os
 import pathlib
 import time
 from typing import Any
+
+from defi_rollout import files as rollout_files
 
 from defi_jax import errors
 from tools.report import files as files_lib
@@ -36,13 +37,7 @@ def write(root: pathlib.Path) -> dict[str, Any]:
     phases["report"] = round(time.monotonic() - start, 1)
     report["total_seconds"] = round(sum(s for s in phases.values() if s is not None), 1)
     text = page.render(report, images)
-    _write_atomically(root / NUMBERS, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    _write_atomically(root / PAGE, text)
+    rollout_files.write(root / NUMBERS, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    rollout_files.write(root / PAGE, text)
     logging.info("%s: %.1f MB", root / PAGE, len(text) / 1e6)
     return report
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -16,9 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from defi_rollout import tokenizers
 
 from defi_jax import errors
-from defi_jax.models.frozen import pretrained, scratch, tokenizers
+from defi_jax.models.frozen import pretrained, scratch
 from defi_jax.models.frozen import types as encoder_types
 
 LatentEncoder = encoder_types.LatentEncoder

@@ -9,26 +9,26 @@ B batch, T frames, H W height and width in pixels, h w of latents, N patches, L 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from defi_rollout import spec, tokenizers
 from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int32, Params, PRNGKey, UInt8, typed
 from defi_jax.models import clip_text, dinov2, svd_vae, t5_encoder
 from defi_jax.models import params as params_lib
-from defi_jax.models.frozen import scratch, tokenizers
+from defi_jax.models.frozen import scratch
 from defi_jax.models.frozen import types as encoder_types
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], which DINOv2 expects removed.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Token counts of the official stages (spec 1.3, 3.6); T5's is the config's (`T5Tokenizer`).
+# Token counts of the official stages (spec 1.3, 3.6). T5's is the config's: the reference pads to
+# the longest text of a batch, but padding is masked, so that a fixed length changes no feature.
 _CLIP_LENGTH = 20
 _OPENAI_LENGTH = 77
 
@@ -152,21 +152,22 @@ class _PretrainedText(_Pretrained):
     strip_punctuation: bool
 
     def _tokenizer(
-        self,
-        kind: Callable[..., tokenizers.Tokenizer],
-        special: tokenizers.SpecialIds,
-        length: int,
-        vocab_size: int,
+        self, name: str, ids: tuple[tuple[int, ...], int, int], length: int, vocab_size: int
     ) -> tokenizers.Tokenizer:
-        rules = {
-            "length": length,
-            "lower_case": self.lower_case,
-            "strip_punctuation": self.strip_punctuation,
-            "special": special,
-        }
-        if not self.tokenizer_dir:
-            return tokenizers.StandInTokenizer(**rules)
-        return kind(directory=self.tokenizer_dir, vocab_size=vocab_size, **rules)
+        """Returns the tokenizer `name`, or its stand-in; ids are (start ids, end id, padding)."""
+        names = ("spiece.model",) if name == "t5" else ("tokenizer.json", "vocab.json")
+        directory, (start, end, pad) = self.tokenizer_dir, ids
+        text = spec.TextSpec(
+            name=name if directory else "stand_in",
+            length=length,
+            lower_case=self.lower_case,
+            strip_punctuation=self.strip_punctuation,
+            file=tokenizers.find_file(directory, names) if directory else "",
+            start_ids=start,
+            end_ids=(end,),
+            pad_id=pad,
+        )
+        return tokenizers.Tokenizer(text=text, directory=directory, vocab_size=vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,10 +195,7 @@ class CLIPTextEncoder(_PretrainedText):
     def tokenizer(self) -> tokenizers.Tokenizer:
         """20 tokens, padded with the end token."""
         end = self.config.eos_token_id
-        special = tokenizers.SpecialIds(start=end - 1, end=end, pad=end)
-        return self._tokenizer(
-            tokenizers.CLIPTokenizer, special, _CLIP_LENGTH, self.config.vocab_size
-        )
+        return self._tokenizer("clip", ((end - 1,), end, end), _CLIP_LENGTH, self.config.vocab_size)
 
     def make(self, rngs: nnx.Rngs) -> clip_text.CLIPText:
         """See `_Pretrained`."""
@@ -224,9 +222,8 @@ class CLIPOpenAIEncoder(CLIPTextEncoder):
     def tokenizer(self) -> tokenizers.Tokenizer:
         """77 tokens, padded with 0."""
         end = self.config.eos_token_id
-        special = tokenizers.SpecialIds(start=end - 1, end=end, pad=0)
-        kind = functools.partial(tokenizers.CLIPTokenizer, repairs_text=True)
-        return self._tokenizer(kind, special, _OPENAI_LENGTH, self.config.vocab_size)
+        ids = ((end - 1,), end, 0)
+        return self._tokenizer("clip_openai", ids, _OPENAI_LENGTH, self.config.vocab_size)
 
     @typed
     def encode(
@@ -263,8 +260,7 @@ class T5TextEncoder(_PretrainedText):
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """No start token, end 1, padding 0."""
-        special = tokenizers.SpecialIds(start=None, end=1, pad=0)
-        return self._tokenizer(tokenizers.T5Tokenizer, special, self.length, self.config.vocab_size)
+        return self._tokenizer("t5", ((), 1, 0), self.length, self.config.vocab_size)
 
     def make(self, rngs: nnx.Rngs) -> t5_encoder.T5Encoder:
         """See `_Pretrained`."""

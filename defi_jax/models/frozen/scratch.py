@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from defi_rollout import tokenizers
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int32, Params, PRNGKey, UInt8, typed
-from defi_jax.models.frozen import bytes_text, tokenizers
+from defi_jax.models.frozen import bytes_text
 from defi_jax.models.frozen import types as encoder_types
 
 # uint8 pixels are mapped to [-1, 1]; natural pictures then have a standard deviation near 1/2.
@@ -141,7 +142,7 @@ def _per_colour(waves: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BytesText(bytes_text.BytesTextConfig):
-    """Frozen random n-gram features of UTF-8 bytes; see `bytes_text` and `BytesTokenizer`.
+    """Frozen random n-gram features of UTF-8 bytes; see `bytes_text`.
 
     Attributes:
         length: L, bytes kept of a text.
@@ -160,10 +161,10 @@ class BytesText(bytes_text.BytesTextConfig):
         return self.dim
 
     @property
-    def tokenizer(self) -> tokenizers.BytesTokenizer:
+    def tokenizer(self) -> tokenizers.Tokenizer:
         """See `TextEncoder`."""
-        return tokenizers.BytesTokenizer(
-            length=self.length,
+        return tokenizers.utf8(
+            self.length,
             lower_case=self.lower_case,
             strip_punctuation=self.strip_punctuation,
         )

@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol
 
 import flax.struct
 import jax
+from defi_rollout import tokenizers
 
 from defi_jax.array_typing import Params, PRNGKey
-from defi_jax.models.frozen import tokenizers
 
 
 @flax.struct.dataclass

@@ -34,13 +34,13 @@ def choose() -> str:
         "egl" or "osmesa".
 
     Raises:
-        errors.UsageError: no backend works, or MUJOCO_GL names one that needs a screen.
+        errors.UserError: no backend works, or MUJOCO_GL names one that needs a screen.
     """
     # Drawing tiny pictures in software gains nothing from threads; workers would fight over cores.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
     if wanted and wanted not in _BACKENDS:
-        raise errors.UsageError(
+        raise errors.UserError(
             "this OpenGL does not draw without a screen",
             f"MUJOCO_GL={wanted}",
             "set MUJOCO_GL=egl or osmesa",
@@ -55,7 +55,7 @@ def choose() -> str:
             return backend
         failures.append(f"{backend}: {reason}")
     packages = " or ".join(_PACKAGES[b] for b in ([wanted] if wanted else _BACKENDS))
-    raise errors.UsageError(
+    raise errors.UserError(
         "no headless OpenGL library works",
         " | ".join(failures),
         f"install the Debian package {packages}, or choose with MUJOCO_GL=egl or MUJOCO_GL=osmesa",

@@ -49,18 +49,18 @@ class MetaWorld:
     def episodes(self, plan: base.Plan) -> list[base.Episode]:
         """Standard episodes by task; then, if asked for, those of the language test."""
         if not 1 <= plan.episodes <= SEEDS_PER_RUN:
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"{plan.episodes} episodes", "--episodes", f"give 1 to {SEEDS_PER_RUN}"
             )
         tasks = plan.tasks or metaworld_tasks.DEMO_TASKS
         if len(set(tasks)) < len(tasks):
-            raise errors.UsageError("a task is named twice", "--tasks", "name each once")
+            raise errors.UserError("a task is named twice", "--tasks", "name each once")
         standard = [_episode(task, i, plan.seed) for task in tasks for i in range(plan.episodes)]
         if not plan.language:
             return standard
         half_way = [episode for episode in standard if episode.start == "half_way"]
         if not half_way:
-            raise errors.UsageError(
+            raise errors.UserError(
                 "no task with a half-way start", "--language", "name a drawer or window task"
             )
         return standard + [
@@ -72,7 +72,7 @@ class MetaWorld:
     def check(self, bundle_spec: spec.BundleSpec) -> None:
         """Refuses other robots and unknown cameras; names a missing simulator or GL library."""
         if bundle_spec.embodiment["name"] != metaworld_env.EMBODIMENT:
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"the bundle drives {bundle_spec.embodiment['name']!r}",
                 f"--benchmark={self.name}",
                 f"give a bundle trained for {metaworld_env.EMBODIMENT!r}",
@@ -80,13 +80,13 @@ class MetaWorld:
         for camera in bundle_spec.cameras:
             known = metaworld_env.CAMERA_KEYS.get(camera.name) == camera.key
             if not known or (camera.height, camera.width) != _camera_size(bundle_spec):
-                raise errors.UsageError(
+                raise errors.UserError(
                     f"camera {camera.name!r} ({camera.key}, {camera.height}x{camera.width})",
                     f"--benchmark={self.name}",
                     f"it offers {dict(metaworld_env.CAMERA_KEYS)}, square and of one size",
                 )
         if bundle_spec.action_spec.dim != metaworld_env.ACTION_DIM:
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"{bundle_spec.action_spec.dim} action dimensions",
                 f"--benchmark={self.name}",
                 f"it takes {metaworld_env.ACTION_DIM}",
@@ -109,7 +109,7 @@ class MetaWorld:
         try:
             versions = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
         except importlib.metadata.PackageNotFoundError as error:
-            raise errors.UsageError(
+            raise errors.UserError(
                 "the simulator is not installed",
                 error.name or "metaworld",
                 "pip install 'defi-rollout[metaworld]'",

@@ -61,12 +61,12 @@ def _import_mujoco() -> Any:
     try:
         import mujoco
     except ImportError as error:
-        raise errors.UsageError(
+        raise errors.UserError(
             "the simulator is not installed", "mujoco", "pip install 'defi-rollout[metaworld]'"
         ) from error
     version = tuple(int(part) for part in mujoco.__version__.split(".")[:2])
     if version >= _FIRST_UNSUPPORTED_MUJOCO:
-        raise errors.UsageError(
+        raise errors.UserError(
             "this MuJoCo is too new for Meta-World 3.0.0",
             f"mujoco {mujoco.__version__}",
             "pip install 'mujoco>=3.3,<3.17'",
@@ -87,7 +87,7 @@ class MetaWorldEnv:
         spec: its row there.
 
     Raises:
-        errors.UsageError: unknown task or camera, simulator or OpenGL library missing.
+        errors.UserError: unknown task or camera, simulator or OpenGL library missing.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class MetaWorldEnv:
         self._image_size, self._cameras = image_size, tuple(cameras)
         for camera in self._cameras:
             if camera not in CAMERA_KEYS:
-                raise errors.UsageError("unknown camera", camera, f"use {', '.join(CAMERA_KEYS)}")
+                raise errors.UserError("unknown camera", camera, f"use {', '.join(CAMERA_KEYS)}")
         if self._cameras:
             choose_gl()
         self._mujoco = _import_mujoco()
@@ -121,12 +121,12 @@ class MetaWorldEnv:
             start: "usual" or "half_way". Equal seeds give both tasks of a pair one half-way start.
 
         Raises:
-            errors.UsageError: unknown start, or half_way for a task without an opposite.
+            errors.UserError: unknown start, or half_way for a task without an opposite.
         """
         if start not in STARTS:
-            raise errors.UsageError("unknown start", start, f"use {' or '.join(STARTS)}")
+            raise errors.UserError("unknown start", start, f"use {' or '.join(STARTS)}")
         if start == "half_way" and self._pair is None:
-            raise errors.UsageError("no half-way start for this task", self.task, "use start=usual")
+            raise errors.UserError("no half-way start for this task", self.task, "use start=usual")
         scene = self._pair.body if start == "half_way" else self.task
         rng = np.random.default_rng([seed, STARTS.index(start), zlib.crc32(scene.encode())])
         self._env.hand_init_pos = self._home + rng.uniform(_HAND_OFFSET_LOW, _HAND_OFFSET_HIGH)
@@ -158,11 +158,11 @@ class MetaWorldEnv:
             Whether the task has succeeded so far in this episode.
 
         Raises:
-            errors.UsageError: another shape, or a value that is not finite.
+            errors.UserError: another shape, or a value that is not finite.
         """
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
-            raise errors.UsageError(
+            raise errors.UserError(
                 f"an action must be {ACTION_DIM} finite numbers", str(action), "check the policy"
             )
         action = np.clip(action, -1.0, 1.0)
@@ -272,7 +272,7 @@ def _make_upstream(task: str) -> tuple[Any, Any]:
     try:
         from metaworld import env_dict, policies
     except ImportError as error:
-        raise errors.UsageError(
+        raise errors.UserError(
             "the simulator is not installed", "metaworld", "pip install 'defi-rollout[metaworld]'"
         ) from error
     env = env_dict.ENV_CLS_MAP[task]()

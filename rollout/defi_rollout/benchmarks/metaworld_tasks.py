@@ -212,9 +212,9 @@ def get_task(name: str) -> Task:
     """Looks `name` up.
 
     Raises:
-        errors.UsageError: the task is not in the table; names the nearest ones.
+        errors.UserError: the task is not in the table; names the nearest ones.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.3) or sorted(TASKS)
-        raise errors.UsageError("unknown Meta-World task", name, f"did you mean {', '.join(near)}")
+        raise errors.UserError("unknown Meta-World task", name, f"did you mean {', '.join(near)}")
     return TASKS[name]

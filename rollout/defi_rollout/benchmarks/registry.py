@@ -12,10 +12,10 @@ def get_benchmark(name: str) -> base.Benchmark:
     """Returns the benchmark called `name`.
 
     Raises:
-        UsageError: there is none of that name.
+        UserError: there is none of that name.
     """
     if name not in BENCHMARKS:
-        raise errors.UsageError(
+        raise errors.UserError(
             "unknown benchmark", name, f"give --benchmark={'|'.join(BENCHMARKS)}"
         )
     return BENCHMARKS[name]()

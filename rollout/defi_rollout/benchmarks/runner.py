@@ -18,7 +18,7 @@ import pathlib
 import time
 from typing import Any
 
-from defi_rollout import bundle, errors
+from defi_rollout import bundle, errors, files
 from defi_rollout.benchmarks import base, page, scores, workers
 
 ROWS = "episodes.jsonl"
@@ -54,7 +54,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     """Plays the episodes that have no row yet; returns the content of results.json.
 
     Raises:
-        UsageError: bad flags, an output directory of another run, a missing simulator.
+        UserError: bad flags, an output directory of another run, a missing simulator.
         BundleError: the bundle is damaged.
         CheckFailed: an evaluation start was seen in training (results.json is written).
     """
@@ -62,7 +62,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     episodes = options.benchmark.episodes(options.plan)
     execute_horizon = options.execute_horizon or source.spec.execute_horizon
     if execute_horizon > source.spec.action_horizon:
-        raise errors.UsageError(
+        raise errors.UserError(
             f"{execute_horizon} actions of {source.spec.action_horizon}",
             "--execute_horizon",
             "give at most the bundle's action_horizon",
@@ -81,7 +81,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     _play(job, todo, rows, options.num_workers)
     ordered = [rows[episode.id] for episode in episodes]
     results = _collect(identity, options, ordered)
-    _write_atomically(options.output / RESULTS, json.dumps(results, indent=1, allow_nan=False))
+    files.write(options.output / RESULTS, json.dumps(results, indent=1, allow_nan=False))
     page.write_page(options.output, results)
     if results["summary"]["seen_starts"]:
         raise errors.CheckFailed(
@@ -112,23 +112,23 @@ def _open_output(options: Options, identity: dict[str, Any]) -> dict[str, dict[s
     run_file, rows_file = options.output / _RUN, options.output / ROWS
     if not run_file.exists():
         if options.output.exists() and any(options.output.iterdir()):
-            raise errors.UsageError(
+            raise errors.UserError(
                 "directory is not empty", options.output, "choose a new --output"
             )
         options.output.mkdir(parents=True, exist_ok=True)
-        _write_atomically(run_file, json.dumps(identity, indent=1))
+        files.write(run_file, json.dumps(identity, indent=1))
         return {}
     if not options.resume:
-        raise errors.UsageError(
+        raise errors.UserError(
             "holds an evaluation", options.output, "add --resume or choose a new --output"
         )
     try:
         before = json.loads(run_file.read_text())
     except ValueError as error:
-        raise errors.UsageError("damaged", run_file, "choose a new --output") from error
+        raise errors.UserError("damaged", run_file, "choose a new --output") from error
     changed = sorted(key for key in identity if before.get(key) != identity[key])
     if changed:
-        raise errors.UsageError(
+        raise errors.UserError(
             f"another evaluation ({', '.join(changed)} differ)",
             options.output,
             "repeat its flags and bundle, or choose a new --output",
@@ -149,7 +149,7 @@ def _read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         rows = [json.loads(line) for line in complete.splitlines()]
         return {row["id"]: row for row in rows if row["status"] in _FINISHED}
     except (ValueError, KeyError, TypeError) as error:
-        raise errors.UsageError("damaged rows", path, "choose a new --output") from error
+        raise errors.UserError("damaged rows", path, "choose a new --output") from error
 
 
 def _play(
@@ -195,9 +195,3 @@ def _collect(
         "episodes": [row for row in shown if row["condition"] == base.STANDARD],
         "language_episodes": [row for row in shown if row["condition"] != base.STANDARD],
     }
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

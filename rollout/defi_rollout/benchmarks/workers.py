@@ -3,7 +3,7 @@
 The parent hands out one episode at a time. A worker that dies or hangs costs that episode one
 attempt; a second death makes a row of status "crashed". Nothing is shared but the messages:
 
-    worker -> parent   ("ready", facts), ("row", row), ("error", text), ("fatal", RolloutError)
+    worker -> parent   ("ready", facts), ("row", row), ("error", text), ("fatal", UserError)
     parent -> worker   Episode, or None to end
 """
 
@@ -57,7 +57,7 @@ def play_all(job: Job, episodes: Sequence[base.Episode], num_workers: int) -> It
     """Plays all `episodes`; yields their results in the order in which they end.
 
     Raises:
-        RolloutError: a worker met an expected error, such as a damaged bundle.
+        UserError: a worker met an expected error, such as a damaged bundle.
         CheckFailed: workers die before they play anything.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -219,7 +219,7 @@ def _run_worker(
     _limit_cores(cores)
     try:
         _serve(connection, job)
-    except errors.RolloutError as error:
+    except errors.UserError as error:
         connection.send(("fatal", error))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return  # the parent is gone
@@ -259,7 +259,7 @@ def _serve(connection: multiprocessing.connection.Connection, job: Job) -> None:
                 output=job.output,
             )
             connection.send(("row", row | {"renderer": environment.renderer()}))
-        except (errors.RolloutError, EOFError, ConnectionError):
+        except (errors.UserError, EOFError, ConnectionError):
             raise
         except Exception:  # one broken episode must not end the run; its row tells
             environment, loaded = None, None

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("metaworld", reason="the package metaworld is not installed")
 
-from defi_rollout import errors as rollout_errors
 from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
 from data_pipelines.collect import metaworld
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def _gl():
     try:
         metaworld_env.choose_gl()
-    except rollout_errors.UsageError as error:
+    except errors.UserError as error:
         pytest.skip(str(error))
 
 

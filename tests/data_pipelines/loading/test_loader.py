@@ -4,6 +4,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from defi_rollout import tokenizers
 
 from data_pipelines import episodes
 from data_pipelines.loading import sampling
@@ -12,7 +13,6 @@ from data_pipelines.store import writer as store_writer
 from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
 from defi_jax import errors
-from defi_jax.models.frozen import tokenizers
 from tests.data_pipelines import loaders
 
 
@@ -309,9 +309,7 @@ def _feature_loader(directory, **changes):
     config = loaders.config(**settings | changes)
     spec = loaders.spec("joint", config)
     with_features = spec.replace(images=None, features=jax.ShapeDtypeStruct((1, 1, 2), np.float16))
-    tokenizer = tokenizers.BytesTokenizer(
-        length=loaders.LENGTH, lower_case=True, strip_punctuation=False
-    )
+    tokenizer = tokenizers.utf8(length=loaders.LENGTH, lower_case=True, strip_punctuation=False)
     made = [
         loader.make_loader(
             config,

@@ -6,6 +6,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from defi_rollout import tokenizers
 
 from configs import common
 from data_pipelines import normalization as normalization_lib
@@ -19,7 +20,6 @@ from data_pipelines.streaming import pool as pool_lib
 from data_pipelines.streaming import scan
 from defi_jax import batch as batch_lib
 from defi_jax import errors
-from defi_jax.models.frozen import tokenizers
 
 LENGTH = 8
 RAW_STEPS = (6, 9, 4, 6, 7, 5)  # two fewer after standardisation
@@ -84,7 +84,7 @@ def _make(root, name="joint", *, split="train", process=0, count=1, global_batch
             action_mask=leaf(np.bool_, config.action_horizon),
         ),
     }
-    tokenizer = tokenizers.BytesTokenizer(length=LENGTH, lower_case=True, strip_punctuation=False)
+    tokenizer = tokenizers.utf8(LENGTH, lower_case=True, strip_punctuation=False)
     return streaming_loader.make_loader(
         config,
         specs[name],

@@ -5,7 +5,7 @@ import pytest
 
 from defi_jax import errors
 from defi_jax.models import params as params_lib
-from defi_jax.weights import table
+from defi_jax.weights import layouts, table
 
 E = table.Entry
 ENTRIES = [
@@ -57,7 +57,7 @@ def test_import_changes_layouts_and_export_gives_back_every_bit():
         np.testing.assert_array_equal(back[name], value)
 
 
-@pytest.mark.parametrize("layout", sorted(table.LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(layouts.LAYOUTS))
 def test_every_layout_is_undone_by_its_inverse(layout):
     shape = {
         "same": (2, 3),
@@ -72,7 +72,7 @@ def test_every_layout_is_undone_by_its_inverse(layout):
         "leading11": (1, 1, 2),
     }[layout]
     value = np.arange(np.prod(shape)).reshape(shape)
-    there, back = table.LAYOUTS[layout]
+    there, back = layouts.LAYOUTS[layout]
     np.testing.assert_array_equal(back(there(value)), value)
 
 

@@ -78,7 +78,7 @@ def test_names_that_are_not_plain_are_refused(tiny_bundle, name):
 
 
 def test_no_directory_is_a_usage_error(tmp_path):
-    with pytest.raises(errors.UsageError) as caught:
+    with pytest.raises(errors.UserError) as caught:
         bundle.read_bundle(tmp_path / "nowhere")
     assert caught.value.exit_code == 2
 

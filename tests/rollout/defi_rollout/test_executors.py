@@ -39,5 +39,5 @@ def test_reset_drops_the_chunk_and_resets_the_actor():
 
 
 def test_horizon_longer_than_the_chunk_is_refused():
-    with pytest.raises(errors.UsageError, match="5 actions predicted, 6"):
+    with pytest.raises(errors.UserError, match="5 actions predicted, 6"):
         executors.OpenLoopExecutor(CountingActor(), 6).next_action(dict)

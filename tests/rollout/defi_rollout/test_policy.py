@@ -67,13 +67,13 @@ def test_instruction_and_image_matter(tiny, obs):
     ],
 )
 def test_malformed_observation_is_a_usage_error(tiny, obs, change):
-    with pytest.raises(errors.UsageError):
+    with pytest.raises(errors.UserError):
         tiny.infer(obs | change)
 
 
 def test_missing_camera_names_the_expected_keys(tiny, obs):
     del obs["observation/image"]
-    with pytest.raises(errors.UsageError, match="observation/image"):
+    with pytest.raises(errors.UserError, match="observation/image"):
         tiny.infer(obs)
 
 

@@ -1,10 +1,11 @@
 import jax
 import numpy as np
+from defi_rollout import tokenizers
 
-from defi_jax.models.frozen import bytes_text, tokenizers
+from defi_jax.models.frozen import bytes_text
 
 CONFIG = bytes_text.BytesTextConfig(dim=64)
-TOKENIZER = tokenizers.BytesTokenizer(length=48, lower_case=True, strip_punctuation=True)
+TOKENIZER = tokenizers.utf8(48, lower_case=True, strip_punctuation=True)
 OPPOSITES = {
     "open": ["open the drawer", "pull the drawer open", "please open the window", "slide it open"],
     "close": ["close the drawer", "push the drawer closed", "please close the window", "close it"],

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 import toy_run
+from defi_rollout import tokenizers
 from etils import epath
 
 from configs import common
@@ -17,7 +18,6 @@ from data_pipelines.store import writer as store_writer
 from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
 from defi_jax import errors
-from defi_jax.models.frozen import tokenizers
 from defi_jax.objectives import base
 from defi_jax.training import loop
 from defi_jax.training.caches import features as feature_cache
@@ -167,7 +167,7 @@ class _Interrupted:
 
 def train(root, workdir, objective=None, *, kill_at=None, **changes):
     objective = objective or FeatureObjective()
-    tokenizer = tokenizers.BytesTokenizer(length=LENGTH, lower_case=True, strip_punctuation=False)
+    tokenizer = tokenizers.utf8(LENGTH, lower_case=True, strip_punctuation=False)
     data = ml_collections.ConfigDict({**DATA, "root": str(root)})
 
     def make_loader(spec, *, split, **options):

@@ -26,7 +26,7 @@ def test_a_child_process_does_not_probe_again(monkeypatch):
     assert headless_gl.choose() == "egl"
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     headless_gl.choose.cache_clear()
-    with pytest.raises(errors.UsageError, match="osmesa: probed"):
+    with pytest.raises(errors.UserError, match="osmesa: probed"):
         headless_gl.choose()
 
 
@@ -38,7 +38,7 @@ def test_choose_obeys_the_user(monkeypatch):
 
 def test_choose_names_packages_when_nothing_works(monkeypatch):
     monkeypatch.setattr(headless_gl, "_probe", lambda backend: f"no lib{backend}")
-    with pytest.raises(errors.UsageError, match="libegl1 or libosmesa6") as caught:
+    with pytest.raises(errors.UserError, match="libegl1 or libosmesa6") as caught:
         headless_gl.choose()
     assert "no libegl" in str(caught.value) and "MUJOCO_GL" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -47,14 +47,14 @@ def test_choose_names_packages_when_nothing_works(monkeypatch):
 def test_choose_names_the_package_of_the_backend_that_the_user_set(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setattr(headless_gl, "_probe", lambda backend: "no library")
-    with pytest.raises(errors.UsageError, match="libosmesa6") as caught:
+    with pytest.raises(errors.UserError, match="libosmesa6") as caught:
         headless_gl.choose()
     assert "libegl1" not in str(caught.value)
 
 
 def test_choose_refuses_a_backend_that_needs_a_screen(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "glfw")
-    with pytest.raises(errors.UsageError, match="MUJOCO_GL=glfw"):
+    with pytest.raises(errors.UserError, match="MUJOCO_GL=glfw"):
         headless_gl.choose()
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def _gl():
     try:
         metaworld_env.choose_gl()
-    except errors.UsageError as error:
+    except errors.UserError as error:
         pytest.skip(str(error))
 
 
@@ -258,20 +258,20 @@ def test_opposites():
 
 
 def test_bad_input_names_the_thing_and_the_fix(make_env, monkeypatch):
-    with pytest.raises(errors.UsageError, match=r"drawer-opn-v3.*drawer-open-v3"):
+    with pytest.raises(errors.UserError, match=r"drawer-opn-v3.*drawer-open-v3"):
         metaworld_env.MetaWorldEnv("drawer-opn-v3")
-    with pytest.raises(errors.UsageError, match="unknown camera: wrist"):
+    with pytest.raises(errors.UserError, match="unknown camera: wrist"):
         metaworld_env.MetaWorldEnv("reach-v3", cameras=("wrist",))
     env = make_env("button-press-topdown-v3", cameras=())
-    with pytest.raises(errors.UsageError, match="no half-way start"):
+    with pytest.raises(errors.UserError, match="no half-way start"):
         env.reset(0, "half_way")
-    with pytest.raises(errors.UsageError, match="unknown start: halfway"):
+    with pytest.raises(errors.UserError, match="unknown start: halfway"):
         env.reset(0, "halfway")
     for action in (np.zeros(7), np.array([0.0, np.nan, 0.0, 0.0])):
-        with pytest.raises(errors.UsageError, match="4 finite numbers"):
+        with pytest.raises(errors.UserError, match="4 finite numbers"):
             env.step(action)
     monkeypatch.setattr(env._mujoco, "__version__", "4.0.0")
-    with pytest.raises(errors.UsageError, match=r"too new.*mujoco 4\.0\.0"):
+    with pytest.raises(errors.UserError, match=r"too new.*mujoco 4\.0\.0"):
         metaworld_env.MetaWorldEnv("reach-v3", cameras=())
 
 

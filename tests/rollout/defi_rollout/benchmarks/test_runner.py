@@ -121,16 +121,16 @@ def test_output_of_another_run_is_refused(tiny_bundle, tmp_path):
     options = _options(tiny_bundle, output, ("win",), episodes=1)
     output.mkdir()
     (output / "run.json").write_text("{}")
-    with pytest.raises(errors.UsageError, match="add --resume"):
+    with pytest.raises(errors.UserError, match="add --resume"):
         runner.evaluate(options)
-    with pytest.raises(errors.UsageError, match="bundle_sha256"):
+    with pytest.raises(errors.UserError, match="bundle_sha256"):
         runner.evaluate(_options(tiny_bundle, output, ("win",), episodes=1, resume=True))
 
 
 def test_directory_with_other_files_is_refused(tiny_bundle, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    with pytest.raises(errors.UsageError, match="not empty"):
+    with pytest.raises(errors.UserError, match="not empty"):
         runner.evaluate(_options(tiny_bundle, tmp_path / "out", ("win",)))
 
 
