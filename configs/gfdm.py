@@ -18,7 +18,7 @@ import dataclasses
 import ml_collections
 
 from configs import common
-from defi_jax.models import svd_unet
+from defi_jax.models import gfdm, svd_unet
 
 # Official rules of stage 1 (Step1_GFDM/video_dataset/dataset_mix.py:121-158, 235-243), by the names
 # of the mixture `defi_gfdm_video`; other data sets take every second frame of the first camera.
@@ -51,7 +51,6 @@ _NUMBERS = {
         "optimizer.schedule": "warmup_cosine",
         "optimizer.warmup_steps": 30,
         "optimizer.ema_decay": 0.98,
-        "model.num_frames": 3,
         "model.text_copies": 1,
         "model.feature_noise_scale": 0.0,
         # At 64 px the finest up block is needed: the one before it sees 16 px cells.
@@ -72,7 +71,6 @@ _NUMBERS = {
         "optimizer.schedule": "warmup_cosine",
         "optimizer.warmup_steps": 1_000,
         "optimizer.ema_decay": 0.999,
-        "model.num_frames": 8,
         "model.text_copies": 1,
         "encoders.text_length": 64,
         "encoders.text_dim": 512,
@@ -94,8 +92,6 @@ _NUMBERS = {
         "optimizer.schedule": "constant",
         "optimizer.warmup_steps": 0,
         "model.unet.remat": "elementwise",
-        "model.num_frames": 16,
-        "model.text_copies": 2,
     },
 }
 
@@ -105,6 +101,8 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
     common.check_preset(preset, "configs/gfdm.py")
     config = common.base("gfdm", preset)
     config.model = model(preset)
+    data: ml_collections.ConfigDict = config.data
+    config.model.num_frames = data.get_ref("num_frames")  # T is one number
     config.text_dropout = 0.05  # share of instructions replaced by zeros
     config.sigma_log_mean, config.sigma_log_std = 0.7, 1.6
     config.eval = ml_collections.ConfigDict(
@@ -117,22 +115,9 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
 
 def model(preset: str) -> ml_collections.ConfigDict:
     """Returns the forward model's numbers; the joint experiment uses the same."""
-    fields = {
-        "num_frames": 16,
-        "fps_id": 7.0,
-        "feature_fps_id": 4.0,
-        "motion_bucket_id": 127.0,
-        "noise_aug_strength": 0.0,
-        "sigma_min": 0.002,
-        "sigma_max": 700.0,
-        "rho": 7.0,
-        "text_copies": 2,
-        "feature_block": 1,
-        "feature_steps": 1,
-        "feature_schedule_steps": 20,
-        "feature_noise_scale": 1.0,
-    }
-    config = ml_collections.ConfigDict(fields)
+    fields = dataclasses.fields(gfdm.GFDMConfig)
+    config = ml_collections.ConfigDict({f.name: f.default for f in fields if f.name != "unet"})
+    config.num_frames = _NUMBERS[preset]["data.num_frames"]
     config.unet = dataclasses.asdict(svd_unet.PRESETS[preset])
     common.apply(config, common.section(_NUMBERS[preset], "model"))
     return config

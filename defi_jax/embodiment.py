@@ -52,7 +52,7 @@ class Embodiment(Convention):
     """One robot as its data sets describe it.
 
     Attributes:
-        name: as in the episodes.
+        name: the one that episodes carry.
         control_hz: actions per second.
         action_low: smallest value sent to the robot; None where none is documented, a bundle then
             has the smallest of the training data.
@@ -222,8 +222,9 @@ def check_robot(name: str, convention: Convention, dataset: str) -> None:
     """Refuses actions that mean something else than a robot's.
 
     Args:
-        name: of the robot; nothing is checked where it is unknown.
-        convention: of the actions; facts that are unknown there or here are not compared.
+        name: the robot; nothing is checked where it is unknown.
+        convention: what is known of the actions; facts that are unknown there or here are not
+            compared.
         dataset: what an error names.
 
     Raises:

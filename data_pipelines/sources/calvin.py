@@ -89,6 +89,12 @@ class Segment:
         return f"{self.folder}, steps {self.first} to {self.last}"
 
 
+_SELECTIONS = {
+    "language": "every annotated window, first to last step, inclusive",
+    "play": f"all recordings, in pieces of {PLAY_STEPS} steps",
+}
+
+
 def open_source(
     directory: str | pathlib.Path,
     *,
@@ -131,14 +137,10 @@ def open_source(
         raise next(iter(failures.values()))
     if not segments:
         raise errors.DataError(f"no {part} segments", str(directory), "choose the other part")
-    selection = {
-        "language": "every annotated window, first to last step, inclusive",
-        "play": f"all recordings, in pieces of {PLAY_STEPS} steps",
-    }
     recipe: dict[str, Any] = {
         "kind": "calvin",
         "captions" if part == "language" else "recordings": files,
-        "selection": selection[part],
+        "selection": _SELECTIONS[part],
         "actions": actions,
         "frames": options.to_json(),
     }

@@ -217,7 +217,7 @@ def compose(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
 
 
-# Who acts in a clip of which nobody said so; hands leave no action vectors.
+# The actor where none is named: a person, whose hands leave no action vectors.
 _HUMAN, _ROBOT = "human", "robot"
 
 

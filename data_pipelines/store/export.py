@@ -57,18 +57,9 @@ def export_tfds(
             episodes differ in cameras, actions or states.
         DataError: a record is damaged.
     """
-    if not _NAME.fullmatch(name):
-        raise errors.UserError(
-            f"TFDS does not allow the name {name!r}",
-            "--name",
-            "give lower-case letters, digits and underscores, a letter first",
-        )
-    _check_uniform(store)
     target = pathlib.Path(output) / name / VERSION
-    if target.exists():
-        raise errors.UserError(
-            "dataset exists already", str(target), "delete it, or choose another --output or --name"
-        )
+    _check_name(name, target)
+    _check_uniform(store)
     partial = target.with_name(f".writing-{VERSION}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     files.make_directory(partial)
@@ -98,6 +89,20 @@ def export_tfds(
         "shards": split.num_shards,
         "bytes": int(split.num_bytes),
     }
+
+
+def _check_name(name: str, target: pathlib.Path) -> None:
+    """Raises UserError where TFDS does not allow the name or the dataset exists."""
+    if not _NAME.fullmatch(name):
+        raise errors.UserError(
+            f"TFDS does not allow the name {name!r}",
+            "--name",
+            "give lower-case letters, digits and underscores, a letter first",
+        )
+    if target.exists():
+        raise errors.UserError(
+            "dataset exists already", str(target), "delete it, or choose another --output or --name"
+        )
 
 
 def _write_info(

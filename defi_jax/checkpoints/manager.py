@@ -40,8 +40,8 @@ class Restored:
 
     Attributes:
         state: the train state, on the devices the abstract state asked for.
-        metadata: as given to `save`, with "schema_version" and "step".
-        data_state: as given to `save`.
+        metadata: what `save` was given, with "schema_version" and "step".
+        data_state: what `save` was given.
     """
 
     state: train_state.TrainState

@@ -96,7 +96,7 @@ def limits(
 
     Args:
         robot: whose limits may be None.
-        statistics: of the training actions, as in a checkpoint's normaliser; runs without
+        statistics: the training actions' extremes, as in a checkpoint's normaliser; runs without
             normalisation keep none, then nothing is cut off.
     """
     largest = float(np.finfo(np.float32).max)

@@ -55,11 +55,12 @@ class ActionDenoiserConfig:
         sigma_max: largest noise level.
         sampling_steps: DDIM steps.
         cross_attention: "causal" (needed by official weights) or "full".
-        attn_dropout: of attention weights.
-        resid_dropout: after attention's output projection.
-        mlp_dropout: after the feed-forward's output projection.
+        attn_dropout: share of attention weights that are dropped.
+        resid_dropout: the same after attention's output projection.
+        mlp_dropout: the same after the feed-forward's output projection.
         action_positions: learn a position embedding of the actions.
-        init_std: of initial kernels; None is 1 / sqrt(fan-in), which learns faster at small widths.
+        init_std: standard deviation of initial kernels; None is 1 / sqrt(fan-in), which learns
+            faster at small widths.
         modulation_offset: added to the modulation's scales; 1 makes it start as the identity.
         scan_unroll: layers per iteration of the layer loops.
         remat: recompute layers in the backward pass.
@@ -154,7 +155,7 @@ class DenoiserContext:
     Attributes:
         memory: [B, M, D], encoded context; not read by the decoder, kept for inspection.
         keys: [layers, B, M', heads, Dh], cross-attention keys; M' is M, or min(S, M) when causal.
-        values: as `keys`.
+        values: cross-attention values, shaped as `keys`.
     """
 
     memory: jax.Array
@@ -293,7 +294,7 @@ class ActionDenoiser(nnx.Module):
 
         Args:
             latent_action_tokens: at the GIDM's model width.
-            video_tokens: of the Video Former.
+            video_tokens: the Video Former's output.
             goal: pooled features of the instruction.
             dropout_rng: None for no dropout.
         """
@@ -333,7 +334,7 @@ class ActionDenoiser(nnx.Module):
         """Returns the raw network's output in fp32, for actions already scaled by c_in.
 
         Args:
-            context: from `encode_context`.
+            context: what `encode_context` returned.
             actions: c_in * noisy actions.
             sigma: noise levels.
             dropout_rng: None for no dropout.
@@ -377,7 +378,7 @@ class ActionDenoiser(nnx.Module):
         """Returns the mean squared error of the raw network's output, over real actions.
 
         Args:
-            context: from `encode_context`.
+            context: what `encode_context` returned.
             actions: clean, normalised.
             action_mask: False for actions past the end of the episode, which do not count.
             sigma: noise level of each sample.
@@ -400,7 +401,7 @@ class ActionDenoiser(nnx.Module):
         """Returns actions [B, S, A] by DDIM, the context being encoded before the loop.
 
         Args:
-            context: from `encode_context`.
+            context: what `encode_context` returned.
             x_init: normal noise of standard deviation sigmas[0].
             sigmas: decreasing noise levels, the last one 0.
         """

@@ -317,7 +317,7 @@ class LatentActionEncoder(nnx.Module):
         """Returns the continuous latent actions in fp32, for the quantizer's distances.
 
         Args:
-            features: of the current and the future frame.
+            features: the current and the future frame's.
             text: features of the instruction.
             text_mask: False for padding.
         """
@@ -362,7 +362,7 @@ class LatentActionDecoder(nnx.Module):
 
         Args:
             tokens: latent actions at model width (`LatentActionOutput.tokens`).
-            first_frame_features: of the current frame.
+            first_frame_features: the current frame's.
             lang: text features at model width (`LatentActionEncoder.lang_proj`).
             text_mask: False for padding.
         """

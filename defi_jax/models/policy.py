@@ -121,8 +121,8 @@ class PolicyLoss:
     Attributes:
         total: act_loss + codebook_weight * codebook_loss + commitment_weight * commitment_loss.
         act_loss: mean squared error of the network's output over real actions.
-        codebook_loss: see `VQOutput`.
-        commitment_loss: see `VQOutput`.
+        codebook_loss: pulls the codes towards the encoder's outputs.
+        commitment_loss: pulls the encoder's outputs towards their codes.
     """
 
     total: jax.Array
@@ -164,10 +164,10 @@ class Policy(nnx.Module):
         """Encodes an observation once, for the loss or for all sampling steps.
 
         Args:
-            features: of the forward model, camera 0 static.
+            features: the forward model's; camera 0 is the static one.
             text: features of the instruction for the latent-action encoder.
             text_mask: False for padding.
-            goal: see `add_goal`.
+            goal: pooled features of the instruction.
             dropout_rng: None for no dropout.
         """
         seen = self.observe(features, text, text_mask)
@@ -202,7 +202,7 @@ class Policy(nnx.Module):
         """The other part of `context`.
 
         Args:
-            seen: from `observe`.
+            seen: what `observe` returned.
             goal: [B, Dg] or [B, 1, Dg] pooled features of the instruction.
             dropout_rng: None for no dropout.
         """
@@ -230,7 +230,7 @@ class Policy(nnx.Module):
         """Returns the denoising loss of clean actions noised by sigma * noise, plus the VQ terms.
 
         Args:
-            context: from `context`.
+            context: what `context` returned.
             actions: clean, normalised.
             action_mask: False for actions past the end of the episode, which do not count.
             sigma: noise level of each sample.
@@ -256,7 +256,7 @@ class Policy(nnx.Module):
         """Returns actions [B, S, A] by DDIM from unit-normal `noise`.
 
         Args:
-            context: from `context`; encoded before, outside of the sampling loop.
+            context: what `context` returned, encoded before, outside of the sampling loop.
             noise: unit normal; scaled by sigma_max here.
             num_steps: DDIM steps; None for the config's.
         """

@@ -73,7 +73,7 @@ class Objective:
     "encoders/<role>". All methods that take arrays are pure and may be traced.
 
     Attributes:
-        config: of the experiment.
+        config: the experiment's config.
         modules: what `Objective` builds and trains, by name: `params_lib.Make` each.
         encoders: frozen encoders by role; those of text have roles that end in "_text".
         reads_latents: whether `batch_spec` has latents in the place of video.

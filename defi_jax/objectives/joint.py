@@ -232,7 +232,7 @@ class JointObjective(base.FeatureObjective):
             params: all parameters of the objective.
             images: uint8[B, cams, H, W, 3].
             text: tokens by role.
-            noise: from `draw_noise`.
+            noise: what `draw_noise` returned.
         """
         features = self._features(params, images, text, noise["video"])
         return self._actions(params, features, text, noise["actions"])

@@ -12,7 +12,7 @@ def linear_probe(latents: np.ndarray, actions: np.ndarray, seed: int = 0) -> dic
     Args:
         latents: float[N, D].
         actions: float[N, A]; constant dimensions are left out.
-        seed: of the split and the shuffle.
+        seed: decides the split and the shuffle.
 
     Returns:
         `probe_r2`, and `probe_r2_shuffled` with the latents of other examples, which no honest

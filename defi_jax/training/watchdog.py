@@ -43,7 +43,7 @@ class Supervisor:
 
     Args:
         log_dir: local directory for `hang_<process>.txt`.
-        deadlines: see Deadlines.
+        deadlines: seconds that each phase may take.
     """
 
     def __init__(self, log_dir: str, deadlines: Deadlines | None = None):

@@ -9,7 +9,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a local file at once: a reader, and a second writer, see the old one or the new one.
 
     Args:
-        path: of the file.
+        path: where the file goes.
         content: bytes, or text to be encoded as UTF-8.
 
     Raises:

@@ -175,7 +175,7 @@ class Policy:
             )
         inputs: Inputs = {}
         for role, tokenize in self._tokenizers.items():
-            inputs[f"text/{role}"], inputs[f"text_mask/{role}"] = tokenize(prompts)
+            inputs[f"text/{role}"], inputs[f"text_mask/{role}"] = tokenize(list(prompts))
         return inputs
 
     def _draw_noise(self, obs: Observation, size: int) -> Inputs:

@@ -144,7 +144,7 @@ class BundleSpec:
         files: file name to size and digest, without bundle.json itself.
         embodiment: name of the robot and its conventions, as free JSON.
         action_spec: the action vector.
-        action_statistics: from normalised to real actions.
+        action_statistics: how normalised actions become real ones.
         action_horizon: S, actions predicted by one inference.
         execute_horizon: how many of them are executed before the next inference.
         control_hz: actions per second.

@@ -41,7 +41,7 @@ class Tokenizer:
 
     Attributes:
         text: the rule; its `file` lies in `directory`.
-        directory: of the vocabulary, "" where the rule needs none.
+        directory: where the vocabulary lies, "" where the rule needs none.
         vocab_size: rows of the embedding that the ids index, to refuse the vocabulary of other
             weights; None where the file came with the weights, as in a bundle.
     """
@@ -209,7 +209,7 @@ def _check_fits(
     Args:
         path: the tokenizer's file.
         size: number of its ids.
-        rows: of the embedding; None for no check.
+        rows: size of the embedding; None for no check.
         file_end: its id for the end of a text, None where it has none.
         end_ids: the weights' id for that.
     """

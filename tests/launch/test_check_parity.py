@@ -26,7 +26,7 @@ def fixture_file(tmp_path_factory):
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'rollout'}"}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch/check_parity.py"), *map(str, arguments)],
         capture_output=True,

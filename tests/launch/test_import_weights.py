@@ -22,7 +22,7 @@ class _Calls:
 
 
 def _run(directory, *arguments: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'rollout'}"}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch/import_weights.py"), *arguments],
         capture_output=True,

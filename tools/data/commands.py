@@ -257,8 +257,6 @@ def run_encode(
     Raises:
         UserError: there is no experiment, no place to write to, or stores are absent.
     """
-    import jax
-
     from data_pipelines.latents import encode
     from defi_jax import objectives, processes
     from defi_jax.training.caches import latents as latent_cache
@@ -272,11 +270,9 @@ def run_encode(
     given = video_layout.LatentFiles(official_latents) if official_latents else None
     start, caches = time.monotonic(), {}
     with processes.joined():
+        objective, posterior = objectives.make(config), "sample" if given else posterior
         encoder: Any = latent_cache.make_encoder(
-            config,
-            objectives.make(config),
-            posterior="sample" if official_latents else posterior,
-            frames_per_device=frames_per_device,
+            config, objective, posterior=posterior, frames_per_device=frames_per_device
         )
         for component in components:
             caches[component.name] = encode.encode(
@@ -288,12 +284,20 @@ def run_encode(
                 overwrite=overwrite,
                 max_bad_fraction=config.data.max_bad_fraction,
                 given=given,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                barrier=processes.barrier,
+                **_place(),
             )
     seconds = time.monotonic() - start
     return {"output": output, "seconds": seconds, "caches": caches}, _cache_lines(caches, output)
+
+
+def _place() -> dict[str, Any]:
+    """Which of how many processes this is."""
+    import jax
+
+    from defi_jax import processes
+
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return place | {"barrier": processes.barrier}
 
 
 def _open_pixels(config: Any, store: str) -> list[mixtures.Component]:

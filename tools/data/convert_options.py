@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from absl import flags
 
@@ -24,79 +23,92 @@ from data_pipelines.sources import workers as workers_lib
 from data_pipelines.tfds_builders import rlds_writer
 from defi_jax import errors
 
-_FILES = {"input", "name", "splits", "item_seconds", "item_memory_mb", "workers", "strip_actions"}
-_FRAMES = {"shorter_side", "square_crop", "every", "sample_fps", "max_frames", "image_format"}
-_USED = {
-    "rlds": _FILES | {*rlds_directory.KEYS, "max_damaged"},
-    "human_video": _FILES | _FRAMES | {"embodiment", "captions", "fps"},
-    "video_layout": _FILES | _FRAMES | {"embodiment", "fps"},
-    "calvin": _FILES | _FRAMES | {"calvin_part", "calvin_language", "calvin_actions"},
-    "lerobot": _FILES | _FRAMES | {"embodiment", "primary", "wrist", "subtasks", "fps"},
-    "build": _FILES - {"splits", "strip_actions"} | _FRAMES | {"embodiment", "captions", "fps"},
-    "metaworld": {"tasks", "episodes", "image_size", "seed", "workers", "strip_actions"},
-}
-SOURCES = tuple(kind for kind in _USED if kind != "build")
+_VIDEOS = ("human_video", "video_layout", "build")
+_FRAMES = ("calvin", "lerobot", *_VIDEOS)
+_FILES = ("rlds", *_FRAMES)
+SOURCES = ("rlds", "human_video", "video_layout", "calvin", "lerobot", "metaworld")
+_SPLITS = ("rlds", "human_video", "video_layout", "calvin", "lerobot")
+
+_text, _list, _enum, _whole, _real, _switch = "string", "list", "enum", "integer", "float", "bool"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
-    """Flags of `launch/data.py convert`.
+def _flag(kind: str, used_by: Sequence[str], *arguments: Any) -> Any:
+    """Returns a field that is a flag.
 
-    Attributes:
-        source: one of `SOURCES`.
-        input: directory of the raw dataset.
-        output: of the store.
-        name: of the dataset; "" for its own.
-        splits: to read; empty for all.
-        embodiment: of videos; RLDS datasets know theirs.
-        captions: caption file of a video folder; "" searches.
-        shorter_side, square_crop, every, sample_fps, max_frames, image_format, fps: of videos, see
-            `video_clips.ClipOptions`.
-        calvin_part, calvin_language, calvin_actions: see `calvin.open_source`.
-        primary, wrist, subtasks: cameras and tasks of LeRobot, see `lerobot.open_source`.
-        item_seconds, item_memory_mb: what reading one clip or episode may take.
-        tasks, episodes, image_size, seed, workers: of simulated demonstrations, see
-            `sources.metaworld.collect`.
-        strip_actions: make action-free video.
-        max_damaged: records of RLDS files that may be damaged, and become rejects.
-        dataset_version, allow_missing_shards, standardization, camera_fields, text_field: of RLDS,
-            see `rlds_directory.RldsOptions`.
+    Args:
+        kind: of `flags.DEFINE_<kind>`.
+        used_by: the sources, or the command, that read it.
+        *arguments: what that takes after the name: default, help, and choices or the least value.
     """
+    return dataclasses.field(metadata={"kind": kind, "used_by": used_by, "args": arguments})
 
-    source: str
-    input: str
-    output: str
-    name: str
-    splits: Sequence[str]
-    embodiment: str
-    captions: str
-    shorter_side: int
-    square_crop: bool
-    every: int
-    sample_fps: float | None
-    max_frames: int | None
-    image_format: Any
-    fps: float | None
-    calvin_part: Any
-    calvin_language: str
-    calvin_actions: Any
-    primary: str
-    wrist: str
-    subtasks: Any
-    item_seconds: float
-    item_memory_mb: int
-    tasks: Sequence[str]
-    episodes: int
-    image_size: int
-    seed: int
-    workers: int
-    strip_actions: bool
-    max_damaged: int
-    dataset_version: str
-    allow_missing_shards: bool
-    standardization: str
-    camera_fields: Sequence[str]
-    text_field: str
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Flags of `launch/data.py convert` and `build`, and who uses each."""
+
+    source: str = _flag(_text, SOURCES, "", "kind of the raw data.")
+    output: str  # a flag that other commands share
+    input: str = _flag(_text, _FILES, "", "directory of the raw data.")
+    name: str = _flag(_text, _FILES, "", "name of the dataset instead of its own.")
+    splits: Sequence[str] = _flag(
+        _list, _SPLITS, [], "splits to read; rlds: train by default, `all` for all."
+    )
+    embodiment: str = _flag(
+        _text, ("lerobot", *_VIDEOS), "", "who acts in videos; human without actions."
+    )
+    captions: str = _flag(
+        _text, ("human_video", "build"), "", "caption file of a video folder; '' searches."
+    )
+    shorter_side: int = _flag(_whole, _FRAMES, 256, "shrink video frames to this, pixels.", 16)
+    square_crop: bool = _flag(_switch, _FRAMES, False, "keep the centre square of video frames.")
+    every: int = _flag(_whole, _FRAMES, 1, "keep every n-th video frame.", 1)
+    sample_fps: float | None = _flag(
+        _real, _FRAMES, None, "video frames to keep a second, by their times.", 0
+    )
+    max_frames: int | None = _flag(_whole, _FRAMES, None, "video frames kept a clip.", 1)
+    fps: float | None = _flag(
+        _real, ("rlds", "lerobot", *_VIDEOS), None, "true frame rate of the videos, Hz.", 0.01
+    )
+    image_format: Literal["jpeg", "png"] = _flag(
+        _enum, _FRAMES, "jpeg", ["jpeg", "png"], "of decoded frames."
+    )
+    calvin_part: Literal["language", "play"] = _flag(
+        _enum, ("calvin",), "language", ["language", "play"], "calvin: what to read."
+    )
+    calvin_language: str = _flag(
+        _text, ("calvin",), "", "calvin: folder of the language annotation."
+    )
+    calvin_actions: Literal["rel_actions", "actions"] = _flag(
+        _enum,
+        ("calvin",),
+        "rel_actions",
+        ["rel_actions", "actions"],
+        "calvin: relative or absolute.",
+    )
+    primary: str = _flag(_text, ("lerobot",), "", "lerobot: camera that becomes 'static'.")
+    wrist: str = _flag(_text, ("lerobot",), "", "lerobot: camera that becomes 'gripper'.")
+    subtasks: Literal["cut", "first"] = _flag(
+        _enum, ("lerobot",), "cut", ["cut", "first"], "lerobot: several tasks in an episode."
+    )
+    item_seconds: float = _flag(_real, _FILES, 600, "time limit of a clip or episode.", 1)
+    item_memory_mb: int = _flag(_whole, _FILES, 2048, "memory limit of a clip or episode.", 64)
+    tasks: Sequence[str] = _flag(_list, ("metaworld",), [], "metaworld: tasks.")
+    episodes: int = _flag(_whole, ("metaworld",), 50, "metaworld: episodes a task.", 1)
+    image_size: int = _flag(_whole, ("metaworld",), 64, "metaworld: side of a picture, pixels.", 8)
+    seed: int = _flag(_whole, ("metaworld",), 0, "metaworld: seed of starts and noise.", 0)
+    workers: int = _flag(_whole, (*_FILES, "metaworld"), 2, "parallel processes.", 1)
+    strip_actions: bool = _flag(_switch, (*_SPLITS, "metaworld"), False, "write action-free video.")
+    max_damaged: int = _flag(_whole, ("rlds",), 0, "rlds: damaged records to leave out at most.", 0)
+    dataset_version: str = _flag(
+        _text, ("rlds",), "", "rlds: version's folder; the newest by default."
+    )
+    allow_missing_shards: bool = _flag(_switch, ("rlds",), False, "rlds: read a partial download.")
+    standardization: str = _flag(_text, ("rlds",), "", "rlds: .py file with STANDARDS of your own.")
+    camera_fields: Sequence[str] = _flag(
+        _list, ("rlds",), [], "rlds: camera=field to read as action-free video."
+    )
+    text_field: str = _flag(_text, ("rlds",), "", "rlds: field of the instruction of such video.")
 
     def origin(self) -> dict[str, Any]:
         """What decides the content of a store converted from files; paths by name, to move them."""
@@ -199,35 +211,10 @@ def workers(options: ConvertOptions) -> base.Workers:
 
 def define_flags() -> None:
     """Defines one flag for each option; `--output` is shared with other commands."""
-    flags.DEFINE_string("source", "", "kind of the raw data.")
-    flags.DEFINE_string("input", "", "directory of the raw data.")
-    flags.DEFINE_string("name", "", "name of the dataset instead of its own.")
-    flags.DEFINE_list("splits", [], "splits to read; rlds: train by default, `all` for all.")
-    flags.DEFINE_string("embodiment", "", "who acts in videos; human without actions.")
-    flags.DEFINE_string("captions", "", "caption file of a video folder.")
-    flags.DEFINE_integer("shorter_side", 256, "shrink video frames to this, pixels.", 16)
-    flags.DEFINE_bool("square_crop", False, "keep the centre square of video frames.")
-    flags.DEFINE_integer("every", 1, "keep every n-th video frame.", 1)
-    flags.DEFINE_float("sample_fps", None, "video frames to keep a second, by their times.", 0)
-    flags.DEFINE_integer("max_frames", None, "video frames kept a clip.", 1)
-    flags.DEFINE_float("fps", None, "true frame rate of the videos, Hz.", 0.01)
-    flags.DEFINE_enum("image_format", "jpeg", ["jpeg", "png"], "of decoded frames.")
-    flags.DEFINE_enum("calvin_part", "language", ["language", "play"], "calvin: what to read.")
-    flags.DEFINE_string("calvin_language", "", "calvin: folder of the language annotation.")
-    flags.DEFINE_enum(
-        "calvin_actions", "rel_actions", ["rel_actions", "actions"], "calvin: relative or absolute."
-    )
-    flags.DEFINE_string("primary", "", "lerobot: camera that becomes 'static'.")
-    flags.DEFINE_string("wrist", "", "lerobot: camera that becomes 'gripper'.")
-    flags.DEFINE_enum("subtasks", "cut", ["cut", "first"], "lerobot: several tasks in an episode.")
-    flags.DEFINE_float("item_seconds", 600, "time limit of a clip or episode.", 1)
-    flags.DEFINE_integer("item_memory_mb", 2048, "memory limit of a clip or episode.", 64)
-    flags.DEFINE_list("tasks", [], "metaworld: tasks.")
-    flags.DEFINE_integer("episodes", 50, "metaworld: episodes a task.", 1)
-    flags.DEFINE_integer("image_size", 64, "metaworld: side of a picture, pixels.", 8)
-    flags.DEFINE_integer("seed", 0, "metaworld: seed of starts and noise.", 0)
-    flags.DEFINE_integer("workers", 2, "parallel processes.", 1)
-    flags.DEFINE_bool("strip_actions", False, "Write action-free video.")
+    for field in dataclasses.fields(ConvertOptions):
+        if field.metadata:
+            define = getattr(flags, f"DEFINE_{field.metadata['kind']}")
+            define(field.name, *field.metadata["args"])
     flags.DEFINE_string("runner", "", "convert: by Apache Beam: direct, dataflow, spark, flink.")
     flags.DEFINE_list("beam_flags", [], "convert: of Beam, such as --region=...")
     flags.DEFINE_string("builder", "", "build: something_something_v2, video_folder, ...")
@@ -237,12 +224,6 @@ def define_flags() -> None:
         rlds_writer.FILE_FORMATS,
         "build (array_record by default), export (tfrecord): of the records.",
     )
-    flags.DEFINE_integer("max_damaged", 0, "rlds: damaged records to leave out at most.", 0)
-    flags.DEFINE_string("dataset_version", "", "rlds: version's folder; the newest by default.")
-    flags.DEFINE_bool("allow_missing_shards", False, "rlds: read a partial download.")
-    flags.DEFINE_string("standardization", "", "rlds: .py file with STANDARDS of your own.")
-    flags.DEFINE_list("camera_fields", [], "rlds: camera=field to read as action-free video.")
-    flags.DEFINE_string("text_field", "", "rlds: field of the instruction of such video.")
 
 
 def from_flags(command: str = "convert") -> ConvertOptions:
@@ -251,11 +232,16 @@ def from_flags(command: str = "convert") -> ConvertOptions:
     Raises:
         UserError: it gives a flag that the source does not use.
     """
-    names = [field.name for field in dataclasses.fields(ConvertOptions)]
-    values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
-    kind = command if command in _USED else values["source"]
-    used = _USED.get(kind, set(names)) | {"output"} | ({"source"} if kind != command else set())
-    unused = [f"--{name}" for name in names if flags.FLAGS[name].present and name not in used]
+    fields = dataclasses.fields(ConvertOptions)
+    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in fields}
+    kind = command if command == "build" else values["source"]
+    known = kind == "build" or kind in SOURCES
+    unused = [
+        f"--{field.name}"
+        for field in fields
+        if known and field.metadata and kind not in field.metadata["used_by"]
+        if flags.FLAGS[field.name].present
+    ]
     if unused:
         user = command if kind == command else f"--source={kind}"
         raise errors.UserError(

@@ -57,7 +57,7 @@ def attention(
             row may be False throughout.
         bias: added to the logits, broadcastable as the mask.
         scale: factor of the products of q and k; None for Dh ** -0.5.
-        dropout_rate: of the attention weights, as the reference drops them.
+        dropout_rate: share of attention weights that are dropped, as in the reference.
         dropout_rng: None for no dropout.
 
     Returns:
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
         Args:
             x: queries' tokens.
             context: keys' and values' tokens.
-            **options: of `attend`, for example `mask`.
+            **options: what `attend` takes beside, for example `mask`.
         """
         return self.read(x, *self.keys_values(x if context is None else context), **options)
 

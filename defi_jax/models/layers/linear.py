@@ -47,8 +47,8 @@ def torch_linear(
     def uniform(rng: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
         return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
-    init = {"kernel_init": uniform, "bias_init": uniform}
-    return linear(in_dim, out_dim, use_bias=use_bias, **init, dtype=dtype, rngs=rngs)
+    options: dict[str, Any] = {"kernel_init": uniform, "bias_init": uniform}
+    return linear(in_dim, out_dim, use_bias=use_bias, dtype=dtype, rngs=rngs, **options)
 
 
 class MLP(nnx.Module):

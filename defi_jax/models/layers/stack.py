@@ -27,7 +27,7 @@ def scan_blocks(
     """Applies stacked blocks one after the other, compiled once.
 
     Args:
-        stacked: from `stack_blocks`.
+        stacked: what `stack_blocks` returned.
         function: (block, carry, x) -> (carry, y).
         carry: what passes from block to block.
         xs: per-block inputs with a leading layer axis.

@@ -53,13 +53,13 @@ def prepare(
     """Computes or finds the features of an objective that wants them; `loader` then yields them.
 
     Args:
-        config: of the run.
+        config: the run's config.
         objective: the stage.
         frozen: parameters that do not train, on their devices.
-        loader: of the training split, made with `objective.batch_spec`.
+        loader: the training split's loader, made with `objective.batch_spec`.
         held_out: loader of the held-out split, made with `objective.pixel_batch_spec`, or None.
         mesh: where the computation runs.
-        workdir: of the run.
+        workdir: the run's directory.
         watch: asked whether to stop, and told of progress.
 
     Returns:
@@ -137,7 +137,7 @@ class _Compute:
         """Returns the file of these rows, computed unless it is there.
 
         Args:
-            fingerprint: of the data.
+            fingerprint: what identifies the data.
             num_rows: how many rows the file has.
             batches: () -> `ImageBatches`; their examples in order, up to `num_rows`, are the rows.
             label: what the rows are, for the log.

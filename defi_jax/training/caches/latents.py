@@ -35,10 +35,10 @@ def check(config: Any, objective: base.Objective, frozen: Params, loader: Any) -
     """Refuses latent caches that other encoders made.
 
     Args:
-        config: of the run.
+        config: the run's config.
         objective: the stage; nothing happens where it reads no cache.
         frozen: its frozen parameters, as training has them.
-        loader: of the training split.
+        loader: the training split's loader.
 
     Raises:
         UserError: naming what differs, and the command that rebuilds the cache.
@@ -77,7 +77,7 @@ class Encoder:
     Each process works alone: parameters are copied to its devices, a batch is split over them.
 
     Attributes:
-        facts: see `encoder_facts`.
+        facts: what its outputs depend on, from `encoder_facts`.
         posterior: "mode" or "sample", how that of the latents is read.
         image_size: pixels of a side of the frames it takes.
         batch_size: frames or texts it takes at once, over all devices of the process.

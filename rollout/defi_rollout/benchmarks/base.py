@@ -111,15 +111,15 @@ class Benchmark(Protocol):
         ...
 
     def episodes(self, plan: Plan) -> list[Episode]:
-        """The episodes of `plan`, in order; UsageError for unknown tasks."""
+        """The episodes of `plan`, in order; UserError for unknown tasks."""
         ...
 
     def check(self, bundle_spec: spec.BundleSpec) -> None:
-        """Raises UsageError when the bundle or this machine cannot play the benchmark."""
+        """Raises UserError when the bundle or this machine cannot play the benchmark."""
         ...
 
     def check_renderer(self) -> str:
-        """Draws one picture; returns which renderer did, or raises UsageError."""
+        """Draws one picture; returns which renderer did, or raises UserError."""
         ...
 
     def make_environment(self, task: str, bundle_spec: spec.BundleSpec) -> Environment:

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from defi_rollout import tokenizers
 
 from data_pipelines.formats import image
 from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds
 from data_pipelines.streaming import loader as streaming_loader
 from defi_jax import errors
-from defi_jax.models.frozen import tokenizers
 from tests.data_pipelines import loaders, tfds_directory
 
 STEPS = 6
@@ -65,9 +65,7 @@ def _stream(tmp_path, **changes):
     values |= {"camera_fields": (f"static={CAMERA}",), "text_field": "language_instruction"}
     values |= {"fps": 5.0, "holdout_percent": 0, "augment": False, "normalization": "none"}
     config = loaders.config(**values | changes)
-    tokenizer = tokenizers.BytesTokenizer(
-        length=loaders.LENGTH, lower_case=True, strip_punctuation=False
-    )
+    tokenizer = tokenizers.utf8(loaders.LENGTH, lower_case=True, strip_punctuation=False)
     return streaming_loader.make_loader(
         config,
         loaders.spec("gfdm", config),

@@ -114,7 +114,7 @@ def environment(devices=1, **variables):
     """Environment of a process that trains a stage on so many fake devices."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(map(str, (REPO, HERE))),
+        "PYTHONPATH": os.pathsep.join(map(str, (REPO, REPO / "rollout", HERE))),
         "XLA_FLAGS": f"{_QUICK} --xla_force_host_platform_device_count={devices}",
         **variables,
     }

@@ -21,7 +21,11 @@ pytestmark = pytest.mark.slow
 def measured(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("devices")
     flags = "--xla_force_host_platform_device_count=8"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPO)}
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
+    }
     script = pathlib.Path(__file__).parent / "toy_devices.py"
     done = subprocess.run(
         [sys.executable, str(script), str(workdir)], env=env, capture_output=True, text=True

@@ -60,7 +60,7 @@ def rows(workdir, split):
 
 
 def spawn(workdir, options):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}"}
     command = [sys.executable, str(SCRIPT), str(workdir), json.dumps(options)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 

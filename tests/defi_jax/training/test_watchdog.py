@@ -52,7 +52,7 @@ with watchdog.Supervisor({str(tmp_path)!r}, watchdog.Deadlines(step=0.4)) as wat
     watch.enter("step")
     a_step_that_hangs()
 """
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 124, done.stderr
     assert "error: no progress: phase 'step'" in done.stderr
@@ -115,7 +115,7 @@ cli.run(main)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(REPO),
+        "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_COORDINATOR_BIND_ADDRESS": address,

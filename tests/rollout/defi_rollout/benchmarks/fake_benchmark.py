@@ -49,7 +49,7 @@ class FakeBenchmark:
 
     def check(self, bundle_spec):
         if bundle_spec.embodiment["name"] != "metaworld_sawyer":
-            raise errors.UsageError("another robot", "bundle", "give that of the small bundle")
+            raise errors.UserError("another robot", "bundle", "give that of the small bundle")
 
     def check_renderer(self):
         return "numpy"

@@ -61,7 +61,7 @@ def test_language_repeats_half_way_starts_with_other_instructions():
     ],
 )
 def test_impossible_plans_are_refused(changes):
-    with pytest.raises(errors.UsageError):
+    with pytest.raises(errors.UserError):
         _episodes(**changes)
 
 
@@ -75,5 +75,5 @@ def test_bundle_of_another_robot_is_refused(tiny_bundle):
     spec = bundle.read_bundle(tiny_bundle).spec
     BENCHMARK.check(spec)
     other = dataclasses.replace(spec, embodiment=spec.embodiment | {"name": "widowx250"})
-    with pytest.raises(errors.UsageError, match="'widowx250'"):
+    with pytest.raises(errors.UserError, match="'widowx250'"):
         BENCHMARK.check(other)
