@@ -14,6 +14,7 @@ Source: DeFI (arXiv 2604.16391) section 3.1 and table 10; official
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -101,7 +102,7 @@ def get_config(preset: str = "full") -> ml_collections.ConfigDict:
     common.check_preset(preset, "configs/gfdm.py")
     config = common.base("gfdm", preset)
     config.model = model(preset)
-    data: ml_collections.ConfigDict = config.data
+    data: Any = config.data
     config.model.num_frames = data.get_ref("num_frames")  # T is one number
     config.text_dropout = 0.05  # share of instructions replaced by zeros
     config.sigma_log_mean, config.sigma_log_std = 0.7, 1.6
