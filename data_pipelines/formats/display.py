@@ -174,9 +174,8 @@ def _orientation(raw: av.VideoFrame, path: pathlib.Path) -> tuple[bool, tuple[in
     transposed = abs(b) > abs(a)
     main, other = ((c, b), (a, d)) if transposed else ((a, d), (b, c))
     if max(map(abs, other)) > _SKEW * min(map(abs, main)):
-        angle = f"{raw.rotation} degrees" if a or b else "a matrix without a direction"
-        fix = "turn it by a multiple of 90 degrees in an editor"
-        raise errors.DataError(f"video that is turned by {angle}", str(path), fix)
+        what = f"display matrix that is no right angle ({raw.rotation} degrees)"
+        raise errors.DataError(what, str(path), "turn it by a multiple of 90 degrees in an editor")
     return transposed, tuple(axis for axis, sign in ((1, main[0]), (0, main[1])) if sign < 0)
 
 

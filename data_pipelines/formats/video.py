@@ -142,10 +142,14 @@ def open_video(path: str | os.PathLike) -> Iterator[Video]:
     container_format = containers.find_format(path)
     try:
         # An open file, not a path: FFmpeg then cannot follow protocols or references.
-        with path.open("rb") as file, av.open(file, mode="r", format=container_format) as container:
+        with (
+            path.open("rb") as file,
+            # Titles in other encodings than UTF-8 harm nothing.
+            av.open(
+                file, mode="r", format=container_format, metadata_errors="replace"
+            ) as container,
+        ):
             yield Video(container, path)
-    except MemoryError:
-        raise  # a limit of the process, no damage
     except BlockingIOError as error:
         raise MemoryError("no memory for the decoder's threads") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:

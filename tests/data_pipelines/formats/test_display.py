@@ -219,7 +219,7 @@ def test_each_display_matrix_is_undone(tmp_path, transposed, signs):
 def test_an_oblique_display_matrix_is_refused(tmp_path):
     turn = [46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30]
     _write_turned(tmp_path / "a.mp4", turn)
-    with pytest.raises(errors.DataError, match=r"turned by -?45 degrees: .*a\.mp4"):
+    with pytest.raises(errors.DataError, match=r"no right angle \(-?45 degrees\): .*a\.mp4"):
         _pictures(tmp_path / "a.mp4")
 
 

@@ -234,3 +234,13 @@ def test_frames_that_are_kept_hold_no_threads(tmp_path):
     with video.open_video(tmp_path / "a.mp4") as opened:
         kept = [(frame, frame.image()) for frame in opened.frames()]
         assert len(kept) == 20 and psutil.Process().num_threads() < before + 10
+
+
+def test_a_frame_of_absurd_size_is_damage(tmp_path):
+    video.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    table = data.index(b"stsz")
+    data[table + 16] = 0x37  # bytes of the first frame, a gigabyte
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(errors.DataError, match=r"damaged video.*a\.mp4"):
+        _read(tmp_path / "a.mp4")

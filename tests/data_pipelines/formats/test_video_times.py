@@ -131,3 +131,16 @@ def test_one_of_several_streams_is_said_to_be_so_and_longer_sound_adds_nothing(t
             output.mux(stream.encode(None))
     numbers, _, conversions = _read(tmp_path / "a")
     assert numbers == list(range(5)) and conversions == {"one of several video streams"}
+
+
+def test_a_title_in_another_encoding_harms_nothing(tmp_path):
+    with av.open(str(tmp_path / "a"), "w", format="mp4") as output:
+        output.metadata["title"] = "QQQQ"
+        stream = output.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(_bar(3), format="rgb24")))
+        output.mux(stream.encode(None))
+    data = (tmp_path / "a").read_bytes()
+    assert b"QQQQ" in data
+    (tmp_path / "a").write_bytes(data.replace(b"QQQQ", b"\xe9t\xe9!"))
+    assert _read(tmp_path / "a")[0] == [3]
