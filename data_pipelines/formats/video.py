@@ -94,6 +94,7 @@ class Video:
             offset = int((start - half) / self._tick)
             self._container.seek(self._first + offset, stream=self._stream)
         last_size = ticks = None
+        shown_until = 0
         for index, raw in enumerate(self._container.decode(self._stream)):
             image_lib.check_image_size(raw.height, raw.width, str(self._path))
             if raw.is_corrupt:
@@ -105,12 +106,19 @@ class Video:
             if before is not None and ticks < before:
                 raise containers.damaged("times of its frames run backwards", self._path)
             time = (ticks - self._first) * self._tick
+            shown_until = ticks - self._first + (raw.duration or 0)
             if start is not None and time <= start - half:
                 continue
             if end is not None and time > end + half:
                 return
             display = display_lib.find(raw, self._stream, self._path)
             yield Frame(time, raw, display, (*display.conversions, *self._several))
+
+        # A damaged index of an mp4 hides frames; its duration counts what edit lists leave.
+        promised = (self._stream.duration or 0) if "mp4" in self._container.format.name else 0
+        if end is None and shown_until * self._tick < promised * self._tick - 2 / self.rate:
+            what = f"video ends at {shown_until * self._tick:.4g} s, its index says "
+            raise containers.damaged(f"{what}{promised * self._tick:.4g} s", self._path)
 
     @property
     def seconds(self) -> float | None:

@@ -244,3 +244,13 @@ def test_a_frame_of_absurd_size_is_damage(tmp_path):
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(errors.DataError, match=r"damaged video.*a\.mp4"):
         _read(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("entry", [0, 5, 16])
+def test_frames_that_a_damaged_index_hides_are_missed(tmp_path, entry):
+    video.write_video(tmp_path / "a.mp4", [_picture(i) for i in range(20)], fps=5)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[data.index(b"stsz") + 16 + 4 * entry] = 0x7F  # a size at which FFmpeg stops, silently
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(errors.DataError, match=r"video ends at .* its index says 4 s: .*a\.mp4"):
+        _read(tmp_path / "a.mp4")
