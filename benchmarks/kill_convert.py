@@ -35,10 +35,10 @@ class Result:
     Attributes:
         straight: file -> sha256 of the store of one run.
         resumed: file -> sha256 of the other.
-        store_bytes: of all files of the first.
+        store_bytes: size of all files of the first.
         killed_at: bytes of the store at each kill.
         published_at: finished shards at each kill.
-        seconds: of the run without a kill, and of all the others together.
+        seconds: seconds of the run without a kill, and of all the others together.
     """
 
     straight: dict[str, str]
@@ -70,7 +70,7 @@ def run(dataset: pathlib.Path, folder: pathlib.Path, *, kills: int, seed: int) -
         dataset: RLDS directory.
         folder: without stores of these names.
         kills: number of times.
-        seed: of the moments.
+        seed: seed of the moments.
     """
     straight, resumed = folder / "straight", folder / "resumed"
     start = time.monotonic()

@@ -40,9 +40,9 @@ def write(output: pathlib.Path, *, size_mib: float, image_size: int, seed: int) 
 
     Args:
         output: directory, created when absent.
-        size_mib: of all files, at least.
+        size_mib: size of all files, at least.
         image_size: pixels of a frame's side.
-        seed: of all content.
+        seed: seed of all content.
 
     Returns:
         `directory, episodes, bytes`.

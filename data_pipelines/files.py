@@ -72,8 +72,8 @@ def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
     """Holds a directory against a second run that would write the same files.
 
     Args:
-        directory: of a store or a cache.
-        name: of the file that is locked; runs with other names share the directory.
+        directory: directory of a store or a cache.
+        name: name of the file that is locked; runs with other names share the directory.
 
     Raises:
         UserError: another run holds it, or it cannot be written.

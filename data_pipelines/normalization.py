@@ -64,7 +64,7 @@ def compute(values: np.ndarray, where: str = "") -> Statistics:
     """Returns the statistics of [count, A].
 
     Args:
-        values: of all steps.
+        values: values of all steps.
         where: what an error names.
 
     Raises:
@@ -185,7 +185,7 @@ class Normalizer:
 
     Attributes:
         kind: one of `KINDS`.
-        statistics: of the column; None only for "none".
+        statistics: statistics of the column; None only for "none".
         mask: which dimensions are normalised.
     """
 

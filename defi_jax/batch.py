@@ -99,7 +99,8 @@ class Loader(HeldOutLoader, Protocol):
     """Endless iterator over this process's part of each batch, numpy arrays.
 
     Attributes:
-        normalizer: of the actions; `to_json` gives what travels into checkpoints and bundles.
+        normalizer: normalizer of the actions; `to_json` gives what travels into checkpoints and
+            bundles.
         bad_samples: damaged samples that were replaced so far, by data set.
         still_pairs: frame pairs without motion that were replaced so far, by data set.
     """

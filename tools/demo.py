@@ -32,7 +32,7 @@ class Size:
     Attributes:
         episodes: demonstrations of each task.
         rollouts: episodes played of each task.
-        steps: of each training stage; None for the preset's.
+        steps: steps of each training stage; None for the preset's.
     """
 
     episodes: int = 50

@@ -62,7 +62,7 @@ class Settings:
         image_size: height and width of the pictures, pixels.
         half_way_share: share of the paired tasks' episodes that start half-way, rounded up.
         action_noise: standard deviation of a disturbance, in units of the action (1 = full speed).
-        seed: of starts and noise.
+        seed: seed of starts and noise.
         strip_actions: write action-free video.
     """
 
@@ -99,7 +99,7 @@ class Collected:
         attempts: episodes played, kept or not.
         frames: control steps kept.
         steps: control steps to success, mean over the kept episodes.
-        seconds: of one process, failures included.
+        seconds: time of one process, failures included.
     """
 
     task: str

@@ -36,7 +36,7 @@ def read_rows(
     Bytes that are not UTF-8 become lone surrogates.
 
     Args:
-        path: of the table.
+        path: path of the table.
         columns: that it must have, in lower case.
         what: it is, for errors: "caption file".
         fix: what an error recommends.

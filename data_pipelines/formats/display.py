@@ -54,8 +54,8 @@ class Display:
     """What is done to a frame.
 
     Attributes:
-        transfer, primaries: of H.273, where they differ from BT.709's; else 0.
-        matrix: of H.273, where the frame names none; else None.
+        transfer, primaries: codes of H.273, where they differ from BT.709's; else 0.
+        matrix: code of H.273, where the frame names none; else None.
         aspect: width of a pixel by its height.
         transposed: whether rows become columns, before the flips.
         flips: axes that are reversed; 0 turns upside down.

@@ -26,7 +26,7 @@ def load(path: epath.PathLike, *, what: str, fix: str) -> Any:
     """Reads a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         what: it is, for errors, for example "annotation".
         fix: what to do about a damaged one.
 

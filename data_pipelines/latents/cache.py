@@ -145,7 +145,7 @@ def open_cache(
 
     Args:
         source: the store.
-        directory: of its cache.
+        directory: directory of its cache.
         cameras: that will be asked for, where an episode has them.
 
     Raises:

@@ -87,12 +87,12 @@ def encode(
 
     Args:
         source: the store.
-        directory: of this store's cache; created when absent.
+        directory: directory of this store's cache; created when absent.
         encoder: on this process's devices.
         cameras: those to encode, where an episode has them.
         dtype: one of `latents.DTYPES`, of what is stored.
         overwrite: delete a cache of something else that is there.
-        max_bad_fraction: of the frames, of 10 000 at least, that may be damaged.
+        max_bad_fraction: fraction of the frames, of 10 000 at least, that may be damaged.
         given: latents to take instead of computing them.
         process_index: this process.
         process_count: number of processes.
@@ -351,7 +351,7 @@ class FrameBatches:
     """Frames as the encoder takes them, random access.
 
     Attributes:
-        source: of the frames.
+        source: store of the frames.
         rows: (episode, camera, frame), by episode and camera.
         prepare: what training does to frames, without augmentation.
         batch_size: rows of a batch; the last one is filled up with blank frames.

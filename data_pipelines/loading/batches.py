@@ -22,7 +22,7 @@ class SampleSet:
     """The samples of one component's split in a row: number -> episode and number within it.
 
     Attributes:
-        component: of the mixture.
+        component: component of the mixture.
         episodes: int64[n], numbers of the episodes that have samples.
         ends: int64[n], how many samples there are up to each of them, its own included.
     """

@@ -26,9 +26,9 @@ class Prepared:
     """A mixture that can be read.
 
     Attributes:
-        components: of the mixture.
+        components: components of the mixture.
         kinds: how a sample of each is read, by name.
-        normalizer: of the actions of all together.
+        normalizer: normalizer of the actions of all together.
         fingerprint: what decides the samples, JSON-able.
     """
 
@@ -50,7 +50,7 @@ def prepare(
         config: the data section.
         spec: abstract batch, of any batch size.
         components: opened sources.
-        request: of the run.
+        request: request of the run.
 
     Raises:
         UserError: data sets contradict each other, or the config names unknown ones.

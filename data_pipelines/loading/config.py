@@ -214,7 +214,7 @@ class DataConfig:
 
         Args:
             sources: name of the data set in the mixture -> the one its episodes come from.
-            seed: of the offsets, where they are drawn once for a run.
+            seed: seed of the offsets, where they are drawn once for a run.
 
         Raises:
             UserError: `per_dataset` names data sets that nobody knows.

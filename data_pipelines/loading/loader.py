@@ -47,7 +47,7 @@ class Loader(abc.ABC):
     """Endless iterator over the host-local numpy batches of an objective.
 
     Attributes:
-        normalizer: of the actions; travels into checkpoints and bundles.
+        normalizer: normalizer of the actions; travels into checkpoints and bundles.
         kinds: how a sample of each component is read, by name.
         bad_samples: damaged samples that were replaced so far, by component.
         still_pairs: frame pairs without motion that were replaced so far, by component.

@@ -29,7 +29,7 @@ class Component:
     """One source of a mixture.
 
     Attributes:
-        name: of the store.
+        name: name of the store.
         source: the episodes.
         directory: where its statistics are kept; None for sources without files.
         weight: share of the samples, relative to the other components'.

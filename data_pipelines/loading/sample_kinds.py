@@ -87,7 +87,7 @@ class SampleKind(abc.ABC):
         actions: how actions are taken.
         has_fixed_text: whether a sample has the same paraphrase whenever it is drawn.
         config: values of the data set.
-        normalizer: of its actions.
+        normalizer: normalizer of its actions.
         train: draw cameras and augmentations.
     """
 

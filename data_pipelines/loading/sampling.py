@@ -39,7 +39,7 @@ class Request:
     Attributes:
         tokenizers: by text role; "gfdm", "gidm" or for joint "gfdm", "gidm" and "goal".
         split: "train", or "eval" for the held-out episodes without any augmentation.
-        seed: of order and draws.
+        seed: seed of order and draws.
         global_batch: samples of a batch over all processes.
         process_index: this process.
         process_count: number of processes, divides `global_batch`.
@@ -119,10 +119,11 @@ class Draw(Protocol):
         """Returns the place of a sample.
 
         Args:
-            index: of the sample in the run.
+            index: position of the sample in the run.
             attempt: to find a good one for this index, from 0.
-            former: of the last attempt; another of its component is drawn.
-            rng: of this index and attempt; what is drawn with it comes before the sample's draws.
+            former: number of the last attempt; another of its component is drawn.
+            rng: generator of this index and attempt; what is drawn with it comes before the
+                sample's draws.
         """
         ...
 
@@ -146,7 +147,7 @@ class Sampling:
 
     Attributes:
         kinds: how a sample of each component is read, by name.
-        request: of the run.
+        request: request of the run.
     """
 
     kinds: Mapping[str, sample_kinds.SampleKind]
@@ -158,7 +159,7 @@ class Sampling:
         """Returns `arrays` [B, ...], `text` by role and `replaced` of global batch `number`.
 
         Args:
-            number: of the global batch.
+            number: number of the global batch.
             draw: where its samples come from.
             replaced: receives what was not taken.
             run: a `map` that may run in threads.

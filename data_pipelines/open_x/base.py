@@ -83,8 +83,8 @@ class Standard:
         pair_offset: smallest and largest number of steps between the frames of a GIDM pair
             (official Step2_GIDM/datasets/rlds/dataset.py:359-367; the window less one).
         doubts: conventions of the dataset that look wrong or that nobody has checked.
-        version: of all the above; whoever changes what the episodes of the same files become
-            raises it, so that no store or stream mixes both.
+        version: version of all the above; whoever changes what the episodes of the same files
+            become raises it, so that no store or stream mixes both.
     """
 
     robot: str

@@ -31,9 +31,9 @@ class Field:
 
     Attributes:
         kind: how it is stored; "other" features cannot be read.
-        shape: of one step, of tensors only; None stands for any length.
+        shape: shape of one step, of tensors only; None stands for any length.
         dtype: numpy name of the elements; "any" where nobody has seen the real data.
-        encoding: of tensors stored as bytes: "none", "bytes" or "zlib".
+        encoding: encoding of tensors stored as bytes: "none", "bytes" or "zlib".
     """
 
     kind: Literal["tensor", "image", "text", "other"]
@@ -47,7 +47,7 @@ class Column:
     """Some dimensions of a raw tensor; see the module's docstring.
 
     Attributes:
-        name: of the raw field.
+        name: name of the raw field.
         field: its shape and dtype.
         dims: which of its dimensions.
         rules: applied in order.

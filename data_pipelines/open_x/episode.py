@@ -23,7 +23,7 @@ def build(
     """Standardises one trajectory.
 
     Args:
-        standard: of the dataset.
+        standard: standard of the dataset.
         steps: raw field -> one value a step.
         episode_id: see `episodes.Episode`.
         source: see `episodes.Episode`.

@@ -32,7 +32,7 @@ class Source(Protocol):
     """A raw dataset on disk.
 
     Attributes:
-        name: of the dataset; becomes `Episode.source`.
+        name: name of the dataset; becomes `Episode.source`.
         total: number of items that `read` walks over.
     """
 
@@ -163,7 +163,7 @@ class Workers:
 
     Attributes:
         count: processes; 0 reads in this one, without limits.
-        limits: of one item.
+        limits: limits of one item.
     """
 
     count: int = 0
@@ -174,7 +174,7 @@ class ItemSource:
     """A source whose episodes are read independently of each other, in worker processes.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         items: in the order in which they are written.
         read_item: picklable; reads one.
         rejects: what was found unusable before reading.

@@ -69,7 +69,7 @@ class Segment:
 
     Attributes:
         episode_id: see `episodes.Episode`.
-        folder: of the split.
+        folder: folder of the split.
         first: number of the first step.
         last: number of the last step, inclusive.
         text: instruction, "" for play.
@@ -110,7 +110,7 @@ def open_source(
 
     Args:
         directory: that holds `training` and `validation`, or one of these.
-        name: of the dataset.
+        name: name of the dataset.
         part: the annotated windows, or all recordings without language in pieces.
         language: folder of the annotation within a split; "" for a usual one.
         actions: which of the two to keep.

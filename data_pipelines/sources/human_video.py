@@ -46,11 +46,11 @@ def open_source(
 
     Args:
         directory: the folder.
-        name: of the dataset; None for the folder's name.
+        name: name of the dataset; None for the folder's name.
         embodiment: who acts in the videos.
         captions: caption or annotation file; None searches the folder.
         options: how clips are stored.
-        splits: of the annotation layout and of EPIC-KITCHENS.
+        splits: splits of the annotation layout and of EPIC-KITCHENS.
         workers: how clips are decoded.
 
     Raises:

@@ -54,12 +54,12 @@ def open_source(
 
     Args:
         directory: that holds `meta`, `data` and `videos`.
-        name: of the dataset.
-        embodiment: of the episodes; "" for the `robot_type` of the dataset.
+        name: name of the dataset.
+        embodiment: embodiment of the episodes; "" for the `robot_type` of the dataset.
         primary: camera that becomes "static": the end of its name; "" where there is only one.
         wrist: camera that becomes "gripper", likewise; "" for none.
         subtasks: an episode of several tasks is cut at the changes, or has its first one's text.
-        splits: of `info.json`; None for all episodes.
+        splits: splits of `info.json`; None for all episodes.
         options: how frames are stored.
         workers: how episodes are read.
 

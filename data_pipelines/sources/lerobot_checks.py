@@ -73,7 +73,7 @@ def check(
     """Compares the table with itself, the totals and the files that are there.
 
     Args:
-        info: of the dataset.
+        info: description of the dataset.
         found: all its episodes.
         contradictions: those with the rows of the data.
 

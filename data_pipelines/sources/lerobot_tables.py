@@ -40,7 +40,7 @@ class Info:
     """What `meta/info.json` says.
 
     Attributes:
-        directory: of the dataset.
+        directory: directory of the dataset.
         version: one of `VERSIONS`.
         fps: frames per second.
         cameras: ours -> feature, with the primary one first.
@@ -84,7 +84,7 @@ class Recording:
     Attributes:
         episode_id: see `episodes.Episode`.
         index: number of the episode.
-        length: of all its steps.
+        length: number of all its steps.
         data: parquet file.
         videos: feature -> its part of a video.
         rows: first row in the dataset and the one after its last, where the table says it.
@@ -377,7 +377,7 @@ def read_task_rows(path: pathlib.Path, alone: int | None) -> dict[int, np.ndarra
     GR00T's files may have it in an annotation column only.
 
     Args:
-        path: of the file.
+        path: path of the file.
         alone: number of the only episode in it, for files that do not say it.
 
     Returns:

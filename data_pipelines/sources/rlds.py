@@ -101,8 +101,8 @@ class RldsSource:
     Args:
         directory: the version folder, or the folder above.
         options: what of it is read, and how.
-        name: of the dataset, whose standardisation applies; None for the folder's name or, where
-            nothing is known of that, the name in `dataset_info.json`.
+        name: name of the dataset, whose standardisation applies; None for the folder's name or,
+            where nothing is known of that, the name in `dataset_info.json`.
         workers: how records are read; the episodes and their order do not depend on it.
         max_damaged: damaged records that `read` may yield as rejects; None for any number.
 

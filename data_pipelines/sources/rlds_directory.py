@@ -79,7 +79,7 @@ class DatasetInfo:
         name: in `dataset_info.json`.
         folder: name of the folder above the version, as in `tfds.builder(folder, data_dir=...)`.
         directory: the version's folder.
-        shards: of the chosen splits that are there, in order.
+        shards: shards of the chosen splits that are there, in order.
         left_out: what is not read and how much, a text each.
         step_fields: field of a step, for example "observation/state" -> how it is stored.
         episode_fields: field of the episode, for example "episode_metadata/file_path".

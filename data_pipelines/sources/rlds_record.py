@@ -22,7 +22,7 @@ class RawSteps(Mapping):
 
     Args:
         features: the parsed Example.
-        info: of the dataset.
+        info: description of the dataset.
         where: what errors name.
     """
 

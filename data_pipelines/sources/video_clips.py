@@ -49,8 +49,8 @@ class ClipOptions:
         sample_fps: keep the frame nearest to each multiple of 1 / sample_fps seconds, by the
             container's times; None keeps all.
         max_frames: kept frames a clip at most, from its beginning; None for all.
-        image_format: of the stored frames; png keeps pixels exactly.
-        jpeg_quality: of the stored frames, 1 to 100.
+        image_format: format of the stored frames; png keeps pixels exactly.
+        jpeg_quality: quality of the stored frames, 1 to 100.
         fps: rate to record instead of the container's, before `every`; None trusts the container.
 
     Raises:
@@ -149,7 +149,7 @@ class _Decoded:
 
     Attributes:
         frames: encoded.
-        fps: of `frames`.
+        fps: fps of `frames`.
         is_uneven: whether the container's frames were not evenly spaced.
         video_size: (height, width) of the file.
         conversions: what was done to show the video as a player does, in words.
@@ -173,7 +173,7 @@ class VideoFolder:
     Files and folders whose name begins with a dot are no part of the data set.
 
     Attributes:
-        paths: of all files with a video's suffix, sorted.
+        paths: paths of all files with a video's suffix, sorted.
     """
 
     def __init__(self, directory: pathlib.Path):

@@ -64,7 +64,7 @@ def open_source(
 
     Args:
         directory: that holds `annotation/`.
-        name: of the dataset.
+        name: name of the dataset.
         embodiment: robot or "human".
         options: how clips are stored.
         splits: folders of `annotation/` to read; None for all.
@@ -119,8 +119,8 @@ class LatentFiles:
         """Returns the latents of a video, float32[n, h, w, C], scaled in the published files.
 
         Args:
-            episode_id: of an episode that `open_source` gave, whatever the dataset was called.
-            camera: of the video.
+            episode_id: id of an episode that `open_source` gave, whatever the dataset was called.
+            camera: camera of the video.
 
         Raises:
             DataError: there are none, or they are damaged.

@@ -62,7 +62,7 @@ def run(
         function: picklable, of one item. A `UserError` that it raises ends the run.
         items: picklable; consumed as workers become free.
         workers: processes; 0 calls the function here, without limits.
-        limits: of one call.
+        limits: limits of one call.
 
     Raises:
         UserError: as the function did.
@@ -143,7 +143,7 @@ class _Worker:
 
     Attributes:
         task: (number, item), or None while idle.
-        deadline: of the task, in `time.monotonic`.
+        deadline: deadline of the task, in `time.monotonic`.
         is_ready: whether the process has started, so that the deadline is the task's own.
         pipe: this process' end.
     """

@@ -72,7 +72,7 @@ def copy(
         output: the store's directory.
         open_source: picklable; called once in each worker process.
         runner: "direct", "dataflow", "spark", "flink", or a Beam runner's own name.
-        flags: of Beam and the runner, such as "--region=...".
+        flags: flags of Beam and the runner, such as "--region=...".
         items_per_part: items that a worker reads at a time; RLDS files stay whole.
 
     Raises:

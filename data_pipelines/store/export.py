@@ -44,7 +44,7 @@ def export_tfds(
     Args:
         store: the episodes.
         output: TFDS's data_dir; the dataset becomes the directory `name` in it.
-        name: of the dataset.
+        name: name of the dataset.
         file_format: one of `rlds_writer.FILE_FORMATS`.
         progress: draw a progress bar on stderr.
         shard_bytes: a file is closed when it holds this many.

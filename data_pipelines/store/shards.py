@@ -118,7 +118,7 @@ def read_index(
     """Returns header and lines of a shard's index.
 
     Args:
-        path: of the index.
+        path: path of the index.
         again: what makes the shard anew, for messages.
 
     Raises:

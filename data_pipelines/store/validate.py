@@ -53,7 +53,7 @@ def validate(
     """Checks an episode store.
 
     Args:
-        directory: of the store.
+        directory: directory of the store.
         images: also decode every frame.
         progress: draw a progress bar on stderr.
 
@@ -242,7 +242,7 @@ def _check_gripper(
     """Looks at the gripper of one dataset.
 
     Args:
-        found: of each episode.
+        found: what was found in each episode.
         names: their ids.
         said: its convention, for example "1 opens, 0 closes", or "unknown".
         where: the dataset.

@@ -22,7 +22,7 @@ class EpisodeWriter:
     """Appends episodes to a store; use as a context manager.
 
     Args:
-        directory: of the store; created when absent.
+        directory: directory of the store; created when absent.
         source: name of the data set, written to the index header.
         shard: this writer's own name; parallel writers need different ones. Letters and digits.
         episodes_per_shard: a shard is published when it holds this many,

@@ -119,8 +119,8 @@ class Records:
     Args:
         source: the dataset.
         accept: episode id -> whether it belongs to the split.
-        seed: of the order of the shards, anew in each epoch.
-        process_index: of this process.
+        seed: seed of the order of the shards, anew in each epoch.
+        process_index: number of this process.
         process_count: P.
     """
 
@@ -168,10 +168,10 @@ class Pool:
 
     Args:
         source: the dataset.
-        records: of this process.
+        records: records of this process.
         start: where to begin.
         count_samples: an episode -> its number of samples, 0 for one that cannot be used.
-        max_bytes: of the frames in the pool, one episode at least.
+        max_bytes: size of the frames in the pool, one episode at least.
         batch_samples: that a batch takes; a pool of fewer episodes says so once; 0 for silence.
         cameras: whose frames are kept.
         report: what to do with an episode that is unusable.

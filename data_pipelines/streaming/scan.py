@@ -29,7 +29,8 @@ class Scan:
 
     Attributes:
         steps: number of steps.
-        statistics: of actions and states, as `statistics.of_source` of the converted store.
+        statistics: statistics of actions and states, as `statistics.of_source` of the converted
+            store.
     """
 
     steps: int

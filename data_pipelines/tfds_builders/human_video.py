@@ -45,11 +45,11 @@ class _HumanVideo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         input_dir: folder of the raw data; "" for TFDS's manual directory.
         options: how clips are stored.
         captions: caption file; "" searches the folder.
-        source_name: of the data set in each episode; "" for the builder's.
+        source_name: name of the data set in each episode; "" for the builder's.
         embodiment: who acts in the videos.
         workers: how clips are decoded.
         progress: draw a progress bar on stderr.
-        file_format: of the records; TensorFlow alone reads "tfrecord".
+        file_format: format of the records; TensorFlow alone reads "tfrecord".
         **kwargs: of TFDS's builders, such as `data_dir`.
 
     Raises:

@@ -143,7 +143,7 @@ class SplitFiles:
     """The numbered files of a split, which get their names at the end, when their number is known.
 
     Args:
-        template: of their names; the directory is there.
+        template: template of their names; the directory is there.
         shard_bytes: a file is closed when it holds this many bytes of records.
     """
 

@@ -30,7 +30,7 @@ def encode_animation(
         frames: uint8[H, W, 3] each, of one size; at least one.
         fps: frames per second.
         kind: Pillow's name of the format.
-        options: of Pillow's writer, for example `quality`.
+        options: options of Pillow's writer, for example `quality`.
     """
     from PIL import Image
 

@@ -33,7 +33,7 @@ def write(
 
     Args:
         directory: to make.
-        features: of the records.
+        features: features of the records.
         episodes: split -> functions that make an episode each, as images are read once.
         name: in dataset_info.json.
         file_format: tfrecord files are framed here, because TFDS needs TensorFlow for it.

@@ -35,7 +35,7 @@ class Result:
         bare: frames per CPU second of decoding and resizing alone.
         ratio: median over the rounds of loader / bare.
         frames: read by the loader.
-        seconds: of wall time in the loader.
+        seconds: seconds of wall time in the loader.
         rss_mib: resident memory after the first and the last round.
     """
 
@@ -71,9 +71,9 @@ def run(one: loader_lib.Loader, *, image_size: int, seconds: float) -> Result:
     """Measures a loader that reads in this process (`data.workers=0`).
 
     Args:
-        one: of a mixture of episode stores.
+        one: loader of a mixture of episode stores.
         image_size: pixels of a side of what it gives.
-        seconds: of wall time in the loader, over all rounds.
+        seconds: seconds of wall time in the loader, over all rounds.
 
     Raises:
         UserError: it reads no encoded frames.

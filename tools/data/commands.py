@@ -58,8 +58,8 @@ def run_convert(
 
     Args:
         options: what to convert.
-        runner: of Apache Beam, see `beam.copy`; "" for this machine's processes.
-        beam_flags: of Beam and the runner.
+        runner: runner of Apache Beam, see `beam.copy`; "" for this machine's processes.
+        beam_flags: flags of Beam and the runner.
 
     Raises:
         UserError: unknown source, or a path is missing.
@@ -205,7 +205,7 @@ def run_bench(config: Any, seconds: float) -> Result:
 
     Args:
         config: the experiment.
-        seconds: of wall time in the loader.
+        seconds: seconds of wall time in the loader.
 
     Raises:
         UserError: no experiment, or its mixture holds no encoded frames.
@@ -248,7 +248,7 @@ def run_encode(
         config: the experiment whose encoders to use.
         store: one store instead of the mixture; "" for that.
         output: directory of the caches.
-        dtype: of what is stored.
+        dtype: dtype of what is stored.
         overwrite: whether a cache of something else is deleted.
         official_latents: the video layout whose latents, samples, are taken as they are, or "".
         posterior: "mode" or "sample", of latents that are computed.
@@ -359,7 +359,7 @@ def run_export(store: str, output: str, name: str, file_format: str | None) -> R
     Args:
         store: directory.
         output: TFDS's data_dir.
-        name: of the dataset; "" for the store's.
+        name: name of the dataset; "" for the store's.
         file_format: "array_record", or "tfrecord" where it is None.
     """
     file_format = file_format or "tfrecord"

@@ -36,7 +36,7 @@ def _flag(kind: str, used_by: Sequence[str], *arguments: Any) -> Any:
     """Returns a field that is a flag.
 
     Args:
-        kind: of `flags.DEFINE_<kind>`.
+        kind: suffix of `flags.DEFINE_<kind>`.
         used_by: the sources, or the command, that read it.
         *arguments: what that takes after the name: default, help, and choices or the least value.
     """

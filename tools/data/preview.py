@@ -64,7 +64,7 @@ def batch_sheet(batch: batch_lib.Batch, *, count: int = 8) -> np.ndarray:
     """Draws the first examples of a batch as the model receives it: pixels, text, actions, masks.
 
     Args:
-        batch: of one of the three objectives, numpy arrays.
+        batch: batch of one of the three objectives, numpy arrays.
         count: examples at most.
 
     Returns:

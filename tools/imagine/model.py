@@ -36,9 +36,9 @@ class VideoModel:
     """The forward model with its frozen encoders.
 
     Args:
-        config: of the run it was trained by, GFDM or joint.
-        params: of that run; other parts are left aside.
-        tokenizer: of the video model's text role; None takes the config's tokenizer.
+        config: resolved config of the run it was trained by, GFDM or joint.
+        params: params of that run; other parts are left aside.
+        tokenizer: tokenizer of the video model's text role; None takes the config's tokenizer.
         where: the checkpoint or bundle, for messages.
 
     Raises:
@@ -94,7 +94,7 @@ class VideoModel:
         Args:
             image: uint8[S, S, 3], the first frame.
             text: the instruction.
-            seeds: of the noises.
+            seeds: seeds of the noises.
             num_steps: denoising steps.
             max_guidance: guidance of the last frame, growing linearly from 1 at the first.
 
@@ -145,7 +145,7 @@ def from_workdir(workdir: str, step: int | None = None) -> tuple[VideoModel, int
     """Reads the video model of a run, its moving average where it has one, and the step.
 
     Args:
-        workdir: of a GFDM or joint run, or one of its checkpoints.
+        workdir: workdir of a GFDM or joint run, or one of its checkpoints.
         step: which checkpoint; None takes the latest that verifies.
 
     Raises:

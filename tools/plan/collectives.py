@@ -30,8 +30,8 @@ def count(text: str, num_devices: int) -> tuple[dict[str, int], dict[str, int]]:
     """Counts the collectives of a step and the bytes a device receives in them.
 
     Args:
-        text: of the program. Loops that count to no constant count once.
-        num_devices: of the program.
+        text: text of the program. Loops that count to no constant count once.
+        num_devices: devices of the program.
 
     Returns:
         Operations and bytes by kind. An all-reduce of n bytes counts 2 n (it scatters, then

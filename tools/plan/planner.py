@@ -42,7 +42,7 @@ class Plan:
         temporary_bytes: activations and whole weights while a step runs.
         program_bytes: the compiled program itself.
         hbm_bytes_per_device: all four, the peak.
-        flops_per_step: of the mathematics, all devices together, recomputation left out.
+        flops_per_step: FLOPs of the mathematics, all devices together, recomputation left out.
         loop_factor: FLOPs of the step over those with the body of every loop once, as XLA counts
             it; the compiler's next two figures and its time are multiplied by it.
         compiled_flops_per_device: what XLA counts in the program, recomputation included.

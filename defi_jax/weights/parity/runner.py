@@ -22,7 +22,7 @@ class Kind:
     """How the fixtures of one kind are run.
 
     Attributes:
-        name: of the kind.
+        name: name of the kind.
         config: type of the module's config, or a function from the reference's fields to it.
         module: builds the module: (config, rngs=...).
         entries: (config, module's maker, official weights) -> rows between our names and theirs.

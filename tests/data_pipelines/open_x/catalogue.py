@@ -69,7 +69,7 @@ def features(layout: Layout, *, as_bytes: bool = False) -> tfds.features.Feature
     """Returns the feature types of a data set.
 
     Args:
-        layout: of the data set.
+        layout: layout of the data set.
         as_bytes: images of floats as those of the bytes that they are stored as; TFDS encodes
             floats with TensorFlow only.
     """
@@ -131,8 +131,8 @@ def raw_steps(layout: Layout, seed: int, lows: Mapping[str, float]) -> dict[str,
     """Returns field of a step -> STEPS values.
 
     Args:
-        layout: of the data set.
-        seed: of the episode.
+        layout: layout of the data set.
+        seed: seed of the episode.
         lows: field -> smallest value, of those that do not begin at -1.
     """
     found = {}
