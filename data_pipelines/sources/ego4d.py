@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from data_pipelines import episodes
-from data_pipelines.sources import video_clips
+from data_pipelines.sources import video_clips, video_folder
 from defi_jax import errors
 
 FILE = "fho_main.json"
@@ -62,7 +62,7 @@ def find_clips(directory: pathlib.Path, annotation: pathlib.Path, name: str) -> 
     Raises:
         DataError: the annotation is damaged.
     """
-    videos = video_clips.VideoFolder(directory)
+    videos = video_folder.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
     rejects: list[episodes.Reject] = []
     try:
@@ -130,7 +130,7 @@ def _next_element(decoder: json.JSONDecoder, text: str, file: TextIO) -> tuple[A
 
 
 def _try_video(
-    entry: Any, videos: video_clips.VideoFolder, name: str, item: str
+    entry: Any, videos: video_folder.VideoFolder, name: str, item: str
 ) -> Iterator[video_clips.Clip | episodes.Reject]:
     """Like `_read_video`; where the entry is of another form, a reject is the last."""
     try:
@@ -140,7 +140,7 @@ def _try_video(
 
 
 def _read_video(
-    entry: Mapping[str, Any], videos: video_clips.VideoFolder, name: str
+    entry: Mapping[str, Any], videos: video_folder.VideoFolder, name: str
 ) -> Iterator[video_clips.Clip | episodes.Reject]:
     """Yields the actions of one video."""
     uid, rate = entry["video_uid"], float(entry["video_metadata"]["fps"])

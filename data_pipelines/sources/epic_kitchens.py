@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 
 from data_pipelines import episodes
 from data_pipelines.formats import csv_files
-from data_pipelines.sources import video_clips
+from data_pipelines.sources import video_clips, video_folder
 from defi_jax import errors
 
 _COLUMNS = (
@@ -67,7 +67,7 @@ def find_clips(
     Raises:
         DataError: a table is damaged or lacks a column.
     """
-    videos = video_clips.VideoFolder(directory)
+    videos = video_folder.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
     rejects: list[episodes.Reject] = []
     without_video: collections.Counter[tuple[str, int]] = collections.Counter()

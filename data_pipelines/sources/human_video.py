@@ -23,7 +23,14 @@ from typing import Any
 
 from data_pipelines import episodes
 from data_pipelines.formats import csv_files, json_files
-from data_pipelines.sources import base, ego4d, epic_kitchens, video_clips, video_layout
+from data_pipelines.sources import (
+    base,
+    ego4d,
+    epic_kitchens,
+    video_clips,
+    video_folder,
+    video_layout,
+)
 from defi_jax import errors
 
 _FORMATS = "expected captions.json {file: caption}, a csv with columns file,caption, or annotation/"
@@ -194,7 +201,7 @@ def _match(
     directory: pathlib.Path, name: str, captions: Captions
 ) -> tuple[list[video_clips.Clip], list[episodes.Reject]]:
     """Pairs captions with the videos of the folder; both sides' leftovers are rejects."""
-    videos = video_clips.VideoFolder(directory)
+    videos = video_folder.VideoFolder(directory)
     rejects = []
     texts_of: dict[pathlib.Path, tuple[str, ...]] = {}
     for file, texts in sorted(captions.items()):
