@@ -1,7 +1,7 @@
 """RLDS trajectories as dlimp has them, without TensorFlow: lazy maps of trajectories and frames.
 
 A trajectory of T steps is a nested dict of arrays [T, ...]; images, texts and other byte strings
-are object arrays [T]. Images stay encoded until someone decodes them (`media.decode_image`).
+are object arrays [T]. Images stay encoded until someone decodes them (`image.decode_image`).
 
     trajectories = Trajectories.from_rlds("gs://bucket/bridge_dataset/1.0.0", splits=["train"])
     frames = trajectories.traj_map(relabel).flatten().frame_map(decode)
