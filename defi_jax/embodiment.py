@@ -177,17 +177,26 @@ def joints(*, motion: str = UNKNOWN, gripper: str = CANONICAL_GRIPPER) -> Conven
     )
 
 
-def get(name: str) -> Embodiment:
-    """Returns the embodiment called `name`.
+def get(name: str, action_dim: int) -> Embodiment:
+    """Returns the embodiment called `name`, whose actions have `action_dim` numbers.
 
     Raises:
-        UserError: it is not in the table.
+        UserError: it is not in the table, or its actions have another width.
     """
     if name not in EMBODIMENTS:
         raise errors.UserError(
             f"unknown embodiment {name!r}", "config.embodiment", f"known: {', '.join(EMBODIMENTS)}"
         )
-    return EMBODIMENTS[name]
+    robot = EMBODIMENTS[name]
+    if len(robot.action_names) != action_dim:
+        fitting = [own.name for own in EMBODIMENTS.values() if len(own.action_names) == action_dim]
+        raise errors.UserError(
+            f"actions have {action_dim} dimensions, {name} has {len(robot.action_names)}",
+            "config.data.action_dim",
+            "set --config.embodiment to the robot of the data, or add it to "
+            f"defi_jax/embodiment.py; of that width: {', '.join(fitting) or 'none'}",
+        )
+    return robot
 
 
 def check_mix(conventions: Mapping[str, Convention], where: str) -> None:

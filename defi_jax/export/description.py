@@ -33,14 +33,8 @@ def describe(
         UserError: the embodiment is not known, or a tokenizer has no file that can travel.
     """
     config = objective.config
-    robot = embodiment.get(config.embodiment)
     chunk, dim = objective.action_noise_shape(1)[1:]
-    if dim != len(robot.action_names):
-        raise errors.UserError(
-            f"actions have {dim} dimensions, {robot.name} has {len(robot.action_names)}",
-            "config.data.action_dim",
-            "set --config.embodiment to the robot of the data",
-        )
+    robot = embodiment.get(config.embodiment, dim)
     size = config.data.image_size
     low, high = limits(robot, metadata["normalizer"]["statistics"])
     return rollout_spec.BundleSpec(

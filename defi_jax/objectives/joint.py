@@ -52,7 +52,8 @@ class JointObjective(base.FeatureObjective):
                 "--config.train_parts",
                 f"known: {', '.join(TRAIN_PARTS)}",
             )
-        embodiment.get(config.embodiment)  # an unknown robot could be trained but not exported
+        # Another robot could be trained, but not exported.
+        embodiment.get(config.embodiment, config.data.action_dim)
         if config.cache_features:
             _check_constant_features(config)
         self.config = config

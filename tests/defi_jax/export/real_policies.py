@@ -147,7 +147,7 @@ def write_checkpoint(workdir, preset: str, cameras: int) -> None:
 def metadata(settings: ml_collections.ConfigDict) -> dict:
     """Returns what training notes beside the parameters."""
     width = settings.data.action_dim
-    assert width == len(embodiment.get(settings.embodiment).action_names)
+    embodiment.get(settings.embodiment, width)
     rows = np.linspace([-1.0] * width, [0.5 + i for i in range(width)], 9)
     normalizer = normalization.Normalizer(
         kind="bounds",

@@ -255,7 +255,7 @@ def test_normaliser_of_another_width_is_refused(stored, tmp_path):
 @pytest.mark.parametrize("kind", ["bounds", "none"])
 def test_limits_that_no_robot_documents_are_those_of_the_training(kind):
     robot = dataclasses.replace(
-        embodiment.get("metaworld_sawyer"),
+        embodiment.get("metaworld_sawyer", 4),
         action_low=(-1.0, None, None, 0.0),
         action_high=(1.0, None, 5.0, None),
     )

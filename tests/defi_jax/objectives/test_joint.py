@@ -167,3 +167,5 @@ def test_presets_cache_only_where_features_stay_the_same():
 def test_an_unknown_robot_is_refused_before_training():
     with pytest.raises(errors.UserError, match="unknown embodiment 'google'"):
         _objective(embodiment="google")
+    with pytest.raises(errors.UserError, match="4 dimensions, franka_panda has 7"):
+        _objective(embodiment="franka_panda")
