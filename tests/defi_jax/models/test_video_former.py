@@ -95,5 +95,6 @@ def test_query_key_gain_scales_the_first_queries_and_keys_alone(params):
     sharper = params_lib.init_params(_make(config), jax.random.key(0))
     first, second = params_lib.flatten(params), params_lib.flatten(sharper)
     for path in first:
-        gain = 3.0 if path.endswith(("to_q/kernel", "to_k/kernel")) else 1.0
+        is_scaled = "temporal_attn" not in path and path.endswith(("to_q/kernel", "to_k/kernel"))
+        gain = 3.0 if is_scaled else 1.0
         np.testing.assert_allclose(second[path], gain * first[path], rtol=1e-5, err_msg=path)

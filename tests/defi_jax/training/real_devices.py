@@ -62,7 +62,7 @@ def difference(want, got):
     """
     found = {}
     for path, leaf in want.items():
-        norm = np.linalg.norm(want[path.replace("['key']['bias']", "['key']['kernel']")])
+        norm = np.linalg.norm(want[path.replace("['to_k']['bias']", "['to_k']['kernel']")])
         found[path] = float(np.linalg.norm(leaf - got[path]) / norm) if norm else np.inf
     return found
 

@@ -301,9 +301,9 @@ def test_damage_found_on_the_way_leaves_nothing(reverse, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "change"),
     [
-        ("block/q/kernel", lambda x: np.concatenate([x, x[:1]])),
-        ("block/q/kernel", lambda x: x[:1]),
-        ("block/q/kernel", lambda x: x[0]),
+        ("block/attention/to_q/kernel", lambda x: np.concatenate([x, x[:1]])),
+        ("block/attention/to_q/kernel", lambda x: x[:1]),
+        ("block/attention/to_q/kernel", lambda x: x[0]),
         ("shared/embedding", lambda x: x[:, :3]),
     ],
     ids=["a layer more", "a layer less", "an axis less", "narrower"],
