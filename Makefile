@@ -15,13 +15,17 @@ DLIMP ?=
 TENSORFLOW_TESTS := tests/data_pipelines/open_x tests/data_pipelines/sources/test_dlimp_dataset.py \
 	tests/data_pipelines/sources/test_rlds.py tests/data_pipelines/store/test_export.py
 
-.PHONY: demo test test-fast test-beam test-tensorflow lint setup clean
+.PHONY: demo test test-docs test-fast test-beam test-tensorflow lint setup clean
 
 demo: setup
 	$(BIN)/python launch/demo.py --output=$(RUN) --video="$(DEMO_VIDEO)" $(DEMO_FLAGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Types the shell blocks of README.md and docs/ from top to bottom, at reduced size
+test-docs: setup
+	TYPE_DOCUMENTS=1 $(BIN)/python -m pytest tests/test_docs.py
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

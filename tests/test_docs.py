@@ -5,10 +5,22 @@ A block is run, unless a comment just before it gives a reason: `<!-- not run: n
 """
 
 import dataclasses
+import json
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
+import numpy as np
+import PIL.Image
+import pyarrow
 import pytest
+import real_policies
+from pyarrow import parquet
+
+from data_pipelines.formats import video
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (
@@ -16,6 +28,8 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
+# Typing all blocks takes longer than all other tests.
+TYPED = pytest.mark.skipif("TYPE_DOCUMENTS" not in os.environ, reason="run by `make test-docs`")
 STAGE = "tests/defi_jax/training/real_stages.py"  # the real stages, shrunk
 
 # Document -> what it says and what is typed instead.
@@ -132,3 +146,120 @@ def test_blocks_are_found_with_their_comments():
         (10, "from a", ""),
     ]
     assert [b.is_shell for b in found] == [True, True, False]
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory, rlds_writer, rlds_tools):
+    """A directory like the repository's root, in which the README was typed from top to bottom."""
+    directory = tmp_path_factory.mktemp("typed")
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", "build") and not path.name.startswith("."):
+            (directory / path.name).symlink_to(path)
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    PIL.Image.fromarray(image).save(directory / "scene.png")
+    episodes = [rlds_tools["episode"](seed) for seed in range(12)]
+    rlds_writer(directory / "raw")([episodes[:6], episodes[6:]])
+    _write_lerobot(directory / "raw" / "my_robot")
+    bundle = real_policies.shared_run(tmp_path_factory) / "bundle"
+    shutil.copytree(bundle, directory / "runs" / "demo" / "bundle")
+    _type(directory, "README.md")
+    return directory
+
+
+def _write_lerobot(root: pathlib.Path, episodes: int = 6, length: int = 40) -> None:
+    """A LeRobot data set of version 2.1: one camera, seven joints, a square that moves."""
+    place = "chunk-{episode_chunk:03d}/episode_{episode_index:06d}"
+    camera = "observation.images.top"
+    number = {"dtype": "float32", "shape": [7], "names": None}
+    info = {
+        "codebase_version": "v2.1",
+        "robot_type": "my_robot",
+        "total_episodes": episodes,
+        "total_frames": episodes * length,
+        "chunks_size": 1000,
+        "fps": 20,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": f"data/{place}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/"
+        "episode_{episode_index:06d}.mp4",
+        "features": {
+            camera: {"dtype": "video", "shape": [48, 64, 3], "info": {}},
+            "action": number,
+            "observation.state": number,
+        },
+    }
+    for folder in ("meta", "data/chunk-000", f"videos/chunk-000/{camera}"):
+        (root / folder).mkdir(parents=True)
+    rows = [{"episode_index": i, "tasks": ["push"], "length": length} for i in range(episodes)]
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "meta" / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "push"}))
+    rng, times = np.random.default_rng(0), np.arange(length)
+    for episode in range(episodes):
+        motion = rng.standard_normal((length, 7)).astype(np.float32)
+        columns = {
+            "action": list(motion),
+            "observation.state": list(np.cumsum(motion, axis=0)),
+            "timestamp": (times / 20).astype(np.float32),
+            "frame_index": times,
+            "episode_index": np.full(length, episode),
+            "index": episode * length + times,
+            "task_index": np.zeros(length, int),
+        }
+        name = f"chunk-000/episode_{episode:06d}"
+        parquet.write_table(pyarrow.table(columns), root / "data" / f"{name}.parquet")
+        frames = np.full((length, 48, 64, 3), 90, np.uint8)
+        for time in times:
+            frames[time, 10:20, time : time + 10] = 230
+        film = root / "videos" / "chunk-000" / camera / f"episode_{episode:06d}.mp4"
+        video.write_video(film, list(frames), fps=20)
+
+
+def _type(directory: pathlib.Path, document: str) -> None:
+    """Types a document's blocks; stops at the first that fails."""
+    environment = os.environ | {
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'rollout'}:{ROOT / 'tests/defi_jax/training'}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "HOME": str(directory),
+    }
+    for block in ALL:
+        if (
+            block.document != document
+            or not block.is_run
+            or not (block.is_shell or block.is_python)
+        ):
+            continue
+        text = block.text
+        for words, instead in SMALLER[document].items():
+            text = text.replace(words, instead)
+        command = ["bash", "-euo", "pipefail", "-c", text]
+        if block.is_python:
+            picture = "import numpy; image = numpy.zeros((64, 64, 3), numpy.uint8)\n"
+            command = [sys.executable, "-c", picture + text]
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        said = f"{document}:{block.line}\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, said
+
+
+@TYPED
+def test_readme_runs_as_it_stands(sandbox):
+    assert (sandbox / "runs" / "bundle" / "bundle.json").exists()
+    assert (sandbox / "runs" / "evaluation" / "results.json").exists()
+    assert (sandbox / "runs" / "future" / "future.mp4").exists()
+    assert (sandbox / "runs" / "mine" / "bundle" / "bundle.json").exists()
+
+
+@TYPED
+@pytest.mark.parametrize("document", [name for name in SMALLER if name != "README.md"])
+def test_documents_run_as_they_stand(sandbox, document):
+    _type(sandbox, document)
