@@ -44,6 +44,112 @@ FLOORS = {
     "tools": ("data demo imagine plan", "report"),
 }
 
+# The same for the files of a room; in rooms that are absent here no file imports another.
+FILE_FLOORS = {
+    "data_pipelines.formats": (
+        "array_records contact_sheet containers csv_files image json_files numpy_pickle tfrecord",
+        "video_display",
+        "video",
+    ),
+    "data_pipelines.loading": (
+        "feature_rows named_mixtures",
+        "config",
+        "mixtures sample_kinds",
+        "sampling",
+        "batches components",
+        "loader",
+    ),
+    "data_pipelines.open_x": (
+        "columns gripper rotation",
+        "base",
+        "episode exported registry",
+        "table",
+    ),
+    "data_pipelines.sources": (
+        "lerobot_tables rlds_directory synthetic video_folder workers",
+        "base lerobot_checks rlds_record rlds_standard",
+        "rlds video_clips",
+        "calvin dlimp_dataset ego4d epic_kitchens lerobot video_layout",
+        "dlimp human_video",
+    ),
+    "data_pipelines.store": (
+        "shards",
+        "reader writer",
+        "beam convert export",
+        "validate",
+    ),
+    "data_pipelines.streaming": (
+        "pool scan",
+        "loader",
+    ),
+    "defi_jax.checkpoints": (
+        "digests train_state",
+        "format",
+        "manager",
+    ),
+    "defi_jax.export": (
+        "program",
+        "description",
+        "writer",
+    ),
+    "defi_jax.models": (
+        "action_denoiser clip_text dinov2 params svd_unet svd_vae t5_encoder vector_quantizer "
+        "video_former",
+        "gfdm latent_action",
+        "gidm",
+        "policy",
+    ),
+    "defi_jax.models.frozen": (
+        "bytes_text types",
+        "scratch",
+        "pretrained",
+        "encoders",
+    ),
+    "defi_jax.models.layers": (
+        "linear norms stack",
+        "attention conv",
+        "residual",
+        "video_transformer",
+    ),
+    "defi_jax.objectives": (
+        "base host image_metrics probe",
+        "setup",
+        "gfdm gidm joint",
+    ),
+    "defi_jax.training": (
+        "flops hardware metrics optimizer sharding warm_start watchdog",
+        "device_batches evaluation step",
+        "periodic start",
+        "loop",
+    ),
+    "defi_jax.weights": (
+        "fields layouts",
+        "table",
+        "sources",
+        "importers",
+        "run_export",
+    ),
+    "defi_jax.weights.parity": (
+        "golden runner",
+        "kinds",
+        "check",
+    ),
+    "defi_jax.weights.tables": (
+        "clip_openai clip_text diffusers_names dinov2 gidm t5_encoder",
+        "policy",
+    ),
+    "tools.data": (
+        "bench convert_options preview",
+        "commands",
+    ),
+    "tools.report": (
+        "charts files",
+        "moving numbers pictures",
+        "page",
+        "writer",
+    ),
+}
+
 # Of another package of ours, each may import these rooms; None stands for all.
 DOORS = {
     "defi_jax": {},
@@ -105,6 +211,18 @@ def test_a_room_imports_only_those_on_lower_floors(room):
     names = frozenset().union(*(_imports(MODULES[name]) for name in inside))
     used = {other for other in ROOMS if other.startswith(f"{package}.") and _below(names, other)}
     assert {other for other in used - {room} if _floor(other) >= _floor(room)} == set()
+
+
+@pytest.mark.parametrize("room", FILE_FLOORS)
+def test_a_file_imports_only_those_on_lower_floors(room):
+    floors = {name: i for i, names in enumerate(FILE_FLOORS[room]) for name in names.split()}
+    inside = {name for name in MODULES if name.rpartition(".")[0] == room}
+    files = {name.rpartition(".")[2]: MODULES[name] for name in inside}
+    files = {name: path for name, path in files.items() if path.name != "__init__.py"}
+    assert files.keys() == floors.keys(), f"declare the floor of each file in FILE_FLOORS[{room!r}]"
+    for name, path in files.items():
+        used = {other for other in files if _below(_imports(path), f"{room}.{other}")} - {name}
+        assert {other for other in used if floors[other] >= floors[name]} == set(), name
 
 
 def test_no_circle():

@@ -26,8 +26,7 @@ import numpy as np
 from av.stream import Disposition
 from defi_rollout import pictures
 
-from data_pipelines.formats import containers
-from data_pipelines.formats import display as display_lib
+from data_pipelines.formats import containers, video_display
 from data_pipelines.formats import image as image_lib
 
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -48,7 +47,7 @@ class Frame:
 
     time: float
     raw: av.VideoFrame
-    display: display_lib.Display
+    display: video_display.Display
     conversions: tuple[str, ...]
 
     def image(self, shorter_side: int | None = None) -> np.ndarray:
@@ -111,7 +110,7 @@ class Video:
                 continue
             if end is not None and time > end + half:
                 return
-            display = display_lib.find(raw, self._stream, self._path)
+            display = video_display.find(raw, self._stream, self._path)
             yield Frame(time, raw, display, (*display.conversions, *self._several))
 
         # A damaged index of an mp4 hides frames; its duration counts what edit lists leave.

@@ -26,7 +26,7 @@ import numpy as np
 from data_pipelines import episodes, normalization
 from data_pipelines.latents import cache as cache_lib
 from data_pipelines.loading import config as config_lib
-from data_pipelines.transforms import action, frame, trajectory
+from data_pipelines.transforms import action, frame, frame_choice
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -101,7 +101,7 @@ class SampleKind(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def frames(self) -> trajectory.Clip | trajectory.FramePair | trajectory.Window:
+    def frames(self) -> frame_choice.Clip | frame_choice.FramePair | frame_choice.Window:
         """Which frames of an episode make a sample."""
 
     @abc.abstractmethod
@@ -162,10 +162,10 @@ class Clips(SampleKind):
     actions = Actions.UNUSED
 
     @functools.cached_property
-    def frames(self) -> trajectory.Clip:
+    def frames(self) -> frame_choice.Clip:
         """See `SampleKind`."""
         own = self.config
-        return trajectory.Clip(
+        return frame_choice.Clip(
             num_frames=own.num_frames, stride=own.frame_stride, max_frames=own.max_frames
         )
 
@@ -204,10 +204,10 @@ class Pairs(SampleKind):
     actions = Actions.OWN
 
     @functools.cached_property
-    def frames(self) -> trajectory.FramePair:
+    def frames(self) -> frame_choice.FramePair:
         """See `SampleKind`."""
         low, high = self.config.pair_offset
-        return trajectory.FramePair(
+        return frame_choice.FramePair(
             min_offset=low, max_offset=high, include_last=self.config.pair_include_last
         )
 
@@ -258,9 +258,9 @@ class Windows(SampleKind):
     actions = Actions.SHARED
 
     @functools.cached_property
-    def frames(self) -> trajectory.Window:
+    def frames(self) -> frame_choice.Window:
         """See `SampleKind`."""
-        return trajectory.Window(stride=self.config.window_stride)
+        return frame_choice.Window(stride=self.config.window_stride)
 
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""

@@ -7,7 +7,7 @@ import pytest
 from data_pipelines import normalization
 from data_pipelines.open_x import gripper, registry
 from data_pipelines.sources import rlds, rlds_directory
-from data_pipelines.transforms import trajectory as trajectories
+from data_pipelines.transforms import frame_choice
 
 SHARED = pathlib.Path(__file__).parents[5] / "shared"
 _ALL = rlds_directory.RldsOptions(splits=rlds_directory.ALL_SPLITS)
@@ -71,7 +71,7 @@ def test_golden_relative_gripper(golden):
 
 @pytest.mark.parametrize(("length", "window"), [(8, 10), (8, 3), (5, 2)])
 def test_golden_pairs(golden, length, window):
-    pair = trajectories.FramePair(min_offset=window - 1, max_offset=window - 1, include_last=True)
+    pair = frame_choice.FramePair(min_offset=window - 1, max_offset=window - 1, include_last=True)
     rng = np.random.default_rng(0)
     found = [pair(length, t, rng).tolist() for t in range(length)]
     assert found == golden[f"pair_index_T{length}_w{window}"]
