@@ -79,7 +79,7 @@ class DataConfig:
         own=True,
     )
     camera_weights: tuple[float, ...] = _key(
-        (), "rules", "of each camera in that draw; () for equal ones", own=True
+        (), "rules", "weight of each camera in that draw; () for equal ones", own=True
     )
     num_frames: int = _key(3, "transforms", "frames T of a GFDM clip", least=1)
     frame_stride: int = _key(
@@ -119,12 +119,18 @@ class DataConfig:
     action_horizon: int = _key(10, "transforms", "actions S of a joint window", least=1)
     window_stride: int = _key(1, "transforms", "control steps between joint windows", least=1)
     action_dim: int = _key(4, "transforms", "dimensions A of an action", least=1)
-    normalization: str = _key("none", "normalizer", "of actions", choices=normalization.KINDS)
+    normalization: str = _key(
+        "none", "normalizer", "how actions are normalised", choices=normalization.KINDS
+    )
     unnormalized_dims: tuple[int, ...] = _key(
-        (), "normalizer", "dimensions of an action left as they are, such as the gripper's"
+        (), "normalizer", "dimensions of an action that are left as they are, such as the gripper's"
     )
     holdout_percent: float = _key(
-        10, "transforms", "of the episodes, by a hash of their id", least=0, most=100
+        10,
+        "transforms",
+        "percent of the episodes that are held out, by a hash of their id",
+        least=0,
+        most=100,
     )
     augment: bool = _key(
         False, "transforms", "change crop and colours in training, alike for all frames of a sample"
@@ -139,12 +145,16 @@ class DataConfig:
         least=0,
     )
     max_bad_fraction: float = _key(
-        0.001, "", "of the samples read that may be damaged before the run stops", least=0, most=1
+        0.001,
+        "",
+        "fraction of the samples read that may be damaged before the run stops",
+        least=0,
+        most=1,
     )
     splits: tuple[str, ...] = _key(
         rlds_directory.DEFAULTS.splits,
         "sources",
-        "of RLDS files that are streamed; ('all',) for every one",
+        "splits of RLDS files that are streamed; ('all',) for every one",
         own=True,
     )
     dataset_version: str = _key(
@@ -159,11 +169,11 @@ class DataConfig:
         "('static=observation/image',): stream these image fields as action-free video",
         own=True,
     )
-    text_field: str = _key("", "sources", "instruction of such video", own=True)
+    text_field: str = _key("", "sources", "field of the instruction of such video", own=True)
     fps: float = _key(
         0.0,
         "sources",
-        "of such video, Hz; 0 where its episodes have a field `fps`",
+        "frames per second of such video; 0 where its episodes have a field `fps`",
         own=True,
         least=0,
     )

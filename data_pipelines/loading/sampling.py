@@ -120,8 +120,8 @@ class Draw(Protocol):
 
         Args:
             index: position of the sample in the run.
-            attempt: to find a good one for this index, from 0.
-            former: number of the last attempt; another of its component is drawn.
+            attempt: number of the try to find a good one for this index, from 0.
+            former: place of the last attempt; another of its component is drawn.
             rng: generator of this index and attempt; what is drawn with it comes before the
                 sample's draws.
         """
