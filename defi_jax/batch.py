@@ -162,6 +162,7 @@ class MakeLoader(Protocol):
     def __call__(
         self,
         spec: Batch,
+        /,
         *,
         split: str,
         seed: int,

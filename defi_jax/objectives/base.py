@@ -78,6 +78,7 @@ class Objective:
         encoders: frozen encoders by role; those of text have roles that end in "_text".
         reads_latents: whether `batch_spec` has latents in the place of video.
         caches_features: whether `batch_spec` has features in the place of images.
+        robot: robot whose actions are learnt, with which the data must agree; "" for any.
     """
 
     name: ClassVar[str]
@@ -86,6 +87,7 @@ class Objective:
     encoders: Mapping[str, Any] = types.MappingProxyType({})
     reads_latents: bool = False
     caches_features: bool = False
+    robot: str = ""
 
     def batch_spec(self, batch_size: int) -> Any:
         """Abstract batch of `batch_size` examples, as `loss_fn` takes it."""

@@ -53,7 +53,7 @@ class JointObjective(base.FeatureObjective):
                 f"known: {', '.join(TRAIN_PARTS)}",
             )
         # Another robot could be trained, but not exported.
-        embodiment.get(config.embodiment, config.data.action_dim)
+        self.robot = embodiment.get(config.embodiment, config.data.action_dim).name
         if config.cache_features:
             _check_constant_features(config)
         self.config = config

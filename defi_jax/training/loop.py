@@ -13,11 +13,11 @@ max_consecutive_bad_steps, compilation_cache_dir, logging, and those of `optimiz
 
 import contextlib
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from defi_jax import batch as batch_lib
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
@@ -32,7 +32,7 @@ from defi_jax.training.caches import latents as latent_cache
 def train(
     config: Any,
     objective: base.Objective,
-    make_loader: Callable[..., Any],
+    make_loader: batch_lib.MakeLoader,
     workdir: str | os.PathLike,
 ) -> TrainState:
     """Trains to `config.steps`, from wherever `workdir` stands, and returns the final state.
@@ -40,8 +40,7 @@ def train(
     Args:
         config: a locked ConfigDict, see the module's docstring.
         objective: the stage.
-        make_loader: (batch_spec, *, split, seed, global_batch, process_index, process_count) ->
-            loader of this process's numpy batches, as data_pipelines.loading.loader.Loader.
+        make_loader: opens the splits of the run's data.
         workdir: the run's directory, local or in a bucket.
 
     Raises:

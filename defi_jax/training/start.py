@@ -4,12 +4,12 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from etils import epath
 
+from defi_jax import batch as batch_lib
 from defi_jax import errors, processes
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager
@@ -123,8 +123,8 @@ def enable_compilation_cache(directory: str) -> None:
 
 
 def open_loaders(
-    config: Any, objective: base.Objective, make_loader: Callable[..., Any]
-) -> tuple[Any, Any]:
+    config: Any, objective: base.Objective, make_loader: batch_lib.MakeLoader
+) -> tuple[batch_lib.Loader, batch_lib.Loader | None]:
     """Opens the splits for this process: training, and held out (None without eval_batches)."""
     options = {
         "seed": config.seed,
@@ -133,8 +133,8 @@ def open_loaders(
         "process_count": jax.process_count(),
     }
     loader = make_loader(objective.batch_spec(config.global_batch), split="train", **options)
-    if objective.name == "joint":  # its actions are those of one robot
-        loader.check_robot(config.embodiment)
+    if objective.robot:
+        loader.check_robot(objective.robot)
     if not config.eval_batches:
         return loader, None
     spec = objective.pixel_batch_spec(config.global_batch)
@@ -149,7 +149,7 @@ def write_config(config: Any, workdir: epath.Path, *, replace: bool = True) -> N
 
 
 def facts(
-    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, loader: Any
+    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, loader: batch_lib.Loader
 ) -> dict[str, Any]:
     """Metadata of the run's checkpoints, at step 0."""
     return {
@@ -171,7 +171,7 @@ def start(
     objective: base.Objective,
     checkpoints: manager.Checkpointer,
     abstract: TrainState,
-    loader: Any,
+    loader: batch_lib.Loader,
     facts: dict[str, Any],
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from and its facts; puts the loader where the state left it.

@@ -44,8 +44,8 @@ def prepare(
     config: Any,
     objective: base.Objective,
     frozen: Params,
-    loader: Any,
-    held_out: Any,
+    loader: batch_lib.Loader,
+    held_out: batch_lib.Loader | None,
     mesh: jax.sharding.Mesh,
     workdir: epath.Path,
     watch: watchdog.Supervisor,
@@ -95,7 +95,7 @@ def prepare(
 class HeldOutFeatures:
     """The first batches of a loader, with features from a file in the place of images."""
 
-    def __init__(self, loader: Any, path: pathlib.Path):
+    def __init__(self, loader: batch_lib.Loader, path: pathlib.Path):
         self._loader, self._path = loader, path
 
     def first(self, num_batches: int) -> Iterator[batch_lib.JointBatch]:

@@ -31,7 +31,7 @@ _ENCODERS = ("latents", "gfdm_text")
 _WITHOUT_EFFECT = ("tokenizer_dir", "decode_chunk", "posterior")
 
 
-def check(config: Any, objective: base.Objective, frozen: Params, loader: Any) -> None:
+def check(config: Any, objective: base.Objective, frozen: Params, loader: batch_lib.Loader) -> None:
     """Refuses latent caches that other encoders made.
 
     Args:

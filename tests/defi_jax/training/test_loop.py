@@ -29,13 +29,13 @@ def train(workdir, *, objective=None, loader=None, **changes):
     return loop.train(toy_run.config(**changes), objective, make_loader, workdir)
 
 
-def test_joint_actions_are_checked_against_the_robot(tmp_path, monkeypatch):
+def test_actions_are_checked_against_the_robot_that_the_objective_learns(tmp_path, monkeypatch):
     checked = []
-    monkeypatch.setattr(toy_run.ToyObjective, "name", "joint")
+    monkeypatch.setattr(toy_run.ToyObjective, "robot", "mine")
     monkeypatch.setattr(
         toy_run.ToyLoader, "check_robot", lambda own, robot: checked.append(robot), raising=False
     )
-    train(tmp_path, steps=1, embodiment="mine")
+    train(tmp_path, steps=1)
     assert checked == ["mine"]
 
 
