@@ -52,5 +52,6 @@ def test_loss_and_every_gradient_leaf_equal_one_devices(name):
     assert report["fsdp"]["axes"] == ["fsdp"]
     assert report["all"]["axes"] == ["fsdp", "tensor"]
     for mesh, found in report.items():
-        off = {path: value for path, value in found["difference"].items() if value > 1e-5}
+        # float32 sums in another order: 1.2e-5 was seen. A lost or doubled shard is off by 0.1.
+        off = {path: value for path, value in found["difference"].items() if value > 5e-5}
         assert not off, mesh
