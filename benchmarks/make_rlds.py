@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.formats import image as image_lib
 from data_pipelines.formats import tfrecord
@@ -79,7 +80,7 @@ def _records(image_size: int, seed: int) -> Iterator[bytes]:
         ]
         action = rng.standard_normal((length, 7)).astype(np.float32)
         action[:, -1] = rng.random(length)  # a gripper's opening
-        yield tfrecord.serialize_example(
+        yield _serialize(
             {
                 "steps/action": action,
                 "steps/observation/state": rng.standard_normal((length, 7)).astype(np.float32),
@@ -89,6 +90,20 @@ def _records(image_size: int, seed: int) -> Iterator[bytes]:
                 "steps/is_first": np.arange(length) == 0,
             }
         )
+
+
+def _serialize(features: dict[str, np.ndarray | list[bytes]]) -> bytes:
+    """Returns a tf.train.Example; arrays are flattened."""
+    example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, values in features.items():
+        feature = example.features.feature[name]
+        if isinstance(values, list):
+            feature.bytes_list.value.extend(values)
+        elif np.issubdtype(values.dtype, np.floating):
+            feature.float_list.value.extend(values.ravel().tolist())
+        else:
+            feature.int64_list.value.extend(values.ravel().astype(int).tolist())
+    return example.SerializeToString(deterministic=True)
 
 
 def _describe(image_size: int) -> dict[str, Any]:
