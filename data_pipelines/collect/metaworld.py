@@ -12,20 +12,16 @@ on how many processes made it.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import process
-from multiprocessing import connection
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -34,6 +30,7 @@ from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
 from data_pipelines import episodes, files
 from data_pipelines.formats import image, json_files
+from data_pipelines.sources import workers as workers_lib
 from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
@@ -52,6 +49,7 @@ NOISE_BURST_STEPS = 8
 SETTINGS_FILE = "collection.json"
 
 _JPEG_QUALITY = 95
+_LIMITS = workers_lib.Limits(seconds=24 * 3600, memory_bytes=64 << 30)  # of a block, which is ours
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,11 +64,11 @@ class Settings:
         strip_actions: write action-free video.
     """
 
-    image_size: int
-    half_way_share: float
-    action_noise: float
-    seed: int
-    strip_actions: bool
+    image_size: int = 64
+    half_way_share: float = 0.5
+    action_noise: float = 0.3
+    seed: int = 0
+    strip_actions: bool = False
 
     def __post_init__(self):
         if not 8 <= self.image_size <= 1024:
@@ -81,6 +79,15 @@ class Settings:
             raise errors.UserError("action noise outside of 0 to 1", str(self.action_noise))
         if self.seed < 0:
             raise errors.UserError("negative seed", str(self.seed))
+
+    @property
+    def source(self) -> str:
+        """See `episodes.Episode`."""
+        return VIDEO_SOURCE if self.strip_actions else SOURCE
+
+    def episode_id(self, task: str, index: int) -> str:
+        """See `episodes.Episode`."""
+        return f"{self.source}-{task}-{index:05d}"
 
     def start_of(self, task: str, index: int) -> str:
         """The kind of start of episode `index`; spread evenly, so that any prefix has the share."""
@@ -128,13 +135,9 @@ def collect(
     tasks: Sequence[str],
     output: str | os.PathLike,
     episodes_per_task: int,
+    settings: Settings = Settings(),
     *,
-    image_size: int = 64,
-    half_way_share: float = 0.5,
-    action_noise: float = 0.3,
-    seed: int = 0,
     workers: int = 2,
-    strip_actions: bool = False,
 ) -> list[Collected]:
     """Fills the episode store `output` with `episodes_per_task` successful episodes of each task.
 
@@ -144,8 +147,9 @@ def collect(
     Args:
         tasks: names of `metaworld_tasks.TASKS`.
         output: directory of the store.
+        episodes_per_task: episodes of each task.
+        settings: how they are made.
         workers: parallel processes.
-        image_size, half_way_share, action_noise, seed, strip_actions: see `Settings`.
 
     Returns:
         Counts of what this call added, by task and start.
@@ -160,13 +164,6 @@ def collect(
             f"episodes_per_task={episodes_per_task}, workers={workers}",
             "give at least 1 of each",
         )
-    settings = Settings(
-        image_size=image_size,
-        half_way_share=half_way_share,
-        action_noise=action_noise,
-        seed=seed,
-        strip_actions=strip_actions,
-    )
     for task in tasks:
         metaworld_tasks.get_task(task)
     metaworld_env.choose_gl()  # once here: the processes inherit the choice
@@ -175,10 +172,22 @@ def collect(
     results: list[Collected] = []
     with files.alone(directory):
         blocks = _missing_blocks(tasks, directory, episodes_per_task, settings)
-        with tqdm.tqdm(
-            total=sum(len(block.indices) for block in blocks), unit="episode", file=sys.stderr
-        ) as bar:
-            for added in _run_blocks(blocks, workers):
+        total = sum(len(block.indices) for block in blocks)
+        found = workers_lib.run(
+            _collect_block, blocks, workers=min(workers, len(blocks)), limits=_LIMITS
+        )
+        with (
+            contextlib.closing(found),
+            tqdm.tqdm(total=total, unit="episode", file=sys.stderr) as bar,
+        ):
+            for _, added in found:
+                if isinstance(added, workers_lib.Failure):
+                    raise errors.UserError(
+                        "a collecting process died (out of memory, or the OpenGL driver)",
+                        f"collect, {added.reason}",
+                        "run again to continue; if it dies again, try fewer workers or "
+                        "MUJOCO_GL=osmesa",
+                    )
                 results += added
                 bar.update(sum(part.episodes for part in added))
     return summarize(results)
@@ -230,12 +239,12 @@ def _missing_blocks(
     tasks: Sequence[str], directory: pathlib.Path, episodes_per_task: int, settings: Settings
 ) -> list[_Block]:
     """Cuts what the store lacks into blocks; tasks alternate, so that any prefix is balanced."""
-    done = store_writer.EpisodeWriter(directory, source=_source(settings), shard="probe").done_ids()
+    done = store_writer.EpisodeWriter(directory, source=settings.source, shard="probe").done_ids()
     blocks = []
     for first in range(0, episodes_per_task, BLOCK_EPISODES):
         for task in dict.fromkeys(tasks):
             indices = range(first, min(first + BLOCK_EPISODES, episodes_per_task))
-            missing = tuple(i for i in indices if _episode_id(task, i, settings) not in done)
+            missing = tuple(i for i in indices if settings.episode_id(task, i) not in done)
             if missing:
                 blocks.append(
                     _Block(task=task, indices=missing, directory=str(directory), settings=settings)
@@ -243,49 +252,14 @@ def _missing_blocks(
     return blocks
 
 
-def _run_blocks(blocks: Sequence[_Block], workers: int) -> Iterator[list[Collected]]:
-    """Yields each block's counts as its process finishes it."""
-    # A forked child would inherit the parent's OpenGL and JAX threads; a spawned one starts clean.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, max(1, len(blocks))),
-        mp_context=context,
-        initializer=_end_with_parent,
-    )
-    try:
-        futures = [pool.submit(_collect_block, block) for block in blocks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    except process.BrokenProcessPool as error:
-        raise errors.UserError(
-            "a collecting process died (out of memory, or the OpenGL driver)",
-            "collect",
-            "run again to continue; if it dies again, try fewer workers or MUJOCO_GL=osmesa",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 # ---- in a worker process ----
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent is killed; it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # the pool's initializer runs in children only
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _collect_block(block: _Block) -> list[Collected]:
     """Plays the episodes of a block and publishes them as one shard."""
     results = []
     env = metaworld_env.MetaWorldEnv(block.task, image_size=block.settings.image_size)
-    source = _source(block.settings)
+    source = block.settings.source
     with (
         contextlib.closing(env),
         store_writer.EpisodeWriter(block.directory, source=source, shard=block.shard) as writer,
@@ -311,14 +285,24 @@ def _collect_episode(
         played = _play(env, start_seed, start, settings.action_noise, rng)
         if played is None:
             continue
-        episode = played.to_episode(env, index, start, start_seed, settings)
+        fields, steps = played
+        if settings.strip_actions:
+            fields |= {"actions": None, "states": None}
+        episode = episodes.Episode(
+            episode_id=settings.episode_id(env.task, index),
+            source=settings.source,
+            embodiment=metaworld_env.EMBODIMENT,
+            instructions=env.spec.instructions,
+            fps=metaworld_env.CONTROL_HZ,
+            **fields,
+        )
         return episode, Collected(
             task=env.task,
             start=start,
             episodes=1,
             attempts=attempt + 1,
             frames=episode.length,
-            steps=float(played.steps),
+            steps=float(steps),
             seconds=time.perf_counter() - began,
         )
     raise errors.UserError(
@@ -328,51 +312,19 @@ def _collect_episode(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Played:
-    """A successful episode: frames by camera, actions [n, 4], states [n, 4], steps to success."""
-
-    digest: str
-    frames: dict[str, list[bytes]]
-    actions: np.ndarray
-    states: np.ndarray
-    steps: int
-
-    def to_episode(
-        self,
-        env: metaworld_env.MetaWorldEnv,
-        index: int,
-        start: str,
-        start_seed: int,
-        settings: Settings,
-    ) -> episodes.Episode:
-        """Adds what the schema wants to know."""
-        return episodes.Episode(
-            episode_id=_episode_id(env.task, index, settings),
-            source=_source(settings),
-            embodiment=metaworld_env.EMBODIMENT,
-            instructions=env.spec.instructions,
-            frames=self.frames,
-            actions=None if settings.strip_actions else self.actions,
-            states=None if settings.strip_actions else self.states,
-            fps=metaworld_env.CONTROL_HZ,
-            metadata={
-                "task": env.task,
-                "start": start,
-                "start_digest": self.digest,
-                "seed": start_seed,
-            },
-        )
-
-
 def _play(
     env: metaworld_env.MetaWorldEnv,
     start_seed: int,
     start: str,
     action_noise: float,
     rng: np.random.Generator,
-) -> _Played | None:
-    """Plays the expert with disturbances; None unless it succeeds at its task alone."""
+) -> tuple[dict[str, Any], int] | None:
+    """Plays the expert with disturbances.
+
+    Returns:
+        Frames by camera, float32[n, 4] actions and states and metadata of an episode, and the
+        steps to success; None unless it succeeds at its task alone.
+    """
     env.reset(start_seed, start)
     digest = env.start_digest()
     noise = _disturbances(env.spec.horizon, action_noise, rng)
@@ -392,13 +344,9 @@ def _play(
         camera: [image.encode_jpeg(view[key], _JPEG_QUALITY) for view in views]
         for camera, key in metaworld_env.CAMERA_KEYS.items()
     }
-    return _Played(
-        digest=digest,
-        frames=frames,
-        actions=np.stack(actions),
-        states=np.stack(states),
-        steps=steps,
-    )
+    names = {"task": env.task, "start": start, "start_digest": digest, "seed": start_seed}
+    columns = {"actions": np.stack(actions), "states": np.stack(states)}
+    return {"frames": frames, "metadata": names, **columns}, steps
 
 
 def _disturbances(steps: int, scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -420,11 +368,3 @@ def _disturbances(steps: int, scale: float, rng: np.random.Generator) -> np.ndar
         if is_burst:
             noise[step, :3] = current
     return noise
-
-
-def _source(settings: Settings) -> str:
-    return VIDEO_SOURCE if settings.strip_actions else SOURCE
-
-
-def _episode_id(task: str, index: int, settings: Settings) -> str:
-    return f"{_source(settings)}-{task}-{index:05d}"

@@ -14,9 +14,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
@@ -72,79 +73,53 @@ def run(
         for item in items:
             yield item, function(item)
         return
-    pool = _Pool(function, workers, limits)
+    crew = [_Worker(function, limits) for _ in range(workers)]
     try:
-        yield from pool.map(items)
+        yield from _map(crew, items)
     finally:
-        pool.close()
-
-
-class _Pool:
-    """Some workers, and the order of their results."""
-
-    def __init__(self, function: Callable[[Any], Any], workers: int, limits: Limits):
-        self._limits = limits
-        self._workers = [_Worker(function, limits) for _ in range(workers)]
-        self._results: dict[int, Any] = {}
-
-    def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        source = enumerate(items)
-        waiting: collections.deque[tuple[int, Any]] = collections.deque()
-        is_exhausted = False
-        while True:
-            while not is_exhausted and len(waiting) < _IN_FLIGHT * len(self._workers):
-                idle = next((worker for worker in self._workers if worker.task is None), None)
-                if idle is None:
-                    break
-                task = next(source, None)
-                is_exhausted = task is None
-                if task is not None:
-                    waiting.append(task)
-                    idle.start(task)
-            if not waiting:
-                return
-            while waiting and waiting[0][0] in self._results:
-                number, item = waiting.popleft()
-                yield item, self._results.pop(number)
-            self._wait()
-
-    def _wait(self) -> None:
-        """Collects what the busy workers have finished, or failed to."""
-        busy = [worker for worker in self._workers if worker.task is not None]
-        if not busy:
-            return
-        first_deadline = min(worker.deadline for worker in busy)
-        patience = max(0.0, first_deadline - time.monotonic())
-        ready = connection.wait([worker.pipe for worker in busy], patience)
-        for worker in busy:
-            assert worker.task is not None
-            number = worker.task[0]
-            if worker.pipe in ready:
-                result = worker.receive()
-                if worker.task is None:
-                    self._results[number] = result
-            elif time.monotonic() >= worker.deadline:
-                if not worker.is_ready:  # no fault of the item
-                    raise errors.UserError(
-                        f"a worker process did not start within {_START_SECONDS:g} s",
-                        "--workers",
-                        "run the same command again with fewer, or when the machine is less busy",
-                    )
-                worker.replace()
-                self._results[number] = Failure(f"took more than {self._limits.seconds:g} s")
-
-    def close(self) -> None:
-        for worker in self._workers:
+        for worker in crew:
             worker.kill()
 
 
+@dataclass(eq=False)
+class _Call:
+    """An item, and in the end its result."""
+
+    item: Any
+    result: Any = None
+    is_done: bool = False
+
+
+def _map(crew: Sequence[_Worker], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    calls = map(_Call, items)
+    waiting: collections.deque[_Call] = collections.deque()
+    while True:
+        for worker in crew:
+            is_free = worker.call is None and len(waiting) < _IN_FLIGHT * len(crew)
+            if is_free and (call := next(calls, None)):
+                waiting.append(call)
+                worker.start(call)
+        if not waiting:
+            return
+        while waiting and waiting[0].is_done:
+            call = waiting.popleft()
+            yield call.item, call.result
+        if busy := [worker for worker in crew if worker.call]:
+            patience = min(worker.deadline for worker in busy) - time.monotonic()
+            ready = connection.wait([worker.pipe for worker in busy], max(0.0, patience))
+            for worker in busy:
+                if worker.pipe in ready:
+                    worker.receive()
+                elif time.monotonic() >= worker.deadline:
+                    worker.expire()
+
+
 class _Worker:
-    """One process and the task it is at.
+    """One process and the call it is at.
 
     Attributes:
-        task: (number, item), or None while idle.
-        deadline: deadline of the task, in `time.monotonic`.
-        is_ready: whether the process has started, so that the deadline is the task's own.
+        call: None while idle.
+        deadline: deadline of the call, in `time.monotonic`.
         pipe: this process' end.
     """
 
@@ -163,47 +138,54 @@ class _Worker:
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self.task: tuple[int, Any] | None = None
-        self.is_ready = False
-        self.deadline = 0.0
+        self.call: _Call | None = None
+        self._has_started = False  # so that the deadline is the call's own
 
-    def start(self, task: tuple[int, Any]) -> None:
-        self.task = task
-        patience = self._limits.seconds if self.is_ready else _START_SECONDS
+    def start(self, call: _Call) -> None:
+        """Sends the item, to a process that reads it: a full pipe of another would block."""
+        self.call = call
+        patience = self._limits.seconds if self._has_started else _START_SECONDS
         self.deadline = time.monotonic() + patience
-        if self.is_ready:
-            self._send()
+        if self._has_started:
+            with contextlib.suppress(OSError):  # it died meanwhile, `receive` will find out
+                self.pipe.send(call.item)
 
-    def _send(self) -> None:
-        """Sends the task's item; only to a process that reads it, as a full pipe would block."""
-        assert self.task is not None
-        with contextlib.suppress(OSError):  # it died meanwhile, `receive` will find out
-            self.pipe.send(self.task[1])
-
-    def receive(self) -> Any:
-        """Takes what waits in the pipe: the task's result, or that the work begins only now."""
+    def receive(self) -> None:
+        """Takes what waits in the pipe: the call's result, or that the work begins only now."""
+        assert self.call is not None
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
             self._process.join(timeout=5)
             code = self._process.exitcode
-            self.replace()
             cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit {code}"
-            return Failure(f"its worker process died ({cause})")
-        if kind == "ready":
-            self.is_ready = True
-            self.deadline = time.monotonic() + self._limits.seconds
-            self._send()
-            return None
-        self.task = None
-        if kind == "error":
-            error_type, what, where, fix = value
-            raise error_type(what, where, fix)
-        if kind == "bug":
-            raise RuntimeError(value)
-        return value
+            self._fail(f"its worker process died ({cause})")
+            return
+        if kind == "started":
+            self._has_started = True
+            self.start(self.call)
+        elif kind == "error":
+            raise value
+        else:
+            self._finish(value)
 
-    def replace(self) -> None:
+    def expire(self) -> None:
+        """Ends a call that is late."""
+        if not self._has_started:  # no fault of the item
+            raise errors.UserError(
+                f"a worker process did not start within {_START_SECONDS:g} s",
+                "--workers",
+                "run the same command again with fewer, or when the machine is less busy",
+            )
+        self._fail(f"took more than {self._limits.seconds:g} s")
+
+    def _finish(self, result: Any) -> None:
+        assert self.call is not None
+        self.call.result, self.call.is_done = result, True
+        self.call = None
+
+    def _fail(self, reason: str) -> None:
+        self._finish(Failure(reason))
         self.kill()
         self._spawn()
 
@@ -219,24 +201,30 @@ class _Worker:
 def _serve(pipe: connection.Connection, function: Callable[[Any], Any], memory_bytes: int) -> None:
     """Answers items with (kind, value) until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, used + memory_bytes))
-    pipe.send(("ready", None))
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_answer(function, item, memory_bytes))
+    pipe.send(("started", None))
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(_answer(function, pipe.recv(), memory_bytes))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed, whatever it is at."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _answer(function: Callable[[Any], Any], item: Any, memory_bytes: int) -> tuple[str, Any]:
     try:
         return "result", function(item)
     except errors.UserError as error:
-        return "error", (type(error), error.what, error.where, error.fix)
+        return "error", error
     except MemoryError:
         return "result", Failure(f"needed more than {memory_bytes >> 20} MiB of memory")
     except Exception:  # passed on: a bug must not look like a damaged file
-        return "bug", traceback.format_exc()
+        return "error", RuntimeError(traceback.format_exc())

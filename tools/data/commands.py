@@ -86,14 +86,11 @@ def _collect(options: convert_options.ConvertOptions) -> Result:
 
     if not options.tasks:
         raise errors.UserError("no task to collect", "--tasks", "give --tasks=drawer-open-v3,...")
+    settings = metaworld.Settings(
+        image_size=options.image_size, seed=options.seed, strip_actions=options.strip_actions
+    )
     collected = metaworld.collect(
-        options.tasks,
-        options.output,
-        options.episodes,
-        image_size=options.image_size,
-        seed=options.seed,
-        workers=options.workers,
-        strip_actions=options.strip_actions,
+        options.tasks, options.output, options.episodes, settings, workers=options.workers
     )
     store = reader.EpisodeStore(options.output)
     lines = [

@@ -1,9 +1,6 @@
 import dataclasses
 import json
-import pathlib
-import subprocess
-import sys
-import time
+import os
 
 import numpy as np
 import pytest
@@ -17,9 +14,7 @@ from data_pipelines.store import reader
 from defi_jax import errors
 
 _TASK = "drawer-close-v3"  # the shortest of the paired tasks
-_SETTINGS = metaworld.Settings(
-    image_size=16, half_way_share=0.5, action_noise=0.3, seed=0, strip_actions=False
-)
+_SETTINGS = metaworld.Settings(image_size=16)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -36,7 +31,7 @@ def _gl():
 def collected(tmp_path_factory):
     """Directory with two episodes, made by the real command in a child process, and counts."""
     directory = tmp_path_factory.mktemp("metaworld")
-    return directory, metaworld.collect([_TASK], directory, 2, image_size=16, workers=1)
+    return directory, metaworld.collect([_TASK], directory, 2, _SETTINGS, workers=1)
 
 
 @pytest.fixture
@@ -88,7 +83,7 @@ def test_start_digest_is_that_of_the_seed(collected):
 
 def test_a_complete_store_is_left_alone_and_a_larger_one_continued(collected):
     directory, _ = collected
-    assert metaworld.collect([_TASK], directory, 2, image_size=16) == []
+    assert metaworld.collect([_TASK], directory, 2, _SETTINGS) == []
     blocks = metaworld._missing_blocks(
         [_TASK, "reach-v3"], directory, metaworld.BLOCK_EPISODES + 1, _SETTINGS
     )
@@ -107,7 +102,7 @@ def test_blocks_made_apart_equal_one_made_at_once(blind, tmp_path):
 
 def test_other_settings_are_refused(collected):
     with pytest.raises(errors.UserError, match="image_size 16 not 24") as caught:
-        metaworld.collect([_TASK], collected[0], 2, image_size=24)
+        metaworld.collect([_TASK], collected[0], 2, metaworld.Settings(image_size=24))
     assert str(collected[0]) in str(caught.value)
     settings = json.loads((collected[0] / metaworld.SETTINGS_FILE).read_text())
     assert settings == dataclasses.asdict(_SETTINGS)
@@ -193,31 +188,14 @@ def test_bad_requests_are_one_line_that_names_them(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_workers_end_when_the_parent_is_killed(tmp_path):
-    script = """
-import concurrent.futures, multiprocessing, os, signal
-from data_pipelines.collect import metaworld
-if __name__ == "__main__":
-    pool = concurrent.futures.ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), metaworld._end_with_parent
-    )
-    print(pool.submit(os.getpid).result(), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    (tmp_path / "killed.py").write_text(script)
-    output = tmp_path / "pid"
-    with output.open("w") as file:
-        subprocess.run(
-            [sys.executable, tmp_path / "killed.py"],
-            env=dict(metaworld.os.environ, PYTHONPATH=":".join(sys.path)),
-            stdout=file,
-            stderr=subprocess.DEVNULL,  # the resource tracker complains about the kill
-        )
-    state = pathlib.Path("/proc", output.read_text().strip(), "stat")
-    deadline = time.monotonic() + 30.0
-    while state.exists() and ") Z " not in state.read_text():
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.05)
+def _die(block):
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_said_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(metaworld, "_collect_block", _die)
+    with pytest.raises(errors.UserError, match=r"process died .*exit 3.*run again to continue"):
+        metaworld.collect([_TASK], tmp_path / "x", 1, workers=1)
 
 
 def test_files_of_something_else_are_left_alone(tmp_path):

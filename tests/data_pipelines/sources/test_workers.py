@@ -1,5 +1,8 @@
 import functools
 import os
+import pathlib
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -127,3 +130,31 @@ def test_few_results_wait_for_a_slow_first_one():
 def test_a_partial_function_reaches_the_workers():
     function: Any = functools.partial(max, key=abs)
     assert list(workers_lib.run(function, [(1, -2)], workers=1, limits=LIMITS)) == [((1, -2), -2)]
+
+
+def test_workers_end_when_the_parent_is_killed(tmp_path):
+    script = """
+import os, signal, sys, threading, time
+from data_pipelines.sources import workers
+def busy(path):
+    open(path, "w").write(str(os.getpid()))
+    time.sleep(600)
+if __name__ == "__main__":
+    results = workers.run(busy, [sys.argv[1]], workers=1, limits=workers.Limits())
+    threading.Thread(target=next, args=(results,), daemon=True).start()
+    while not os.path.exists(sys.argv[1]) or not open(sys.argv[1]).read():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "killed.py").write_text(script)
+    output = tmp_path / "pid"
+    subprocess.run(
+        [sys.executable, tmp_path / "killed.py", output],
+        env=dict(os.environ, PYTHONPATH=":".join(sys.path)),
+        stderr=subprocess.DEVNULL,  # the resource tracker complains about the kill
+    )
+    state = pathlib.Path("/proc", output.read_text(), "stat")
+    deadline = time.monotonic() + 30.0
+    while state.exists() and ") Z " not in state.read_text():
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)

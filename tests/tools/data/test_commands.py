@@ -123,14 +123,14 @@ def test_captioned_folder_by_flags(tmp_path):
 def test_metaworld_flags_reach_the_collector(store, monkeypatch):
     calls = []
 
-    def collect(tasks, output, count, **settings):
+    def collect(tasks, output, count, settings, workers):
         calls.append((tasks, count, settings))
         row = {"task": tasks[0], "start": "usual", "episodes": 2, "attempts": 3, "frames": 80}
         return [metaworld.Collected(**row, steps=40.0, seconds=1.0)]
 
     monkeypatch.setattr(metaworld, "collect", collect)
     result, text = _convert("metaworld", output=str(store), tasks=["drawer-open-v3"], seed=7)
-    assert calls[0][:2] == (["drawer-open-v3"], 2) and calls[0][2]["seed"] == 7
+    assert calls[0][:2] == (["drawer-open-v3"], 2) and calls[0][2].seed == 7
     assert "2 of 3 attempts" in text and result["added"][0]["frames"] == 80
 
 
