@@ -1,11 +1,11 @@
-"""Client side of DeFI-JAX: loads an exported bundle and acts with it."""
+"""Client side of DeFI-JAX: acts with an exported bundle, in process or behind a server."""
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Policy": "defi_rollout.policy"}
+_PUBLIC = {"Policy": "defi_rollout.policy", "Client": "defi_rollout.client"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Command line of the rollout side: evaluate, inspect, doctor.
+"""Command line of the rollout side: serve, evaluate, inspect, doctor.
 
 Every expected error is one line on stderr, `error: what: where; what to do`, and an exit code
 (errors.py); `--debug` shows the traceback. `--json` prints one object on stdout; logs go to stderr.
@@ -57,6 +57,19 @@ def _make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--benchmark", default="", help="also check this benchmark's simulator")
     doctor.set_defaults(run=_doctor)
 
+    serve = commands.add_parser(
+        "serve", parents=[common], help="answer robots over openpi's protocol"
+    )
+    serve.add_argument("bundle")
+    serve.add_argument("--host", default="127.0.0.1", help="others need --token_file")
+    serve.add_argument("--port", type=int, default=8000, help="0: any free one")
+    serve.add_argument("--token_file", type=pathlib.Path, help="clients send what it holds")
+    serve.add_argument("--max_batch", type=int, default=8, help="rows of one call (default 8)")
+    serve.add_argument("--max_connections", type=int, default=64)
+    serve.add_argument("--max_message_mib", type=int, default=32)
+    serve.add_argument("--idle_seconds", type=float, default=3600, help="then it is disconnected")
+    serve.set_defaults(run=_serve)
+
     evaluate = commands.add_parser("evaluate", parents=[common], help="play a benchmark")
     evaluate.add_argument("bundle", help="directory of the bundle")
     evaluate.add_argument("--benchmark", required=True, help="metaworld")
@@ -113,6 +126,41 @@ def _doctor(flags: argparse.Namespace) -> int:
     return errors.CheckFailed.exit_code if failed else 0
 
 
+def _serve(flags: argparse.Namespace) -> int:
+    for name in ("max_batch", "max_connections", "max_message_mib", "idle_seconds"):
+        _require(flags, name, 1)
+    if not 0 <= flags.port < 1 << 16:
+        raise errors.UserError(f"{flags.port}", "--port", "give 0 to 65535")
+    token = _read_token(flags.token_file) if flags.token_file else None
+    from defi_rollout import server
+
+    options = server.Options(
+        host=flags.host,
+        port=flags.port,
+        token=token,
+        max_connections=flags.max_connections,
+        max_message_bytes=flags.max_message_mib * server.MEBIBYTE,
+        idle_seconds=flags.idle_seconds,
+    )
+    server.serve(flags.bundle, options, max_batch=flags.max_batch)
+    return 0
+
+
+def _read_token(path: pathlib.Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UserError(f"cannot read ({error})", f"--token_file={path}", "") from error
+    if not token.isascii() or not token.isprintable() or not token:
+        raise errors.UserError("not one line of ASCII", f"--token_file={path}", "write one token")
+    return token
+
+
+def _require(flags: argparse.Namespace, name: str, least: int) -> None:
+    if getattr(flags, name) < least:
+        raise errors.UserError(f"{getattr(flags, name)}", f"--{name}", f"give at least {least}")
+
+
 def _evaluate(flags: argparse.Namespace) -> int:
     from defi_rollout.benchmarks import base, registry, runner
 
@@ -120,12 +168,8 @@ def _evaluate(flags: argparse.Namespace) -> int:
         raise errors.UserError(
             "remote policies are not supported yet", flags.bundle, "give a bundle directory"
         )
-    for name in ("episodes", "workers"):
-        if getattr(flags, name) < 1:
-            raise errors.UserError(f"{getattr(flags, name)}", f"--{name}", "give at least 1")
-    for name in ("seed", "execute_horizon"):
-        if getattr(flags, name) < 0:
-            raise errors.UserError(f"{getattr(flags, name)}", f"--{name}", "give 0 or more")
+    for name, least in (("episodes", 1), ("workers", 1), ("seed", 0), ("execute_horizon", 0)):
+        _require(flags, name, least)
     plan = base.Plan(
         tasks=tuple(task for task in flags.tasks.split(",") if task),
         episodes=flags.episodes,

@@ -10,6 +10,7 @@ the same actions on every platform.
 Legend: B batch, H W image size, S action-chunk length, A action dimension, L text tokens.
 """
 
+import logging
 import os
 import threading
 import time
@@ -51,8 +52,8 @@ class Policy:
             role: tokenizers.from_bundle(text, source) for role, text in self.spec.text.items()
         }
         self._example = _load_tensors(source, bundle.EXAMPLE)
-        self._seed, self._calls = seed, 0
-        self._lock = threading.Lock()
+        self._noise = NoiseSequence(seed)
+        self._said: set[tuple[str, tuple[int, ...]]] = set()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, seed: int = 0, warm_up: bool = True) -> "Policy":
@@ -73,10 +74,12 @@ class Policy:
         return policy
 
     def reset(self, seed: int | None = None) -> None:
-        """Starts a new episode: the noise sequence begins again, with `seed` where given."""
-        with self._lock:
-            self._seed = self._seed if seed is None else seed
-            self._calls = 0
+        """Starts a new episode: the noise sequence begins again, with `seed` where given.
+
+        Raises:
+            UserError: the seed is not an integer >= 0.
+        """
+        self._noise.reset(seed)
 
     def infer(self, obs: Observation) -> dict[str, Any]:
         """Predicts a chunk of actions.
@@ -85,7 +88,7 @@ class Policy:
             obs: each camera's key to uint8 [H, W, 3] and "prompt" to a string; or, batched, to
                 uint8 [B, H, W, 3] and a string or B strings. Optional: "_defi/seed", an integer
                 (or B of them): the actions then depend on this observation alone;
-                "_defi/reset": true restarts the noise sequence.
+                "_defi/reset": true restarts the noise sequence, an integer does so with it as seed.
 
         Returns:
             "actions": float32 [S, A] ([B, S, A] when batched) in the robot's units, within the
@@ -96,23 +99,67 @@ class Policy:
             CheckFailed: the policy's output is not finite.
         """
         started = time.perf_counter()
-        images, batched = self._read_images(obs)
-        size = images.shape[0]
-        inputs = {"images": images, **self._read_text(obs, size), **self._draw_noise(obs, size)}
-        actions = self._run(inputs)
+        inputs, batched = self.prepare(obs, self._noise)
+        actions = self.run(inputs)
         return {
             "actions": actions if batched else actions[0],
             "policy_timing": {"infer_ms": 1000 * (time.perf_counter() - started)},
         }
 
+    def prepare(self, obs: Observation, noise: "NoiseSequence") -> tuple[Inputs, bool]:
+        """Makes the network's inputs of an observation.
+
+        Args:
+            obs: as for `infer`.
+            noise: of the robot that sent it; advances unless the observation brings a seed.
+
+        Returns:
+            Arrays whose first axis is B, 1 for a single observation; whether it was batched.
+
+        Raises:
+            UserError: as `infer`; the noise has not advanced then.
+        """
+        if not isinstance(obs, Mapping) or not all(isinstance(key, str) for key in obs):
+            raise errors.UserError(
+                f"a {type(obs).__name__}", "observation", "send a map of names to values"
+            )
+        if unknown := {k for k in obs if k.startswith(RESERVED_PREFIX)} - {SEED, RESET}:
+            raise errors.UserError(
+                f"unknown {sorted(unknown)}", "observation", f"{SEED!r} and {RESET!r} are known"
+            )
+        images, batched = self._read_images(obs)
+        rows = images.shape[0]
+        text = self._read_text(obs, rows)
+        keys = noise.keys(obs, rows)
+        drawn = {
+            f"noise/{name}": np.stack([draw_noise(key, name, shape) for key in keys])
+            for name, shape in self.spec.noise.items()
+        }
+        return {"images": images, **text, **drawn}, batched
+
+    def run(self, inputs: Inputs) -> np.ndarray:
+        """Returns the actions of prepared inputs, float32 [B, S, A], in the robot's units.
+
+        Raises:
+            CheckFailed: the policy's output is not finite.
+        """
+        normalised = np.asarray(self._call(self._params, inputs)["actions"], np.float32)
+        if not np.isfinite(normalised).all():
+            raise errors.CheckFailed(
+                "the policy's actions are not finite",
+                f"bundle {self.digest[:12]}",
+                "do not run this bundle; export another checkpoint",
+            )
+        return self.spec.unnormalise(normalised)
+
+    def example_inputs(self, rows: int) -> Inputs:
+        """Returns the bundle's own example, repeated to so many rows, to compile for them."""
+        inputs = self._example_inputs()
+        return {key: np.repeat(value[:1], rows, axis=0) for key, value in inputs.items()}
+
     def run_example(self) -> float:
         """Runs the bundle's own example; returns the relative L2 distance to its known answer."""
-        size = self._example["expected/actions"].shape[0]
-        obs = {c.key: self._example[c.key] for c in self.spec.cameras}
-        images, _ = self._read_images(obs)
-        noise = {f"noise/{n}": self._example[f"noise/{n}"] for n in self.spec.noise}
-        text = self._read_text({PROMPT: self.spec.example_prompt}, size)
-        actions = self._run({"images": images, **text, **noise})
+        actions = self.run(self._example_inputs())
         expected = self._example["expected/actions"]
         return float(np.linalg.norm(actions - expected) / max(np.linalg.norm(expected), 1e-12))
 
@@ -128,26 +175,22 @@ class Policy:
             "bundle": self.digest,
         }
 
-    def _run(self, inputs: Inputs) -> np.ndarray:
-        """Normalised network output of prepared inputs, mapped to real actions [B, S, A]."""
-        normalised = np.asarray(self._call(self._params, inputs)["actions"], np.float32)
-        if not np.isfinite(normalised).all():
-            raise errors.CheckFailed(
-                "the policy's actions are not finite",
-                f"bundle {self.digest[:12]}",
-                "do not run this bundle; export another checkpoint",
-            )
-        return self.spec.unnormalise(normalised)
+    def _example_inputs(self) -> Inputs:
+        rows = self._example["expected/actions"].shape[0]
+        images, _ = self._read_images({c.key: self._example[c.key] for c in self.spec.cameras})
+        noise = {f"noise/{n}": self._example[f"noise/{n}"] for n in self.spec.noise}
+        text = self._read_text({PROMPT: self.spec.example_prompt}, rows)
+        return {"images": images, **text, **noise}
 
     def _read_images(self, obs: Observation) -> tuple[np.ndarray, bool]:
         """Images at the model's size, uint8 [B, cams, H, W, 3], and whether they were batched."""
         expected = {camera.key for camera in self.spec.cameras}
         given = {key for key in obs if key != PROMPT and not key.startswith(RESERVED_PREFIX)}
         if given != expected:
+            missing, extra = sorted(expected - given), sorted(given - expected)
+            what = [f"{word} {keys}" for word, keys in (("lacks", missing), ("has", extra)) if keys]
             raise errors.UserError(
-                f"observation has keys {sorted(given)}",
-                f"bundle {self.digest[:12]}",
-                f"send {sorted(expected)} and 'prompt'",
+                " and ".join(what), "observation", f"send {sorted(expected)} and 'prompt'"
             )
         images = [_check_image(camera, np.asarray(obs[camera.key])) for camera in self.spec.cameras]
         batched = images[0].ndim == 4
@@ -156,7 +199,8 @@ class Policy:
                 "cameras differ in their batch", "observation", "send one image per camera and row"
             )
         views, size = [], (self.spec.image.height, self.spec.image.width)
-        for image in images:
+        for camera, image in zip(self.spec.cameras, images, strict=True):
+            self._say_resized(camera, image.shape[-3:-1])
             rows = image if batched else image[None]
             views.append(np.stack([preprocess.resize(row, size) for row in rows]))
         return np.stack(views, axis=1), batched
@@ -164,9 +208,11 @@ class Policy:
     def _read_text(self, obs: Observation, size: int) -> Inputs:
         """Token ids and masks of every text role, int32 and bool [B, L]."""
         prompt = obs.get(PROMPT)
+        if isinstance(prompt, np.ndarray):
+            prompt = prompt.tolist()
         prompts = [prompt] * size if isinstance(prompt, str) else prompt
         if (
-            not isinstance(prompts, Sequence | np.ndarray)
+            not isinstance(prompts, Sequence)
             or len(prompts) != size
             or not all(isinstance(item, str) for item in prompts)
         ):
@@ -178,21 +224,53 @@ class Policy:
             inputs[f"text/{role}"], inputs[f"text_mask/{role}"] = tokenize(list(prompts))
         return inputs
 
-    def _draw_noise(self, obs: Observation, size: int) -> Inputs:
-        """Standard normal noise per row, float32 [B, ...]."""
-        if obs.get(RESET):
-            self.reset()
+    def _say_resized(self, camera: spec.CameraSpec, given: tuple[int, ...]) -> None:
+        """Logs once per camera that its images have another size than the robot's in training."""
+        wanted = (camera.height, camera.width)
+        if given != wanted and (camera.key, given) not in self._said:
+            self._said.add((camera.key, given))
+            logging.warning(
+                "%s is %dx%d, not %dx%d as in training; resized as in training",
+                camera.key,
+                *given,
+                *wanted,
+            )
+
+
+class NoiseSequence:
+    """What one robot's noise is drawn from: a seed, and how many observations it has sent."""
+
+    def __init__(self, seed: int = 0):
+        self._seed, self._calls = seed, 0
+        self._lock = threading.Lock()
+
+    def reset(self, seed: int | None = None) -> None:
+        """Starts over, with `seed` where given."""
+        with self._lock:
+            self._seed = self._seed if seed is None else _check_seed(seed, RESET)
+            self._calls = 0
+
+    def keys(self, obs: Observation, rows: int) -> list[tuple[int, ...]]:
+        """Returns the integers that each row's noise is a function of, and goes on by one call.
+
+        Raises:
+            UserError: the observation's "_defi/seed" or "_defi/reset" is malformed.
+        """
+        reset = obs.get(RESET, False)
         if SEED in obs:
-            seeds = np.broadcast_to(np.asarray(obs[SEED]), (size,))
-            keys = [(_check_seed(seed),) for seed in seeds.tolist()]
-        else:
-            with self._lock:
-                keys = [(self._seed, self._calls, row) for row in range(size)]
-                self._calls += 1
-        return {
-            f"noise/{name}": np.stack([draw_noise(key, name, shape) for key in keys])
-            for name, shape in self.spec.noise.items()
-        }
+            seeds = np.asarray(obs[SEED])
+            if seeds.shape not in ((), (rows,)):
+                raise errors.UserError(
+                    f"{SEED!r} has the shape {seeds.shape}", "observation", f"send 1 or {rows}"
+                )
+            found = [(_check_seed(seed),) for seed in np.broadcast_to(seeds, (rows,)).tolist()]
+        if reset is not False:
+            self.reset(None if reset is True else reset)
+        if SEED in obs:
+            return found
+        with self._lock:
+            self._calls += 1
+            return [(self._seed, self._calls - 1, row) for row in range(rows)]
 
 
 def draw_noise(key: Sequence[int], name: str, shape: Sequence[int]) -> np.ndarray:
@@ -213,9 +291,9 @@ def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _check_seed(seed: Any) -> int:
-    if not isinstance(seed, int) or seed < 0:
-        raise errors.UserError(f"{SEED!r} is {seed!r}", "observation", "send an integer >= 0")
+def _check_seed(seed: Any, key: str = SEED) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise errors.UserError(f"{key!r} is {seed!r}", "observation", "send an integer >= 0")
     return seed
 
 
