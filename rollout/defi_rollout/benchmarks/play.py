@@ -70,7 +70,7 @@ def play(
     started = time.perf_counter()
     digest = environment.reset(episode)
     timed, camera, film = _TimedActor(actor), _Camera(environment), []
-    executor = executors.OpenLoopExecutor(timed, execute_horizon)
+    executor = executors.ChunkExecutor(timed, execute_horizon)
     executor.reset()
     first_success: dict[str, int | None] = {}
     step = 0
