@@ -1,5 +1,7 @@
 """Errors that a user can cause: one line `what: where; what to do` and one exit code each."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 

@@ -1,19 +1,16 @@
 """The policy server, over real sockets.
 
-`Slow` stands in for a policy where a test needs calls of a known time or that fail; the real bundle
-is served beside it, by the real command.
+`Slow` (policy_servers.py) stands in for a policy where a test needs calls of a known time or that
+fail; the real bundle is served beside it, by the real command.
 """
 
-import asyncio
 import concurrent.futures
-import contextlib
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,57 +18,11 @@ import urllib.request
 import numpy as np
 import pytest
 import websockets.exceptions
-from defi_rollout import batching, client, errors, policy, server, wire
+from defi_rollout import client, errors, policy, server, wire
+from policy_servers import Slow, serving
 from websockets.sync import client as websocket
 
 ROOT = pathlib.Path(__file__).parents[3]
-
-
-class Slow:
-    """A policy of a constant time a call; "boom" fails and "sleep" takes that many seconds."""
-
-    def __init__(self, seconds=0.0):
-        self.seconds, self.sizes = seconds, []
-
-    def prepare(self, obs, noise):
-        if "x" not in obs:
-            raise errors.UserError("lacks ['x']", "observation", "send x")
-        key = noise.keys(obs, 1)[0]
-        sleep = float(obs.get("sleep", self.seconds))
-        row = np.array([[*key[:2], 0.0, obs["x"], sleep, "boom" in obs]])
-        return {"row": row}, False
-
-    def run(self, inputs):
-        rows = inputs["row"]
-        self.sizes.append(len(rows))
-        if rows[:, 5].any():
-            raise ValueError("a secret path /root/secret")
-        time.sleep(rows[:, 4].max())
-        return np.repeat(rows[:, None, :4], 5, axis=1).astype(np.float32)
-
-
-@contextlib.contextmanager
-def serving(model, **options):
-    """Serves in a thread; yields the port."""
-    batcher = batching.Batcher(model, max_rows=8)
-    ports = concurrent.futures.Future()
-    made = []
-
-    async def main():
-        chosen = server.Options(port=0, **options)
-        made.append(server.Server(batcher, {"bundle": "b", "action_horizon": 5}, chosen))
-        made.append(asyncio.get_running_loop())
-        await made[0].run(ports.set_result)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    try:
-        yield ports.result(10)
-    finally:
-        made[1].call_soon_threadsafe(made[0].stop)
-        thread.join(20)
-        batcher.close()
-    assert not thread.is_alive()
 
 
 def stock(port, **headers):
