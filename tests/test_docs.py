@@ -61,6 +61,7 @@ SMALLER = {
         "--workdir=W": "--workdir=runs/other",
         "init.gfdm=G": "init.gfdm=runs/gfdm",
     },
+    "docs/serving.md": {"--steps=20": "--steps=3"},
     "docs/open_x.md": {"configs/gidm.py:tiny": f"{STAGE}:gidm"},
 }
 

@@ -220,7 +220,7 @@ def served(pristine_bundle):
     process.kill()
 
 
-def test_served_equals_in_process_and_sigterm_ends_with_zero(served, tiny, obs):
+def test_served_equals_in_process_drives_the_example_and_ends_on_sigterm(served, tiny, obs):
     port, process = served
     with client.Client(f"ws://127.0.0.1:{port}") as robot:
         assert robot.metadata == wire.unpack(wire.pack(tiny.metadata))
@@ -236,5 +236,14 @@ def test_served_equals_in_process_and_sigterm_ends_with_zero(served, tiny, obs):
             )
         with pytest.raises(client.ServerError, match="lacks"):
             robot.infer({"prompt": "go"})
+    example = [sys.executable, ROOT / "rollout/examples/robot_loop.py", "--steps=3"]
+    done = subprocess.run(
+        [*example, f"--url=ws://127.0.0.1:{port}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "rollout")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "done: 3 steps" in done.stdout and "held" not in done.stdout, done.stderr
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
