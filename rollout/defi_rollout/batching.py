@@ -112,20 +112,22 @@ class Batcher:
 
         Without that wait robots in step split into two groups that take turns.
         """
-        found = [self._waiting.get()]
+        first = self._waiting.get()
+        if first is None:
+            return None
+        found = [first]
         deadline = time.monotonic() + GATHER_SECONDS
         expected = min(len(self._recent[0] | self._recent[1]), self._max_rows)
-        while found[-1] is not None and len(found) < self._max_rows:
+        while len(found) < self._max_rows:
             left = deadline - time.monotonic() if len(found) < expected else 0
             try:
-                found.append(self._waiting.get(block=left > 0, timeout=max(left, 0)))
+                another = self._waiting.get(block=left > 0, timeout=max(left, 0))
             except queue.Empty:
                 break
-        if found[-1] is None:
-            found.pop()
-            if not found:
-                return None
-            self._waiting.put(None)
+            if another is None:
+                self._waiting.put(None)  # the end comes after these
+                break
+            found.append(another)
         self._recent = (self._recent[1], {id(request.noise) for request in found})
         return found
 

@@ -9,7 +9,7 @@ in `DTYPES` is refused, in both directions. Needs only numpy and msgpack; runs o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -40,7 +40,7 @@ def pack(value: Any) -> bytes:
         WireError: a type or dtype that the format does not hold, such as object arrays.
     """
     try:
-        return msgpack.packb(value, default=_encode)
+        return cast(bytes, msgpack.packb(value, default=_encode))
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, errors.UserError):
             raise

@@ -67,7 +67,8 @@ def chains() -> tuple[Chain, ...]:
     Raises:
         BundleError: the list of this package is damaged.
     """
-    text = importlib.resources.files(__package__).joinpath("calvin_chains.json").read_text()
+    folder = importlib.resources.files("defi_rollout.benchmarks")
+    text = folder.joinpath("calvin_chains.json").read_text()
     table = json.loads(text)
     states = [dict(zip(_KEYS, (*state, 0), strict=True)) for state in table["states"]]
     found = tuple(
