@@ -57,14 +57,9 @@ def make_directory(directory: pathlib.Path) -> None:
     Raises:
         UserError: a file is in its place, or it may not be written.
     """
-    try:
+    what = "data directory cannot be made"
+    with errors.UserError.instead_of(OSError, what, directory, "choose another --output"):
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(
-            f"data directory cannot be made ({error.strerror})",
-            directory,
-            "choose another --output",
-        ) from error
 
 
 @contextlib.contextmanager

@@ -28,18 +28,17 @@ def salvage_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes |
     """
     path = epath.Path(path)
     if not path.exists():
-        raise errors.DataError("ArrayRecord file is missing", str(path), _REFETCH)
+        raise errors.DataError("ArrayRecord file is missing", path, _REFETCH)
     with contextlib.ExitStack() as stack:
         local = path
         if "://" in str(path):
             local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
             path.copy(local)
-        try:
+        with errors.DataError.instead_of(
+            (RuntimeError, ValueError), "ArrayRecord file cannot be read", path, _REFETCH
+        ):
             reader = array_record_module.ArrayRecordReader(str(local), READER_OPTIONS)
             count = reader.num_records()
-        except (RuntimeError, ValueError) as error:
-            text = f"ArrayRecord file cannot be read ({error})"
-            raise errors.DataError(text, str(path), _REFETCH) from error
         for index in range(start, count):
             try:
                 yield reader.read(index, index + 1)[0]

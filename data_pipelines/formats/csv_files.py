@@ -44,7 +44,8 @@ def read_rows(
     Raises:
         DataError: unreadable, damaged, or without one of the columns.
     """
-    try:
+    kinds = (OSError, ValueError, csv.Error)
+    with errors.DataError.instead_of(kinds, f"{what} cannot be used", path, fix):
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         if "\0" in text:
             raise ValueError("not UTF-8 but perhaps UTF-16")
@@ -69,8 +70,6 @@ def read_rows(
                 yield {name: row[place].strip() for name, place in named if place < len(row)}
                 if text.count('"') % 2 and any("\n" in cell for cell in row):
                     raise ValueError(f"a quote before line {rows.line_num} is not closed")
-    except (OSError, ValueError, csv.Error) as error:
-        raise errors.DataError(f"{what} cannot be used ({error})", str(path), fix) from error
 
 
 def _parse_header(line: str) -> tuple[list[str], str]:

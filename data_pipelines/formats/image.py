@@ -19,8 +19,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import simplejpeg
 from defi_rollout import pictures, preprocess
 
@@ -30,6 +28,8 @@ MAX_IMAGE_PIXELS = 8192 * 8192  # larger than any robot camera; stops a forged h
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_ERRORS = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
+_FIX = "remove or re-export this frame"
 
 
 # ---- images ----
@@ -53,9 +53,7 @@ def decode_image(data: bytes, *, where: str = "image") -> np.ndarray:
     if data[:8] == _PNG_MAGIC:
         return _decode_png(data, where)
     kind = "no bytes" if not data else f"bytes that start with {data[:8].hex(' ')}"
-    raise errors.DataError(
-        f"not a JPEG or PNG image ({kind})", where, "remove or re-export this frame"
-    )
+    raise errors.DataError(f"not a JPEG or PNG image ({kind})", where, _FIX)
 
 
 def decode_images(encoded: Sequence[bytes], *, where: str = "images") -> Iterator[np.ndarray]:
@@ -93,39 +91,26 @@ def image_size(data: bytes, *, where: str = "image") -> tuple[int, int]:
     if data[:8] == _PNG_MAGIC and len(data) >= 24:
         width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     else:
-        try:
-            header = simplejpeg.decode_jpeg_header(data)
-            height, width = int(header[0]), int(header[1])
-        except ValueError as error:
-            raise errors.DataError(
-                f"damaged image header ({error})", where, "remove or re-export this frame"
-            ) from error
+        with errors.DataError.instead_of(ValueError, "damaged image header", where, _FIX):
+            height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
     check_image_size(height, width, where)
     return height, width
 
 
 def _decode_jpeg(data: bytes, where: str) -> np.ndarray:
     image = np.empty((*image_size(data, where=where), 3), np.uint8)
-    try:
+    with errors.DataError.instead_of(ValueError, "damaged JPEG", where, _FIX):
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=image, strict=True)
-    except ValueError as error:
-        raise errors.DataError(
-            f"damaged JPEG ({error})", where, "remove or re-export this frame"
-        ) from error
 
 
 def _decode_png(data: bytes, where: str) -> np.ndarray:
     image_size(data, where=where)
-    try:
+    with errors.DataError.instead_of(_PNG_ERRORS, "damaged PNG", where, _FIX):
         _check_png_chunks(data)
         with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             mode = image.mode
             if mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
                 return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise errors.DataError(
-            f"damaged PNG ({error})", where, "remove or re-export this frame"
-        ) from error
     raise errors.DataError(
         f"PNG of mode {mode} is not an 8-bit colour image", where, "export 8-bit RGB frames"
     )
@@ -164,13 +149,8 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "444")
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Encodes uint8[H, W, 3] as PNG, lossless."""
-    return pictures.encode_png(image)
-
-
-# The one resizing rule of training and serving.
-resize = preprocess.resize
+encode_png = pictures.encode_png
+resize = preprocess.resize  # the one rule of training and serving
 
 
 def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:

@@ -33,7 +33,5 @@ def load(path: epath.PathLike, *, what: str, fix: str) -> Any:
     Raises:
         DataError: it cannot be read.
     """
-    try:
+    with errors.DataError.instead_of((OSError, ValueError), f"{what} cannot be used", path, fix):
         return parse(epath.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise errors.DataError(f"{what} cannot be used ({error})", str(path), fix) from error

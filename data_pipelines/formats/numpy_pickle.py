@@ -19,6 +19,7 @@ from defi_jax.weights.torch_file import unpickler
 
 _MAX_BYTES = 1 << 30  # the largest published annotation has 30 MB
 _DTYPE = re.compile(r"(?:[?biufSU]\d*|O8?)")
+_FIX = "download it again"
 _NAME = unpickler.Name
 
 
@@ -98,22 +99,15 @@ def load_dict(path: pathlib.Path) -> Mapping[str, Any]:
     Raises:
         DataError: no such file, damaged, or its pickle names what is not on the list.
     """
-    where = str(path)
-    try:
+    with errors.DataError.instead_of((OSError, ValueError), "not a saved dictionary", path, _FIX):
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB")
         pickled = _after_header(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise errors.DataError(
-            f"not a saved dictionary ({error})", where, "download it again"
-        ) from error
-    root = unpickler.load(pickled, where, rebuild=_REBUILD, alone=_ALONE)
-    try:
+    root = unpickler.load(pickled, str(path), rebuild=_REBUILD, alone=_ALONE)
+    with errors.DataError.instead_of(ValueError, "damaged array", path, _FIX):
         (found,) = root.objects() if isinstance(root, Array) else (root,)
-    except ValueError as error:
-        raise errors.DataError(f"damaged array ({error})", where, "download it again") from error
     if not isinstance(found, dict):
-        raise errors.DataError("holds no dictionary", where, "download it again")
+        raise errors.DataError("holds no dictionary", path, _FIX)
     return found
 
 

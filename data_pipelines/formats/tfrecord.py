@@ -101,12 +101,9 @@ def parse_example(record: bytes, *, where: str) -> dict[str, Value]:
     from tensorflow_datasets.proto import tf_example_pb2  # takes half a second to import
 
     example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
-    try:
+    what, fix = "record is not a tf.train.Example", "check the dataset's format"
+    with errors.DataError.instead_of(message.DecodeError, what, where, fix):
         example.ParseFromString(record)
-    except message.DecodeError as error:
-        raise errors.DataError(
-            f"record is not a tf.train.Example ({error})", where, "check the dataset's format"
-        ) from error
     features = {}
     for name, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")

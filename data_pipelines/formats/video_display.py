@@ -115,7 +115,7 @@ def find(raw: av.VideoFrame, stream: av.VideoStream, path: pathlib.Path) -> Disp
     """
     if raw.interlaced_frame:
         fix = "deinterlace it: ffmpeg -i IN -vf bwdif OUT.mp4"
-        raise errors.DataError("interlaced video", str(path), fix)
+        raise errors.DataError("interlaced video", path, fix)
     transfer, primaries = (
         getattr(raw if getattr(raw, name) != _UNNAMED else stream.codec_context, name)
         for name in ("color_trc", "color_primaries")
@@ -149,16 +149,13 @@ def _check_colours(raw: av.VideoFrame, transfer: int, primaries: int, path: path
         return
     fix = "convert it to BT.709, or name its colours (for H.265 'ffmpeg -i IN -c copy -bsf:v "
     fix += "hevc_metadata=colour_primaries=9:transfer_characteristics=18 OUT', 18 is HLG, 16 PQ)"
-    raise errors.DataError(what, str(path), fix)
+    raise errors.DataError(what, path, fix)
 
 
 def _side_data(raw: av.VideoFrame, kind: str, path: pathlib.Path) -> bytes:
-    try:
+    what = "frames carry data that PyAV does not know"  # 3D video, for example
+    with errors.DataError.instead_of(ValueError, what, path, "convert it to mp4"):
         return bytes(raw.side_data.get(kind) or b"")
-    except ValueError as error:  # 3D video, for example
-        raise errors.DataError(
-            f"frames carry data that PyAV does not know ({error})", str(path), "convert it to mp4"
-        ) from error
 
 
 def _orientation(raw: av.VideoFrame, path: pathlib.Path) -> tuple[bool, tuple[int, ...]]:
@@ -175,7 +172,7 @@ def _orientation(raw: av.VideoFrame, path: pathlib.Path) -> tuple[bool, tuple[in
     main, other = ((c, b), (a, d)) if transposed else ((a, d), (b, c))
     if max(map(abs, other)) > _SKEW * min(map(abs, main)):
         what = f"display matrix that is no right angle ({raw.rotation} degrees)"
-        raise errors.DataError(what, str(path), "turn it by a multiple of 90 degrees in an editor")
+        raise errors.DataError(what, path, "turn it by a multiple of 90 degrees in an editor")
     return transposed, tuple(axis for axis, sign in ((1, main[0]), (0, main[1])) if sign < 0)
 
 

@@ -40,6 +40,7 @@ _EMBODIMENTS = {"rel_actions": "franka_panda", "actions": "franka_panda_absolute
 _CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
 _LANGUAGE_FOLDERS = ("lang_annotations", "lang_clip_resnet50", ".")
 _ANNOTATION = "auto_lang_ann.npy"
+_FIX = "download it again"
 _MAX_MEMBER_BYTES = 1 << 26  # unpacked size of one array of a step
 
 # What numpy's reader raises on damaged files; a header goes through Python's tokenizer.
@@ -186,13 +187,9 @@ def _annotated(
             str(paths[0]),
             f"found others: give {named}" if others else "use --calvin_part=play, or download them",
         )
-    try:
-        segments = list(_parse_annotation(numpy_pickle.load_dict(path), folder, prefix))
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.DataError(
-            f"language annotation cannot be used ({error!r})", str(path), "download it again"
-        ) from error
-    return segments, path
+    kinds = (KeyError, TypeError, ValueError)
+    with errors.DataError.instead_of(kinds, "language annotation cannot be used", path, _FIX):
+        return list(_parse_annotation(numpy_pickle.load_dict(path), folder, prefix)), path
 
 
 def _parse_annotation(
@@ -222,11 +219,8 @@ def _play(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Pat
     segments = []
     for start, end in _recordings(path):
         if not _step_path(folder, end).exists():
-            raise errors.DataError(
-                f"the recording from step {start} to {end} has no last step",
-                str(path),
-                "download it again",
-            )
+            what = f"the recording from step {start} to {end} has no last step"
+            raise errors.DataError(what, path, _FIX)
         for first in range(start, end + 1, PLAY_STEPS):
             last = min(first + PLAY_STEPS - 1, end)
             segments.append(
@@ -243,16 +237,12 @@ def _play(folder: pathlib.Path, prefix: str) -> tuple[list[Segment], pathlib.Pat
 
 
 def _recordings(path: pathlib.Path) -> Sequence[tuple[int, int]]:
-    try:
+    with errors.DataError.instead_of(_NUMPY_ERRORS, "recordings cannot be read", path, _FIX):
         table = np.load(path, allow_pickle=False)
         if table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "iu":
             raise ValueError(f"{table.dtype}{list(table.shape)}, not whole numbers [n, 2]")
         if (table[:, 0] > table[:, 1]).any() or (table < 0).any():
             raise ValueError("a recording ends before it starts")
-    except _NUMPY_ERRORS as error:
-        raise errors.DataError(
-            f"recordings cannot be read ({error})", str(path), "download it again"
-        ) from error
     return [(int(first), int(last)) for first, last in table]
 
 
@@ -304,17 +294,15 @@ def _read_step(path: pathlib.Path, actions: Actions) -> dict[str, np.ndarray]:
         DataError: missing, damaged, or a field has another shape.
     """
     fields = (*_CAMERAS.values(), actions, "robot_obs")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if any(info.file_size > _MAX_MEMBER_BYTES for info in file.zip.infolist()):
-                raise ValueError("an array is larger than a step's can be")
-            step = {field: file[field] for field in fields}
-    except FileNotFoundError as error:
-        raise errors.DataError("step is missing", str(path), "download it again") from error
-    except _NUMPY_ERRORS as error:
-        raise errors.DataError(
-            f"step cannot be read ({error})", str(path), "download it again"
-        ) from error
+    if not path.exists():
+        raise errors.DataError("step is missing", path, _FIX)
+    with (
+        errors.DataError.instead_of(_NUMPY_ERRORS, "step cannot be read", path, _FIX),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        if any(info.file_size > _MAX_MEMBER_BYTES for info in file.zip.infolist()):
+            raise ValueError("an array is larger than a step's can be")
+        step = {field: file[field] for field in fields}
     for field, value in step.items():
         is_right = (
             value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size
@@ -322,9 +310,6 @@ def _read_step(path: pathlib.Path, actions: Actions) -> dict[str, np.ndarray]:
             else value.dtype.kind == "f" and value.ndim == 1
         )
         if not is_right:
-            raise errors.DataError(
-                f"field '{field}' is {value.dtype}{list(value.shape)}",
-                str(path),
-                "download it again",
-            )
+            kind = f"{value.dtype}{list(value.shape)}"
+            raise errors.DataError(f"field '{field}' is {kind}", path, _FIX)
     return step

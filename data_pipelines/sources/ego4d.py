@@ -65,17 +65,14 @@ def find_clips(directory: pathlib.Path, annotation: pathlib.Path, name: str) -> 
     videos = video_folder.VideoFolder(directory)
     clips: list[video_clips.Clip] = []
     rejects: list[episodes.Reject] = []
-    try:
+    what, fix = "Ego4D annotation cannot be used", "download it again"
+    with errors.DataError.instead_of((ValueError, RecursionError), what, annotation, fix):
         for place, entry in enumerate(stream_array(annotation, "videos")):
             for made in _try_video(entry, videos, name, f"{annotation}, video {place}"):
                 if isinstance(made, episodes.Reject):
                     rejects.append(made)
                 else:
                     clips.append(made)
-    except (ValueError, RecursionError) as error:
-        raise errors.DataError(
-            f"Ego4D annotation cannot be used ({error!r})", str(annotation), "download it again"
-        ) from error
     recipe = {
         "kind": "ego4d",
         "captions": video_clips.describe_file(annotation) | {"field": "narration_text"},

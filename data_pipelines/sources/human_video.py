@@ -154,15 +154,12 @@ def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Rej
 
 def _read_json(path: pathlib.Path) -> list[tuple[Any, Any]]:
     """Reads pairs of file and caption, whatever they are."""
-    try:
+    what = "caption file cannot be used"
+    with errors.DataError.instead_of((OSError, ValueError), what, path, _FORMATS):
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         if "\0" in text:
             raise ValueError("not UTF-8 but perhaps UTF-16")
         return list(_parse_json(json_files.parse(text)))
-    except (OSError, ValueError) as error:
-        raise errors.DataError(
-            f"caption file cannot be used ({error})", str(path), _FORMATS
-        ) from error
 
 
 def _parse_json(content: Any) -> Iterator[tuple[Any, Any]]:

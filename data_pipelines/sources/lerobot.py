@@ -70,14 +70,12 @@ def open_source(
     options.check_keeps_frames()
     info = tables.load_info(pathlib.Path(directory), primary, wrist)
     robot = embodiment or info.content.get("robot_type") or "robot"
-    try:
+    with errors.DataError.instead_of(
+        tables.FORMAT_ERRORS, "description cannot be used", info.directory / "meta", tables.FIX
+    ):
         found = tables.load_episodes(info, name)
         texts = tables.load_tasks(info)
         chosen, other_splits = tables.of_splits(info, found, splits)
-    except tables.FORMAT_ERRORS as error:
-        raise errors.DataError(
-            f"description cannot be used ({error!r})", str(info.directory / "meta"), tables.FIX
-        ) from error
     runs, failures, contradictions = lerobot_checks.scan_rows(info, found if info.is_v3 else chosen)
     unclaimed = lerobot_checks.check(info, found, contradictions)
     rejects = [

@@ -118,7 +118,7 @@ def load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
     if not path.is_file():
         raise errors.UserError("no LeRobot dataset", str(directory), f"expected {path}")
     content = json_files.load(path, what="info.json", fix=FIX)
-    try:
+    with errors.DataError.instead_of(FORMAT_ERRORS, "info.json cannot be used", path, FIX):
         version = str(content["codebase_version"])
         if version not in VERSIONS:
             raise errors.UserError(
@@ -160,8 +160,6 @@ def load_info(directory: pathlib.Path, primary: str, wrist: str) -> Info:
             content=content,
             left_out=tuple(left_out),
         )
-    except FORMAT_ERRORS as error:
-        raise errors.DataError(f"info.json cannot be used ({error!r})", str(path), FIX) from error
 
 
 # ---- cameras ----

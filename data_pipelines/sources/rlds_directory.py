@@ -199,12 +199,9 @@ def _is_directory(path: epath.Path) -> bool:
     Raises:
         UserError: what reads this kind of path is not installed.
     """
-    try:
+    fix = "pip install 'defi-jax[gcs]'"
+    with errors.UserError.instead_of(ImportError, "bucket cannot be read", path, fix):
         return path.is_dir()
-    except ImportError as error:
-        raise errors.UserError(
-            f"bucket cannot be read ({error})", str(path), "pip install 'defi-jax[gcs]'"
-        ) from error
 
 
 def _is_version(name: str) -> bool:

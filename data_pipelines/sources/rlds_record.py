@@ -44,14 +44,13 @@ class RawSteps(Mapping):
         return (value[:1] or [b""]) * max(map(len, lists), default=0)
 
     def _unpack(self, key: str, field: Field) -> Any:
-        try:
+        with errors.DataError.instead_of(
+            (ValueError, TypeError, zlib.error),
+            f"field '{key}' does not fit features.json",
+            self._where,
+            "check that features.json belongs to these files",
+        ):
             return unpack(self._features.get(key, []), field)
-        except (ValueError, TypeError, zlib.error) as error:
-            raise errors.DataError(
-                f"field '{key}' does not fit features.json ({error})",
-                self._where,
-                "check that features.json belongs to these files",
-            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._info.step_fields)

@@ -18,9 +18,10 @@ The published videos play at 3 frames a second, whatever the robot's rate; give 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,14 +107,10 @@ class LatentFiles:
         self._directory = pathlib.Path(directory)
         self._paths: dict[tuple[str, str], str] = {}
         for item in _items(self._directory, "", None):
-            annotation = _load_json(item.path)
-            try:
-                entries = annotation.get("latent_videos") or ()
-                for index, entry in enumerate(entries):
+            with _annotation(item.path) as annotation:
+                for index, entry in enumerate(annotation.get("latent_videos") or ()):
                     path = str(entry["latent_video_path"])
                     self._paths[item.episode_id, _camera(index)] = path
-            except (TypeError, KeyError, AttributeError) as error:
-                raise _unusable(item.path, error) from error
 
     def __call__(self, episode_id: str, camera: str) -> np.ndarray:
         """Returns the latents of a video, float32[n, h, w, C], scaled in the published files.
@@ -145,7 +142,8 @@ def _read(
     options: video_clips.ClipOptions,
 ) -> episodes.Episode | episodes.Reject:
     try:
-        clip = _load_clip(directory, item.path, item.episode_id)
+        with _annotation(item.path) as annotation:
+            clip = _parse_clip(directory, item.path, item.episode_id, annotation)
     except errors.DataError as error:
         return episodes.Reject(item.item, str(error))
     return video_clips.read_clip(clip, source=name, embodiment=embodiment, options=options)
@@ -197,20 +195,13 @@ def _annotations(directory: pathlib.Path, splits: Collection[str] | None) -> lis
     return paths
 
 
-def _load_clip(directory: pathlib.Path, path: pathlib.Path, episode_id: str) -> video_clips.Clip:
-    annotation = _load_json(path)
-    try:
-        return _parse_clip(directory, path, episode_id, annotation)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise _unusable(path, error) from error
-
-
-def _load_json(path: pathlib.Path) -> dict[str, Any]:
-    return json_files.load(path, what="annotation", fix=_FIX)
-
-
-def _unusable(path: pathlib.Path, error: Exception) -> errors.DataError:
-    return errors.DataError(f"annotation cannot be used ({error!r})", str(path), _FIX)
+@contextlib.contextmanager
+def _annotation(path: pathlib.Path) -> Iterator[Any]:
+    """Gives the content of an annotation; where the block finds it of another form, a DataError."""
+    content = json_files.load(path, what="annotation", fix=_FIX)
+    kinds = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+    with errors.DataError.instead_of(kinds, "annotation cannot be used", path, _FIX):
+        yield content
 
 
 def _load_latent(directory: pathlib.Path, relative: str) -> np.ndarray:

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
@@ -56,7 +56,7 @@ class Failure:
 
 def run(
     function: Callable[[Any], Any], items: Iterable[Any], *, workers: int, limits: Limits
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yields (item, result or `Failure`) in the order of the items.
 
     Args:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -20,6 +21,29 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, str(where), fix
         text = what + (f": {where}" if str(where) else "") + (f"; {fix}" if fix else "")
         super().__init__(" ".join(text.split("\n")))
+
+    @classmethod
+    @contextlib.contextmanager
+    def instead_of(
+        cls,
+        kinds: type[BaseException] | tuple[type[BaseException], ...],
+        what: str,
+        where: object = "",
+        fix: str = "",
+    ) -> Iterator[None]:
+        """Raises this error where the block raises one of some kinds, which it names in brackets.
+
+        Args:
+            kinds: exceptions that the block may raise.
+            what, where, fix: of this error; `what` goes on with the text of the other one.
+        """
+        try:
+            yield
+        except kinds as error:
+            text = getattr(error, "strerror", None) or str(error)
+            if not text or isinstance(error, KeyError):  # whose text is the key alone
+                text = repr(error)
+            raise cls(f"{what} ({text})", where, fix) from error
 
     def __reduce__(self) -> tuple:
         """Rebuilds from the three parts, so that the error survives a process boundary."""

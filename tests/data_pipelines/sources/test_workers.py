@@ -111,7 +111,7 @@ def test_items_are_taken_as_workers_become_free():
     for _ in range(5):
         next(results)
     assert len(taken) <= 5 + 3 * 2
-    results.close()  # pyright: ignore[reportAttributeAccessIssue]
+    results.close()
 
 
 def test_few_results_wait_for_a_slow_first_one():
@@ -124,7 +124,7 @@ def test_few_results_wait_for_a_slow_first_one():
 
     results = workers_lib.run(_hang, items(), workers=2, limits=LIMITS)
     assert next(results) == (1.5, 1.5) and len(taken) <= 3 * 2
-    results.close()  # pyright: ignore[reportAttributeAccessIssue]
+    results.close()
 
 
 def test_a_partial_function_reaches_the_workers():
