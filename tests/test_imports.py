@@ -66,11 +66,13 @@ FILE_FLOORS = {
         "table",
     ),
     "data_pipelines.sources": (
-        "lerobot_tables rlds_directory synthetic video_folder workers",
-        "base lerobot_checks rlds_record rlds_standard",
-        "rlds video_clips",
-        "calvin dlimp_dataset ego4d epic_kitchens lerobot video_layout",
-        "dlimp human_video",
+        "synthetic video_folder workers",
+        "base",
+        "lerobot_tables rlds_directory video_clips",
+        "lerobot_checks rlds_record rlds_standard",
+        "calvin ego4d epic_kitchens lerobot rlds video_layout",
+        "dlimp_dataset human_video",
+        "dlimp",
     ),
     "data_pipelines.store": (
         "shards",

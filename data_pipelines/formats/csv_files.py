@@ -28,12 +28,22 @@ def read_header(path: pathlib.Path) -> list[str]:
         return _parse_header(file.readline())[0]
 
 
+def read_text(path: pathlib.Path) -> str:
+    """Reads what people wrote; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is of another encoding altogether.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise ValueError("not UTF-8 but perhaps UTF-16")
+    return text
+
+
 def read_rows(
     path: pathlib.Path, columns: Sequence[str], *, what: str, fix: str
 ) -> Iterator[dict[str, str]]:
     """Yields the named cells of each row that is not empty, without those that it is too short for.
-
-    Bytes that are not UTF-8 become lone surrogates.
 
     Args:
         path: path of the table.
@@ -46,9 +56,7 @@ def read_rows(
     """
     kinds = (OSError, ValueError, csv.Error)
     with errors.DataError.instead_of(kinds, f"{what} cannot be used", path, fix):
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        if "\0" in text:
-            raise ValueError("not UTF-8 but perhaps UTF-16")
+        text = read_text(path)
         header, delimiter = _parse_header(io.StringIO(text, newline=None).readline())
         missing = [name for name in columns if name not in header]
         if missing:

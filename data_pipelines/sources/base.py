@@ -5,14 +5,16 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from data_pipelines import episodes
 from data_pipelines.sources import workers as workers_lib
+from defi_jax import errors
 
 # Of each kind of reader. Raise the number of one that makes other episodes of the same files, and
 # record what it makes now (tests/fixtures/make_versions.py): stores and streams that were begun
@@ -67,6 +69,15 @@ def recipe(source: Source) -> dict[str, Any]:
     return found
 
 
+def check_splits(
+    wanted: Collection[str] | None, known: Collection[str], where: object, hint: str = ""
+) -> None:
+    """Raises UserError where a wanted split is not there; the hint follows what is."""
+    if absent := sorted(set(wanted or ()) - set(known)):
+        there = ", ".join(known) or "none"
+        raise errors.UserError(f"no split {', '.join(absent)}", where, f"it has: {there}{hint}")
+
+
 class Tally:
     """Counts what a source gave, for manifests."""
 
@@ -116,19 +127,9 @@ class WithoutActions:
     """A source as action-free video: its episodes lose actions and states."""
 
     def __init__(self, source: Source):
-        self.name, self.total = source.name, source.total
-        self.recipe = recipe(source)
+        self.name, self.total, self.recipe = source.name, source.total, recipe(source)
+        self.max_damaged: int | None = getattr(source, "max_damaged", None)  # of an `RldsSource`
         self._source = source
-
-    @property
-    def damaged(self) -> int:
-        """See `rlds.RldsSource`."""
-        return getattr(self._source, "damaged", 0)
-
-    @property
-    def max_damaged(self) -> int | None:
-        """See `rlds.RldsSource`."""
-        return getattr(self._source, "max_damaged", None)
 
     def part(self, number: int, parts: int) -> WithoutActions:
         """See `ItemSource.part`."""
@@ -175,9 +176,9 @@ class ItemSource:
 
     Args:
         name: name of the dataset.
-        items: in the order in which they are written.
-        read_item: picklable; reads one.
-        rejects: what was found unusable before reading.
+        found: items, in the order in which they are written, and rejects: what was found unusable
+            before reading. An id that was there before is a reject, too.
+        read_item: picklable; reads an item. A DataError makes it a reject.
         recipe: JSON-able; how items were chosen and are stored, kept in the manifest.
         workers: how they are read.
     """
@@ -185,18 +186,26 @@ class ItemSource:
     def __init__(
         self,
         name: str,
-        items: Sequence[Item],
-        read_item: Callable[[Any], episodes.Episode | episodes.Reject],
+        found: Iterable[Item | episodes.Reject],
+        read_item: Callable[[Any], episodes.Episode],
         *,
-        rejects: Sequence[episodes.Reject] = (),
         recipe: Mapping[str, Any],
         workers: Workers,
     ):
         self.name, self.recipe = name, recipe
-        self.total = len(items) + len(rejects)
-        self._items, twice = _unique(items)
-        self._read_item, self._rejects = read_item, [*rejects, *twice]
-        self._workers = workers
+        self._read_item, self._workers = read_item, workers
+        self._rejects: list[episodes.Reject] = []
+        items: dict[str, Item] = {}
+        for one in found:
+            if isinstance(one, episodes.Reject):
+                self._rejects.append(one)
+            elif one.episode_id in items:
+                reason = f"its id {one.episode_id!r} is there already"
+                self._rejects.append(episodes.Reject(one.item, reason))
+            else:
+                items[one.episode_id] = one
+        self._items = list(items.values())
+        self.total = len(self._items) + len(self._rejects)
 
     def part(self, number: int, parts: int) -> ItemSource:
         """Returns the part of this number, of equally many items; the first has the rejects."""
@@ -218,8 +227,9 @@ class ItemSource:
         """See `Source`."""
         yield from self._rejects
         waiting = (item for item in self._items if item.episode_id not in skip)
+        read = functools.partial(_read_or_reject, self._read_item)
         results = workers_lib.run(
-            self._read_item, waiting, workers=self._workers.count, limits=self._workers.limits
+            read, waiting, workers=self._workers.count, limits=self._workers.limits
         )
         for item, result in results:
             is_failure = isinstance(result, workers_lib.Failure)
@@ -230,13 +240,10 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
-def _unique(items: Sequence[Item]) -> tuple[list[Item], list[episodes.Reject]]:
-    """Returns the first item of each id, and the others as rejects."""
-    chosen: dict[str, Item] = {}
-    twice = []
-    for item in items:
-        if item.episode_id in chosen:
-            twice.append(episodes.Reject(item.item, f"its id {item.episode_id!r} is there already"))
-        else:
-            chosen[item.episode_id] = item
-    return list(chosen.values()), twice
+def _read_or_reject(
+    read_item: Callable[[Any], episodes.Episode], item: Item
+) -> episodes.Episode | episodes.Reject:
+    try:
+        return read_item(item)
+    except errors.DataError as error:
+        return episodes.Reject(item.item, str(error))

@@ -98,38 +98,32 @@ _SELECTIONS = {
 
 def open_source(
     directory: str | pathlib.Path,
+    how: video_clips.Reading,
     *,
-    name: str,
-    part: Part,
-    language: str,
-    actions: Actions,
-    splits: Collection[str] | None,
-    options: video_clips.ClipOptions,
-    workers: base.Workers,
+    part: Part = "language",
+    language: str = "",
+    actions: Actions = "rel_actions",
 ) -> base.ItemSource:
     """Opens a download of CALVIN, or one of its splits.
 
     Args:
         directory: that holds `training` and `validation`, or one of these.
-        name: name of the dataset.
+        how: what is read.
         part: the annotated windows, or all recordings without language in pieces.
         language: folder of the annotation within a split; "" for a usual one.
         actions: which of the two to keep.
-        splits: to read; None for those that are there.
-        options: how frames are stored.
-        workers: how episodes are read.
 
     Raises:
         UserError: no such directory or split, no annotation, or frames are to be left out.
         DataError: annotations or recordings of all splits are damaged.
     """
-    options.check_keeps_frames()
-    folders = _split_folders(pathlib.Path(directory), splits)
+    how.options.check_keeps_frames()
+    folders = _split_folders(pathlib.Path(directory), how.splits)
     find = functools.partial(_annotated, language=language) if part == "language" else _play
     segments, files, failures = [], [], {}
     for split, folder in folders.items():
         try:
-            found, file = find(folder, f"{name}/{split}")
+            found, file = find(folder, f"{how.name}/{split}")
             files.append({"split": split, **video_clips.describe_file(file)})
             segments += found
         except errors.UserError as error:
@@ -137,18 +131,16 @@ def open_source(
     if not files:
         raise next(iter(failures.values()))
     if not segments:
-        raise errors.DataError(f"no {part} segments", str(directory), "choose the other part")
+        raise errors.DataError(f"no {part} segments", directory, "choose the other part")
     recipe: dict[str, Any] = {
         "kind": "calvin",
         "captions" if part == "language" else "recordings": files,
         "selection": _SELECTIONS[part],
         "actions": actions,
-        "frames": options.to_json(),
     }
     if failures:
         recipe["left_out"] = [f"split {split}: {error}" for split, error in failures.items()]
-    read = functools.partial(_read, name=name, actions=actions, options=options)
-    return base.ItemSource(name, segments, read, recipe=recipe, workers=workers)
+    return how.source(segments, _read, recipe, actions=actions)
 
 
 # ---- which steps ----
@@ -158,18 +150,13 @@ def _split_folders(
     directory: pathlib.Path, splits: Collection[str] | None
 ) -> dict[str, pathlib.Path]:
     if not directory.is_dir():
-        raise errors.UserError("no such CALVIN directory", str(directory), "check --input")
+        raise errors.UserError("no such CALVIN directory", directory, "check --input")
     if directory.name in SPLITS:
         found = {directory.name: directory}
     else:
         found = {split: directory / split for split in SPLITS if (directory / split).is_dir()}
-    absent = sorted(set(splits or ()) - set(found))
-    if absent or not found:
-        raise errors.UserError(
-            f"no split {', '.join(absent or SPLITS)}",
-            str(directory),
-            f"it has: {', '.join(found) or 'none; give the folder that holds them'}",
-        )
+    hint = "" if found else "; give the folder that holds them"
+    base.check_splits(splits or (SPLITS if not found else ()), found, directory, hint)
     return {split: folder for split, folder in found.items() if splits is None or split in splits}
 
 
@@ -249,38 +236,31 @@ def _recordings(path: pathlib.Path) -> Sequence[tuple[int, int]]:
 # ---- steps to episodes ----
 
 
-def _read(
-    segment: Segment, *, name: str, actions: Actions, options: video_clips.ClipOptions
-) -> episodes.Episode | episodes.Reject:
+def _read(segment: Segment, *, how: video_clips.Reading, actions: Actions) -> episodes.Episode:
     last = segment.last
-    if options.max_frames is not None:
-        last = min(last, segment.first + options.max_frames - 1)
+    if how.options.max_frames is not None:
+        last = min(last, segment.first + how.options.max_frames - 1)
     frames: dict[str, list[bytes]] = {camera: [] for camera in _CAMERAS}
     columns: dict[str, list[np.ndarray]] = {actions: [], "robot_obs": []}
-    try:
-        for number in range(segment.first, last + 1):
-            step = _read_step(_step_path(segment.folder, number), actions)
-            for camera, field in _CAMERAS.items():
-                frames[camera].append(options.encode(step[field]))
-            for field, rows in columns.items():
-                rows.append(np.asarray(step[field], np.float32))
-        return episodes.Episode(
-            episode_id=segment.episode_id,
-            source=name,
-            embodiment=_EMBODIMENTS[actions],
-            instructions=(segment.text,),
-            frames=frames,
-            actions=np.stack(columns[actions]),
-            states=np.stack(columns["robot_obs"]),
-            fps=CONTROL_HZ,
-            metadata={
-                "task": segment.task,
-                "steps": [segment.first, last],
-                "action_field": actions,
-            },
-        )
-    except (errors.DataError, ValueError) as error:
-        return episodes.Reject(segment.item, str(error))
+    for number in range(segment.first, last + 1):
+        step = _read_step(_step_path(segment.folder, number), actions)
+        for camera, field in _CAMERAS.items():
+            frames[camera].append(how.options.encode(step[field]))
+        for field, rows in columns.items():
+            rows.append(np.asarray(step[field], np.float32))
+    with errors.DataError.instead_of(ValueError, "steps differ", segment.item, _FIX):
+        stacked = {field: np.stack(rows) for field, rows in columns.items()}
+    return episodes.Episode(
+        episode_id=segment.episode_id,
+        source=how.name,
+        embodiment=how.embodiment or _EMBODIMENTS[actions],
+        instructions=(segment.text,),
+        frames=frames,
+        actions=stacked[actions],
+        states=stacked["robot_obs"],
+        fps=CONTROL_HZ,
+        metadata={"task": segment.task, "steps": [segment.first, last], "action_field": actions},
+    )
 
 
 def _step_path(folder: pathlib.Path, number: int) -> pathlib.Path:

@@ -63,22 +63,17 @@ def find_clips(directory: pathlib.Path, annotation: pathlib.Path, name: str) -> 
         DataError: the annotation is damaged.
     """
     videos = video_folder.VideoFolder(directory)
-    clips: list[video_clips.Clip] = []
-    rejects: list[episodes.Reject] = []
+    found: list[video_clips.Clip | episodes.Reject] = []
     what, fix = "Ego4D annotation cannot be used", "download it again"
     with errors.DataError.instead_of((ValueError, RecursionError), what, annotation, fix):
         for place, entry in enumerate(stream_array(annotation, "videos")):
-            for made in _try_video(entry, videos, name, f"{annotation}, video {place}"):
-                if isinstance(made, episodes.Reject):
-                    rejects.append(made)
-                else:
-                    clips.append(made)
+            found += _try_video(entry, videos, name, f"{annotation}, video {place}")
     recipe = {
         "kind": "ego4d",
         "captions": video_clips.describe_file(annotation) | {"field": "narration_text"},
         "selection": "valid actions of the camera wearer, from pre_frame to post_frame, inclusive",
     }
-    return clips, rejects, recipe
+    return found, recipe
 
 
 def stream_array(path: pathlib.Path, key: str) -> Iterator[Any]:

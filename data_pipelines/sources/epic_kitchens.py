@@ -19,17 +19,10 @@ from collections.abc import Collection, Sequence
 
 from data_pipelines import episodes
 from data_pipelines.formats import csv_files
-from data_pipelines.sources import video_clips, video_folder
-from defi_jax import errors
+from data_pipelines.sources import base, video_clips, video_folder
 
-_COLUMNS = (
-    "narration_id",
-    "participant_id",
-    "video_id",
-    "start_timestamp",
-    "stop_timestamp",
-    "narration",
-)
+_COLUMNS = ("narration_id", "participant_id", "video_id")
+_COLUMNS += ("start_timestamp", "stop_timestamp", "narration")
 _FIX = "download it again"
 SPLITS = ("train", "validation")
 _TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -46,11 +39,8 @@ def find(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathli
         name = f"EPIC_100_{split}.csv"
         paths = sorted([*directory.glob(name), *directory.glob(f"*/{name}")])
         found |= {split: paths[0]} if paths else {}
-    absent = sorted(set(splits or ()) - set(found))
-    if found and absent:
-        raise errors.UserError(
-            f"no split {', '.join(absent)}", str(directory), f"it has: {', '.join(found)}"
-        )
+    if found:
+        base.check_splits(splits, found, directory)
     return [path for split, path in found.items() if splits is None or split in splits]
 
 
@@ -68,8 +58,7 @@ def find_clips(
         DataError: a table is damaged or lacks a column.
     """
     videos = video_folder.VideoFolder(directory)
-    clips: list[video_clips.Clip] = []
-    rejects: list[episodes.Reject] = []
+    clips: list[video_clips.Clip | episodes.Reject] = []
     without_video: collections.Counter[tuple[str, int]] = collections.Counter()
     for table in tables:
         rows = csv_files.read_rows(table, _COLUMNS, what="EPIC-KITCHENS table", fix=_FIX)
@@ -77,26 +66,22 @@ def find_clips(
             absent = [column for column in _COLUMNS if column not in row]
             if absent:
                 reason = f"row is cut short, without {', '.join(absent)}"
-                rejects.append(episodes.Reject(f"{table.name}, segment {number}", reason))
+                clips.append(episodes.Reject(f"{table.name}, segment {number}", reason))
                 continue
             found = videos.find(row["video_id"])
-            if len(found) != 1:
-                without_video[row["video_id"], len(found)] += 1
-                continue
-            made = _clip(row, found[0], name, table)
-            if isinstance(made, episodes.Reject):
-                rejects.append(made)
+            if len(found) == 1:
+                clips.append(_clip(row, found[0], name, table))
             else:
-                clips.append(made)
+                without_video[row["video_id"], len(found)] += 1
     for (video, matches), count in without_video.items():
         reason = f"{matches or 'no'} such videos ({count} segments)"
-        rejects.append(episodes.Reject(video, reason))
+        clips.append(episodes.Reject(video, reason))
     recipe = {
         "kind": "epic_kitchens",
         "captions": [video_clips.describe_file(table) | {"field": "narration"} for table in tables],
         "selection": "every segment, from start_timestamp to stop_timestamp, inclusive",
     }
-    return clips, rejects, recipe
+    return clips, recipe
 
 
 def seconds(timestamp: str) -> float:

@@ -18,7 +18,7 @@ dropped silently.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_pipelines import episodes
@@ -41,24 +41,16 @@ Captions = dict[str, tuple[str, ...]]
 
 def open_source(
     directory: str | pathlib.Path,
+    how: video_clips.Reading,
     *,
-    name: str | None = None,
-    embodiment: str = "human",
     captions: str | pathlib.Path | None = None,
-    options: video_clips.ClipOptions,
-    splits: Collection[str] | None = None,
-    workers: base.Workers,
 ) -> base.ItemSource:
     """Opens a folder of captioned videos, whichever kind it is.
 
     Args:
         directory: the folder.
-        name: name of the dataset; None for the folder's name.
-        embodiment: who acts in the videos.
+        how: what is read; splits are of the annotation layout and of EPIC-KITCHENS.
         captions: caption or annotation file; None searches the folder.
-        options: how clips are stored.
-        splits: splits of the annotation layout and of EPIC-KITCHENS.
-        workers: how clips are decoded.
 
     Raises:
         UserError: no such folder or file, no captions, or several caption files and none chosen.
@@ -66,59 +58,39 @@ def open_source(
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise errors.UserError("no such video folder", str(directory), "check --input")
-    name = name or directory.resolve().name
+        raise errors.UserError("no such video folder", directory, "check --input")
     if captions is None and video_layout.annotation_folder(directory):
-        return video_layout.open_source(
-            directory,
-            name=name,
-            embodiment=embodiment,
-            options=options,
-            splits=splits,
-            workers=workers,
-        )
-    clips, rejects, recipe = _find_clips(directory, name, captions, splits)
-    return video_clips.make_source(
-        name,
-        clips,
-        embodiment=embodiment,
-        options=options,
-        rejects=rejects,
-        recipe=recipe,
-        workers=workers,
-    )
+        return video_layout.open_source(directory, how)
+    path = None if captions is None else pathlib.Path(captions)
+    found, recipe = _find_clips(directory, path, how)
+    return how.source(found, video_clips.read_clip, recipe)
 
 
 def _find_clips(
-    directory: pathlib.Path,
-    name: str,
-    captions: str | pathlib.Path | None,
-    splits: Collection[str] | None,
+    directory: pathlib.Path, path: pathlib.Path | None, how: video_clips.Reading
 ) -> video_clips.Found:
-    path = None if captions is None else pathlib.Path(captions)
     if path is not None and not path.is_file():
-        raise errors.UserError("no such caption file", str(path), "check --captions")
-    tables = epic_kitchens.find(directory, splits) if path is None else [path]
-    if splits and (path is not None or not tables):
+        raise errors.UserError("no such caption file", path, "check --captions")
+    tables = epic_kitchens.find(directory, how.splits) if path is None else [path]
+    if how.splits and (path is not None or not tables):
         raise errors.UserError(
-            f"no split {', '.join(splits)}",
-            str(path or directory),
+            f"no split {', '.join(how.splits)}",
+            path or directory,
             "only annotation/<split> and EPIC_100_<split>.csv have splits; leave out --splits",
         )
     annotation = ego4d.find(directory) if path is None else path
     if annotation is not None and ego4d.is_annotation(annotation):
-        return ego4d.find_clips(directory, annotation, name)
+        return ego4d.find_clips(directory, annotation, how.name)
     if tables and all(epic_kitchens.is_annotation(table) for table in tables):
-        return epic_kitchens.find_clips(directory, tables, name)
+        return epic_kitchens.find_clips(directory, tables, how.name)
     path = path or _find_captions(directory)
-    captions_of, unusable = load_captions(path)
-    clips, rejects = _match(directory, name, captions_of)
+    captions, unusable = load_captions(path)
     recipe = {
         "kind": "captioned folder",
         "captions": video_clips.describe_file(path),
         "selection": "every video that has a caption, whole",
     }
-    return clips, unusable + rejects, recipe
+    return [*unusable, *_match(directory, how.name, captions)], recipe
 
 
 def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Reject]]:
@@ -148,7 +120,7 @@ def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Rej
             reason = f"caption {caption!r} of file {file!r}: both must be texts"
             rejects.append(episodes.Reject(f"{path.name}, entry {number}", reason))
     if not captions:
-        raise errors.DataError("caption file names no video", str(path), _FORMATS)
+        raise errors.DataError("caption file names no video", path, _FORMATS)
     return captions, rejects
 
 
@@ -156,10 +128,7 @@ def _read_json(path: pathlib.Path) -> list[tuple[Any, Any]]:
     """Reads pairs of file and caption, whatever they are."""
     what = "caption file cannot be used"
     with errors.DataError.instead_of((OSError, ValueError), what, path, _FORMATS):
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        if "\0" in text:
-            raise ValueError("not UTF-8 but perhaps UTF-16")
-        return list(_parse_json(json_files.parse(text)))
+        return list(_parse_json(json_files.parse(csv_files.read_text(path))))
 
 
 def _parse_json(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -187,19 +156,17 @@ def _find_captions(directory: pathlib.Path) -> pathlib.Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise errors.UserError("video folder has no captions", str(directory), _FORMATS)
+        raise errors.UserError("video folder has no captions", directory, _FORMATS)
     names = ", ".join(path.name for path in found)
-    raise errors.UserError(
-        f"several caption files ({names})", str(directory), "choose one with --captions"
-    )
+    what = f"several caption files ({names})"
+    raise errors.UserError(what, directory, "choose one with --captions")
 
 
 def _match(
     directory: pathlib.Path, name: str, captions: Captions
-) -> tuple[list[video_clips.Clip], list[episodes.Reject]]:
+) -> Iterator[video_clips.Clip | episodes.Reject]:
     """Pairs captions with the videos of the folder; both sides' leftovers are rejects."""
     videos = video_folder.VideoFolder(directory)
-    rejects = []
     texts_of: dict[pathlib.Path, tuple[str, ...]] = {}
     for file, texts in sorted(captions.items()):
         found = videos.find(file)
@@ -207,16 +174,16 @@ def _match(
             texts_of[found[0]] = (*texts_of.get(found[0], ()), *texts)
         else:
             reason = f"{len(found)} videos of this name" if found else "no such video"
-            rejects.append(episodes.Reject(file, reason))
-    clips = [
-        video_clips.Clip(
+            yield episodes.Reject(file, reason)
+    for path, texts in texts_of.items():
+        relative = path.relative_to(directory).as_posix()
+        yield video_clips.Clip(
             item=str(path),
-            episode_id=f"{name}/{(relative := path.relative_to(directory).as_posix())}",
+            episode_id=f"{name}/{relative}",
             videos={"static": path},
             instructions=tuple(dict.fromkeys(texts)),
             metadata={"file": relative},
         )
-        for path, texts in texts_of.items()
-    ]
-    uncaptioned = (path for path in videos.paths if path not in texts_of)
-    return clips, rejects + [episodes.Reject(str(path), "no caption") for path in uncaptioned]
+    for path in videos.paths:
+        if path not in texts_of:
+            yield episodes.Reject(str(path), "no caption")

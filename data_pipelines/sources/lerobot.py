@@ -20,11 +20,10 @@ manifest keeps its `names`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -40,42 +39,33 @@ Subtasks = Literal["cut", "first"]
 
 def open_source(
     directory: str | pathlib.Path,
+    how: video_clips.Reading,
     *,
-    name: str,
-    embodiment: str,
-    primary: str,
-    wrist: str,
-    subtasks: Subtasks,
-    splits: Collection[str] | None,
-    options: video_clips.ClipOptions,
-    workers: base.Workers,
+    primary: str = "",
+    wrist: str = "",
+    subtasks: Subtasks = "cut",
 ) -> base.ItemSource:
     """Opens a dataset.
 
     Args:
         directory: that holds `meta`, `data` and `videos`.
-        name: name of the dataset.
-        embodiment: embodiment of the episodes; "" for the `robot_type` of the dataset.
+        how: what is read; splits are those of `info.json`, the embodiment is its `robot_type`.
         primary: camera that becomes "static": the end of its name; "" where there is only one.
         wrist: camera that becomes "gripper", likewise; "" for none.
         subtasks: an episode of several tasks is cut at the changes, or has its first one's text.
-        splits: splits of `info.json`; None for all episodes.
-        options: how frames are stored.
-        workers: how episodes are read.
 
     Raises:
         UserError: no such dataset, unknown version, camera or split, or frames are to be left out.
         DataError: the description is damaged, or contradicts itself or the files.
     """
-    options.check_keeps_frames()
+    how.options.check_keeps_frames()
     info = tables.load_info(pathlib.Path(directory), primary, wrist)
-    robot = embodiment or info.content.get("robot_type") or "robot"
     with errors.DataError.instead_of(
         tables.FORMAT_ERRORS, "description cannot be used", info.directory / "meta", tables.FIX
     ):
-        found = tables.load_episodes(info, name)
+        found = tables.load_episodes(info, how.name)
         texts = tables.load_tasks(info)
-        chosen, other_splits = tables.of_splits(info, found, splits)
+        chosen, other_splits = tables.of_splits(info, found, how.splits)
     runs, failures, contradictions = lerobot_checks.scan_rows(info, found if info.is_v3 else chosen)
     unclaimed = lerobot_checks.check(info, found, contradictions)
     rejects = [
@@ -83,10 +73,7 @@ def open_source(
     ]
     readable = [one for one in chosen if one.index not in failures]
     pieces = [piece for one in readable for piece in _by_task(one, runs[one.index], subtasks)]
-    read = functools.partial(
-        _read, info=info, texts=texts, source=name, embodiment=str(robot), options=options
-    )
-    recipe = _recipe(info, chosen, options)
+    recipe = _recipe(info, chosen)
     recipe["left_out"] = [*info.left_out, *other_splits, *unclaimed, *_unnamed(pieces, texts)]
     changes = [len(runs[one.index]) - 1 for one in readable if len(runs[one.index]) > 1]
     if changes and subtasks == "cut":
@@ -95,12 +82,10 @@ def open_source(
         ]
     elif changes:
         recipe["left_out"] += [f"tasks after the first: {sum(changes)}, of {len(changes)} episodes"]
-    return base.ItemSource(name, pieces, read, rejects=rejects, recipe=recipe, workers=workers)
+    return how.source([*rejects, *pieces], _read, recipe, info=info, texts=texts)
 
 
-def _recipe(
-    info: tables.Info, chosen: Sequence[tables.Recording], options: video_clips.ClipOptions
-) -> dict[str, Any]:
+def _recipe(info: tables.Info, chosen: Sequence[tables.Recording]) -> dict[str, Any]:
     features = info.content["features"]
     paths = {*(info.directory / "meta").rglob("*")}
     for one in chosen:
@@ -115,7 +100,6 @@ def _recipe(
         "selection": "every episode",
         # No folders or endless links: reading rejects their episodes.
         "files": files.digest_files(info.directory, filter(os.path.isfile, paths)),
-        "frames": options.to_json(),
     }
 
 
@@ -144,43 +128,37 @@ def _unnamed(pieces: Sequence[tables.Recording], texts: Mapping[int, str] | None
 def _read(
     one: tables.Recording,
     *,
+    how: video_clips.Reading,
     info: tables.Info,
     texts: Mapping[int, str] | None,
-    source: str,
-    embodiment: str,
-    options: video_clips.ClipOptions,
-) -> episodes.Episode | episodes.Reject:
-    length = min(one.steps, options.max_frames or one.steps)
+) -> episodes.Episode:
+    length = min(one.steps, how.options.max_frames or one.steps)
     kept = slice(one.first, one.first + length)
-    try:
+    with errors.DataError.instead_of(tables.FORMAT_ERRORS, "episode cannot be read"):
         rows = _read_rows(one, info)
         stamps = np.ravel(rows.get("timestamp", np.arange(one.length) / info.fps))
         times = np.asarray(stamps, np.float64) - float(stamps[0])
         frames = {}
         for camera, key in info.cameras.items():
             if key in info.videos:
-                frames[camera] = list(_frames_at(one, key, times[kept], info, options))
+                frames[camera] = list(_frames_at(one, key, times[kept], info, how.options))
             else:
-                frames[camera] = _images(rows[key][kept], options)
+                frames[camera] = _images(rows[key][kept], how.options)
         columns = {ours: _column(rows, name, info)[kept] for ours, name in info.columns.items()}
         metadata: dict[str, Any] = {"episode_index": one.index}
         if one.steps < one.length:
             metadata["steps"] = [one.first, one.first + length - 1]
         return episodes.Episode(
             episode_id=one.episode_id,
-            source=source,
-            embodiment=embodiment,
+            source=how.name,
+            embodiment=how.embodiment or str(info.content.get("robot_type") or "robot"),
             instructions=(_instruction(one, texts),),
             frames=frames,
             actions=columns.get("actions"),
             states=columns.get("states"),
-            fps=options.fps or info.fps,
+            fps=how.options.fps or info.fps,
             metadata=metadata,
         )
-    except tables.FORMAT_ERRORS as error:
-        return episodes.Reject(one.item, f"episode cannot be read ({error!r})")
-    except errors.DataError as error:
-        return episodes.Reject(one.item, str(error))
 
 
 def _read_rows(one: tables.Recording, info: tables.Info) -> dict[str, list[Any]]:
@@ -255,10 +233,10 @@ def _frames_at(
         excess = 0.0 if opened.seconds is None else (opened.seconds - end) * info.fps
         if max(-excess, 0 if info.is_v3 else excess) > lerobot_checks.LENGTHS_DIFFER:
             what = f"video lasts {opened.seconds:.2f} s, its episode {start:.2f} to {end:.2f} s"
-            raise errors.DataError(what, str(path), tables.FIX)
+            raise errors.DataError(what, path, tables.FIX)
         if times[-1] > end - nearest:
             what = f"step at {times[-1]:.3f} s is after the episode's end at {end:.3f} s"
-            raise errors.DataError(what, str(path), tables.FIX)
+            raise errors.DataError(what, path, tables.FIX)
         for frame in opened.frames(float(times[0]), float(times[-1])):
             if count == len(times) or frame.time > times[count] + nearest:
                 break
@@ -266,8 +244,5 @@ def _frames_at(
                 yield options.encode(frame.image())
                 count += 1
     if count < len(times):
-        raise errors.DataError(
-            f"video has no frame at {times[count]:.3f} s (found {count} of {len(times)})",
-            str(path),
-            tables.FIX,
-        )
+        what = f"video has no frame at {times[count]:.3f} s (found {count} of {len(times)})"
+        raise errors.DataError(what, path, tables.FIX)

@@ -19,6 +19,7 @@ import pyarrow
 from pyarrow import parquet
 
 from data_pipelines.formats import json_files
+from data_pipelines.sources import base
 from defi_jax import errors
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -301,11 +302,7 @@ def of_splits(
         return list(found), []
     total = max((one.index + 1 for one in found), default=0)
     known = info.content.get("splits") or {"train": f"0:{total}"}
-    absent = sorted(set(splits) - set(known))
-    if absent:
-        raise errors.UserError(
-            f"no split {', '.join(absent)}", str(info.directory), f"it has: {', '.join(known)}"
-        )
+    base.check_splits(splits, known, info.directory)
     wanted, left_out = [], []
     for split in splits:
         match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(known[split]))

@@ -20,6 +20,7 @@ from etils import epath
 
 from data_pipelines.formats import json_files
 from data_pipelines.open_x import base as standardize_base
+from data_pipelines.sources import base
 from defi_jax import errors
 
 Result = TypeVar("Result")
@@ -260,14 +261,10 @@ def _choose(
         UserError: a split that there is not, or a file format that is not read.
         DataError: shards are missing.
     """
-    where = str(directory / _INFO)
+    where = directory / _INFO
     chosen = tuple(splits) if options.splits == ALL_SPLITS else options.splits
-    absent = sorted(set(chosen) - set(splits))
-    if absent or not chosen:
-        known = ", ".join(sorted(splits)) or "none"
-        raise errors.UserError(
-            f"no split {', '.join(absent)}", where, f"it has: {known}; choose by `splits`, or all"
-        )
+    hint = "; choose by `splits`, or all"
+    base.check_splits(chosen or ("",), sorted(splits), where, hint)
     left_out = [
         f"split {name}: {sum(shard.num_records for shard in shards)} episodes"
         for name, shards in splits.items()
@@ -280,11 +277,9 @@ def _choose(
         if not shards:
             raise errors.DataError(f"split '{name}' has no shardLengths", where)
         if shards[0].file_format not in FILE_FORMATS:
-            raise errors.UserError(
-                f"RLDS file format '{shards[0].file_format}'",
-                str(directory),
-                f"only {' and '.join(FILE_FORMATS)} are read",
-            )
+            what = f"RLDS file format '{shards[0].file_format}'"
+            fix = f"only {' and '.join(FILE_FORMATS)} are read"
+            raise errors.UserError(what, directory, fix)
         for folder in {shard.path.parent for shard in shards} - set(listed):
             listed[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
         there = [shard for shard in shards if shard.path.name in listed[shard.path.parent]]

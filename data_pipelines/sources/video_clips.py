@@ -9,9 +9,8 @@ import functools
 import hashlib
 import itertools
 import math
-import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,6 +26,8 @@ from defi_jax import errors
 MAX_FRAMES = 20_000  # of one clip; longer ones are films that somebody forgot to cut
 _RATES_DIFFER = 0.01  # relative
 _RATES_CONTRADICT = 4.0  # times
+_RESAMPLED = "resampled to even times"
+_OTHER_VIDEOS = "use the videos that the annotation was made for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,91 +135,96 @@ class Clip:
         return self.actions is not None or self.states is not None
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """Frames of one camera.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is read of a dataset, and how.
 
     Attributes:
-        frames: encoded.
-        fps: fps of `frames`.
-        is_uneven: whether the container's frames were not evenly spaced.
+        name: name of the dataset; becomes `Episode.source`.
+        embodiment: who acts; "" for what the dataset says, and where it says nothing for "robot" if
+            there are actions, and "human" if there are none.
+        splits: that are read; None for all.
+        options: how frames are stored.
+        workers: how episodes are read.
+    """
+
+    name: str
+    embodiment: str = ""
+    splits: Collection[str] | None = None
+    options: ClipOptions = ClipOptions()
+    workers: base.Workers = field(default_factory=base.Workers)
+
+    def source(
+        self,
+        found: Iterable[base.Item | episodes.Reject],
+        read: Callable[..., episodes.Episode],
+        recipe: Mapping[str, Any],
+        **arguments: Any,
+    ) -> base.ItemSource:
+        """Makes the source of what was found; `read(item, how=self, **arguments)` reads one."""
+        read = functools.partial(read, how=self, **arguments)
+        recipe = {**recipe, "frames": self.options.to_json()}
+        return base.ItemSource(self.name, found, read, recipe=recipe, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Frames of one camera: encoded, and their rate.
+
+    Attributes:
         video_size: (height, width) of the file.
         conversions: what was done to show the video as a player does, in words.
     """
 
     frames: list[bytes]
     fps: float
-    is_uneven: bool
     video_size: tuple[int, int]
     conversions: set[str]
 
 
-# Clips, what is unusable, and the beginning of the recipe.
-Found = tuple[list[Clip], list[episodes.Reject], dict[str, Any]]
+# Clips and what is unusable, and the beginning of the recipe.
+Found = tuple[list[Clip | episodes.Reject], dict[str, Any]]
 
 
-# The actor where none is named: a person, whose hands leave no action vectors.
-_HUMAN, _ROBOT = "human", "robot"
-
-
-def read_clip(
-    clip: Clip, *, source: str, embodiment: str, options: ClipOptions
-) -> episodes.Episode | episodes.Reject:
-    """Decodes a clip; whatever is wrong with it becomes a reject, so that the others go on.
-
-    An `embodiment` of "" becomes "robot" where the clip has actions, and else "human".
+def read_clip(clip: Clip, *, how: Reading) -> episodes.Episode:
+    """Decodes a clip.
 
     Raises:
+        DataError: something is wrong with it.
         UserError: frames of a clip with actions or states are to be left out.
     """
     if clip.has_columns:
-        options.check_keeps_frames(clip.item)
-    try:
-        decoded = {camera: _decode(path, clip, options) for camera, path in clip.videos.items()}
-        first = next(iter(decoded.values()))
-        length = len(first.frames)
-        metadata = {
-            **clip.metadata,
-            **_provenance(clip, options),
-            "video_size": first.video_size,
-            "frame_size": image_lib.image_size(first.frames[0]),
-        }
-        if any(camera.is_uneven for camera in decoded.values()):
-            metadata["uneven_times"] = True
-        conversions = {name for camera in decoded.values() for name in camera.conversions}
-        if conversions:
-            metadata[episodes.CONVERSIONS] = sorted(conversions)
-        if length != clip.num_frames and action.LAST_IS_PADDING in metadata:
-            metadata[action.LAST_IS_PADDING] = False  # it was cut off
-        return episodes.Episode(
-            episode_id=clip.episode_id,
-            source=source,
-            embodiment=embodiment or (_HUMAN if clip.actions is None else _ROBOT),
-            instructions=clip.instructions,
-            frames={camera: found.frames for camera, found in decoded.items()},
-            actions=_first(clip.actions, length),
-            states=_first(clip.states, length),
-            fps=first.fps,
-            metadata=metadata,
-        )
-    except errors.DataError as error:
-        return episodes.Reject(clip.item, str(error))
-
-
-def make_source(
-    name: str,
-    clips: Sequence[Clip],
-    *,
-    embodiment: str,
-    options: ClipOptions,
-    rejects: Sequence[episodes.Reject],
-    recipe: Mapping[str, Any],
-    workers: base.Workers,
-) -> base.ItemSource:
-    """Makes a source of clips; the recipe is completed by the options."""
-    read = functools.partial(read_clip, source=name, embodiment=embodiment, options=options)
-    completed = {**recipe, "frames": options.to_json()}
-    return base.ItemSource(name, clips, read, rejects=rejects, recipe=completed, workers=workers)
+        how.options.check_keeps_frames(clip.item)
+    decoded = {camera: _decode(path, clip, how.options) for camera, path in clip.videos.items()}
+    first = next(iter(decoded.values()))
+    length = len(first.frames)
+    metadata = {
+        **clip.metadata,
+        "video_sha256": {camera: file_sha256(path) for camera, path in clip.videos.items()},
+        "every": how.options.every,
+        "video_size": first.video_size,
+        "frame_size": image_lib.image_size(first.frames[0]),
+    }
+    if clip.window is not None:
+        metadata["window_seconds"] = [clip.window.start, clip.window.end]
+    conversions = set().union(*(found.conversions for found in decoded.values()))
+    if conversions:
+        metadata[episodes.CONVERSIONS] = sorted(conversions)
+    if _RESAMPLED in conversions:
+        metadata["uneven_times"] = True
+    if length != clip.num_frames and action.LAST_IS_PADDING in metadata:
+        metadata[action.LAST_IS_PADDING] = False  # it was cut off
+    return episodes.Episode(
+        episode_id=clip.episode_id,
+        source=how.name,
+        embodiment=how.embodiment or ("human" if clip.actions is None else "robot"),
+        instructions=clip.instructions,
+        frames={camera: found.frames for camera, found in decoded.items()},
+        actions=None if clip.actions is None else clip.actions[:length],
+        states=None if clip.states is None else clip.states[:length],
+        fps=first.fps,
+        metadata=metadata,
+    )
 
 
 def inside(directory: pathlib.Path, relative: str) -> pathlib.Path:
@@ -253,18 +259,6 @@ def _sha256(path: str, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _provenance(clip: Clip, options: ClipOptions) -> dict[str, Any]:
-    digests = {camera: file_sha256(path) for camera, path in clip.videos.items()}
-    values: dict[str, Any] = {"video_sha256": digests, "every": options.every}
-    if clip.window is not None:
-        values["window_seconds"] = [clip.window.start, clip.window.end]
-    return values
-
-
-def _first(column: np.ndarray | None, length: int) -> np.ndarray | None:
-    return None if column is None else column[:length]
-
-
 # ---- frames ----
 
 
@@ -287,7 +281,7 @@ def _decode(path: pathlib.Path, clip: Clip, options: ClipOptions) -> _Decoded:
         rate, size = options.sample_fps or opened.rate, opened.size
     _check_count(len(frames), clip, options, path)
     if clip.has_columns or clip.num_frames is not None:  # one frame a step, whatever its time
-        chosen, is_uneven = list(range(len(frames))), False
+        chosen = list(range(len(frames)))
     else:
         shown = shown_frames(times)
         if len(shown) < len(frames):
@@ -297,11 +291,11 @@ def _decode(path: pathlib.Path, clip: Clip, options: ClipOptions) -> _Decoded:
         chosen, mean, is_uneven = place_evenly(times, rate)
         if is_uneven:
             _check_mean(times, mean, rate, path)
-            conversions.add("resampled to even times")
+            conversions.add(_RESAMPLED)
         rate = mean
     fps = (options.fps or rate) / options.every
     chosen = [frames[i] for i in chosen[:: options.every]]
-    return _Decoded(chosen, fps, is_uneven, size, conversions)
+    return _Decoded(chosen, fps, size, conversions)
 
 
 def _on_grid(frames: Iterator[video.Frame], rate: float) -> Iterator[video.Frame]:
@@ -370,46 +364,34 @@ def _check_rate(rate: float, clip: Clip, options: ClipOptions, path: pathlib.Pat
     if wanted is not None and abs(rate / wanted - 1) > _RATES_DIFFER:
         raise errors.DataError(
             f"video plays at {rate:g} Hz, its annotation counts frames at {wanted:g}",
-            str(path),
-            "use the videos that the annotation was made for",
+            path,
+            _OTHER_VIDEOS,
         )
     if options.sample_fps is not None and options.sample_fps > rate * (1 + _RATES_DIFFER):
-        raise errors.DataError(
-            f"video plays at {rate:g} Hz, slower than sample_fps {options.sample_fps:g}",
-            str(path),
-            "choose a lower sample_fps",
-        )
+        what = f"video plays at {rate:g} Hz, slower than sample_fps {options.sample_fps:g}"
+        raise errors.DataError(what, path, "choose a lower sample_fps")
 
 
 def _check_window(opened: video.Video, clip: Clip, path: pathlib.Path) -> None:
     """Refuses a window that ends more than a frame after the video does."""
     end, seconds = clip.window.end if clip.window else 0.0, opened.seconds
     if seconds is not None and end > seconds + 1 / opened.rate:
-        raise errors.DataError(
-            f"video ends at {seconds:.4g} s, its annotation at {end:.6g} s",
-            str(path),
-            "use the videos that the annotation was made for",
-        )
+        what = f"video ends at {seconds:.4g} s, its annotation at {end:.6g} s"
+        raise errors.DataError(what, path, _OTHER_VIDEOS)
 
 
 def _check_count(count: int, clip: Clip, options: ClipOptions, path: pathlib.Path) -> None:
     if not count:
         what = "has no frame in this window" if clip.window else "has no frame"
-        raise errors.DataError(f"video {what}", os.fspath(path), "check the annotation")
+        raise errors.DataError(f"video {what}", path, "check the annotation")
     if count > MAX_FRAMES:
-        raise errors.DataError(
-            f"clip has more than {MAX_FRAMES} frames",
-            str(path),
-            "cut it, or use max_frames or sample_fps",
-        )
+        what = f"clip has more than {MAX_FRAMES} frames"
+        raise errors.DataError(what, path, "cut it, or use max_frames or sample_fps")
     if clip.num_frames is None or options.sample_fps is not None:
         return
     kept = -(-count // options.every)
     expected = -(-clip.num_frames // options.every)
     expected = min(expected, options.max_frames or expected)
     if kept != expected:
-        raise errors.DataError(
-            f"video gives {kept} frames, its annotation {expected}",
-            str(path),
-            "replace the video or its annotation",
-        )
+        what = f"video gives {kept} frames, its annotation {expected}"
+        raise errors.DataError(what, path, "replace the video or its annotation")

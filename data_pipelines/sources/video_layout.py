@@ -19,7 +19,6 @@ The published videos play at 3 frames a second, whatever the robot's rate; give 
 from __future__ import annotations
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,41 +51,25 @@ class _Item:
         return str(self.path)
 
 
-def open_source(
-    directory: str | pathlib.Path,
-    *,
-    name: str,
-    embodiment: str,
-    options: video_clips.ClipOptions,
-    splits: Collection[str] | None = None,
-    workers: base.Workers,
-) -> base.ItemSource:
+def open_source(directory: str | pathlib.Path, how: video_clips.Reading) -> base.ItemSource:
     """Opens such a directory.
 
     Args:
         directory: that holds `annotation/`.
-        name: name of the dataset.
-        embodiment: robot or "human".
-        options: how clips are stored.
-        splits: folders of `annotation/` to read; None for all.
-        workers: how clips are decoded.
+        how: what is read; splits are folders of `annotation/`.
 
     Raises:
         UserError: no such directory, split, or no annotation.
     """
     directory = pathlib.Path(directory)
-    read = functools.partial(
-        _read, directory=directory, name=name, embodiment=embodiment, options=options
-    )
-    items = _items(directory, name, splits)
+    items = _items(directory, how.name, how.splits)
     recipe = {
         "kind": "official video layout",
         "captions": {"file": f"{ANNOTATION}/*/*.json", "field": "texts"},
         "selection": "every annotation, the whole video",
         "files": files.digest_files(directory, (item.path for item in items)),
-        "frames": options.to_json(),
     }
-    return base.ItemSource(name, items, read, recipe=recipe, workers=workers)
+    return how.source(items, _read, recipe, directory=directory)
 
 
 class LatentFiles:
@@ -127,33 +110,16 @@ class LatentFiles:
         if path is None:
             raise errors.DataError(
                 f"no latents of {episode_id!r}, camera {camera!r}",
-                str(self._directory),
+                self._directory,
                 "encode the videos instead: leave out --official_latents",
             )
         return np.moveaxis(_load_latent(self._directory, path), 1, -1)
 
 
-def _read(
-    item: _Item,
-    *,
-    directory: pathlib.Path,
-    name: str,
-    embodiment: str,
-    options: video_clips.ClipOptions,
-) -> episodes.Episode | episodes.Reject:
-    try:
-        with _annotation(item.path) as annotation:
-            clip = _parse_clip(directory, item.path, item.episode_id, annotation)
-    except errors.DataError as error:
-        return episodes.Reject(item.item, str(error))
-    return video_clips.read_clip(clip, source=name, embodiment=embodiment, options=options)
-
-
-def _items(directory: pathlib.Path, name: str, splits: Collection[str] | None) -> list[_Item]:
-    return [
-        _Item(f"{name}/{path.parent.name}/{path.stem}", path)
-        for path in _annotations(directory, splits)
-    ]
+def _read(item: _Item, *, how: video_clips.Reading, directory: pathlib.Path) -> episodes.Episode:
+    with _annotation(item.path) as annotation:
+        clip = _parse_clip(directory, item, annotation)
+    return video_clips.read_clip(clip, how=how)
 
 
 def annotation_folder(directory: pathlib.Path) -> pathlib.Path | None:
@@ -167,32 +133,26 @@ def annotation_folder(directory: pathlib.Path) -> pathlib.Path | None:
     found = sorted(path for path in directory.glob(f"{ANNOTATION}*") if any(path.glob("*/*.json")))
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise errors.UserError(
-            f"several annotation folders ({names})",
-            str(directory),
-            f"name the right one {ANNOTATION}",
-        )
+        what = f"several annotation folders ({names})"
+        raise errors.UserError(what, directory, f"name the right one {ANNOTATION}")
     return found[0] if found else None
 
 
-def _annotations(directory: pathlib.Path, splits: Collection[str] | None) -> list[pathlib.Path]:
+def _items(directory: pathlib.Path, name: str, splits: Collection[str] | None) -> list[_Item]:
     root = annotation_folder(directory)
     if root is None:
-        where = str(directory / ANNOTATION)
+        where = directory / ANNOTATION
         raise errors.UserError("no annotation folder", where, "give the folder that holds it")
     known = sorted(path.name for path in root.iterdir() if path.is_dir())
-    absent = sorted(set(splits or ()) - set(known))
-    if absent:
-        raise errors.UserError(
-            f"no split {', '.join(absent)}", str(root), f"it has: {', '.join(known) or 'none'}"
-        )
-    chosen = known if splits is None else splits
-    paths = [path for split in chosen for path in sorted((root / split).glob("*.json"))]
-    if not paths:
-        raise errors.UserError(
-            "no annotation json", str(root), "expected annotation/<split>/*.json"
-        )
-    return paths
+    base.check_splits(splits, known, root)
+    items = [
+        _Item(f"{name}/{split}/{path.stem}", path)
+        for split in (known if splits is None else splits)
+        for path in sorted((root / split).glob("*.json"))
+    ]
+    if not items:
+        raise errors.UserError("no annotation json", root, "expected annotation/<split>/*.json")
+    return items
 
 
 @contextlib.contextmanager
@@ -214,19 +174,9 @@ def _load_latent(directory: pathlib.Path, relative: str) -> np.ndarray:
         raise errors.DataError("no such latent file", relative, "encode the videos instead")
     values = archive.read_tensor(path)
     if values.ndim != 4 or not np.isfinite(values.astype(np.float32)).all():
-        raise errors.DataError(
-            f"latents are {values.dtype}{list(values.shape)}, not finite [n, C, h, w]", str(path)
-        )
+        kind = f"{values.dtype}{list(values.shape)}"
+        raise errors.DataError(f"latents are {kind}, not finite [n, C, h, w]", path)
     return values.astype(np.float32)
-
-
-def _num_frames(annotation: Mapping[str, Any]) -> int | None:
-    """Length of `state`, or else `video_length`, as the official loader counts."""
-    states = annotation.get("state")
-    num_frames = len(states) if states else annotation.get("video_length")
-    if not isinstance(num_frames, int | None):
-        raise ValueError(f"'video_length' is {num_frames!r}")
-    return num_frames
 
 
 def _camera(index: int) -> str:
@@ -234,14 +184,18 @@ def _camera(index: int) -> str:
 
 
 def _parse_clip(
-    directory: pathlib.Path, path: pathlib.Path, episode_id: str, annotation: Mapping[str, Any]
+    directory: pathlib.Path, item: _Item, annotation: Mapping[str, Any]
 ) -> video_clips.Clip:
-    states = _matrix(annotation.get("state"))
-    num_frames = _num_frames(annotation)
-    actions = _matrix(annotation.get("action"))
+    actions, states = _matrix(annotation.get("action")), _matrix(annotation.get("state"))
+    # As the official loader counts.
+    num_frames = annotation.get("video_length") if states is None else len(states)
+    if not isinstance(num_frames, int | None):
+        raise ValueError(f"'video_length' is {num_frames!r}")
     padded = actions is not None and num_frames is not None and len(actions) == num_frames - 1
     if actions is not None and padded:
-        actions = np.concatenate([actions, _neutral_action(actions)])
+        neutral = np.zeros_like(actions[-1:])
+        neutral[0, -1] = actions[-1, -1]
+        actions = np.concatenate([actions, neutral])
     texts = annotation["texts"]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("'texts' is not a list of texts")
@@ -252,15 +206,15 @@ def _parse_clip(
     if not videos:
         raise ValueError("it names no video")
     return video_clips.Clip(
-        item=str(path),
-        episode_id=episode_id,
+        item=item.item,
+        episode_id=item.episode_id,
         videos=videos,
         instructions=tuple(texts) or ("",),
         num_frames=num_frames,
         actions=actions,
         states=states,
         metadata={
-            "annotation": str(path.relative_to(directory)),
+            "annotation": str(item.path.relative_to(directory)),
             "official_episode_id": str(annotation["episode_id"]),
             action.LAST_IS_PADDING: padded,
         },
@@ -275,9 +229,3 @@ def _matrix(rows: Any) -> np.ndarray | None:
     if matrix.ndim != 2:
         raise ValueError(f"expected rows of numbers, found shape {matrix.shape}")
     return matrix
-
-
-def _neutral_action(actions: np.ndarray) -> np.ndarray:
-    neutral = np.zeros_like(actions[-1:])
-    neutral[0, -1] = actions[-1, -1]
-    return neutral

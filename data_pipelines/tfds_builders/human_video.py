@@ -17,6 +17,7 @@ begin anew is converted into a store, which goes on where it stopped, and export
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -130,7 +131,7 @@ class _HumanVideo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
 
     def _find_splits(self, directory: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
-        """Returns the arguments of `sources.human_video.open_source` that choose each split."""
+        """Returns for each split the "captions" or "splits" by which a source is opened."""
         raise NotImplementedError
 
     def open_splits(self, directory: str | pathlib.Path) -> dict[str, base.ItemSource]:
@@ -148,17 +149,18 @@ class _HumanVideo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             chosen = self._find_splits(directory)
         if not chosen:
             raise errors.UserError(f"not {self.name}", str(directory), self._MISSING)
-        return {
-            split: source_lib.open_source(
-                directory,
-                name=self._source_name or self._default_source(directory),
-                embodiment=self._embodiment,
-                options=self._options,
-                workers=self._workers,
-                **which,
-            ).shuffled()
-            for split, which in chosen.items()
-        }
+        how = video_clips.Reading(
+            name=self._source_name or self._default_source(directory),
+            embodiment=self._embodiment,
+            options=self._options,
+            workers=self._workers,
+        )
+        found = {}
+        for split, which in chosen.items():
+            own = dataclasses.replace(how, splits=which.get("splits"))
+            source = source_lib.open_source(directory, own, captions=which.get("captions"))
+            found[split] = source.shuffled()
+        return found
 
     def _default_source(self, directory: pathlib.Path) -> str:
         return self.name

@@ -164,7 +164,6 @@ def _open(options: ConvertOptions) -> base.Source:
     """
     if not options.input:
         raise errors.UserError("no path given", "--input", "give --input=PATH")
-    splits = options.splits or None
     if options.source == "rlds":
         return rlds.RldsSource(
             options.input,
@@ -173,32 +172,32 @@ def _open(options: ConvertOptions) -> base.Source:
             workers=workers(options),
             max_damaged=options.max_damaged,
         )
-    common: dict[str, Any] = {
-        "name": options.name or pathlib.Path(options.input).resolve().name,
-        "splits": splits,
-        "options": options.clip_options(),
-        "workers": workers(options),
-    }
+    how = video_clips.Reading(
+        name=options.name or pathlib.Path(options.input).resolve().name,
+        embodiment=options.embodiment,
+        splits=options.splits or None,
+        options=options.clip_options(),
+        workers=workers(options),
+    )
     if options.source == "calvin":
         return calvin.open_source(
             options.input,
+            how,
             part=options.calvin_part,
             language=options.calvin_language,
             actions=options.calvin_actions,
-            **common,
         )
-    common["embodiment"] = options.embodiment
     if options.source == "lerobot":
         return lerobot.open_source(
             options.input,
+            how,
             primary=options.primary,
             wrist=options.wrist,
             subtasks=options.subtasks,
-            **common,
         )
     if options.source == "video_layout":
-        return video_layout.open_source(options.input, **common)
-    return human_video.open_source(options.input, captions=options.captions or None, **common)
+        return video_layout.open_source(options.input, how)
+    return human_video.open_source(options.input, how, captions=options.captions or None)
 
 
 def workers(options: ConvertOptions) -> base.Workers:

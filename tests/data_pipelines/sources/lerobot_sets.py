@@ -150,17 +150,10 @@ def write_v3(root, drift: float = 0.0, **changes):
 
 
 def open_set(root, **changes) -> base.ItemSource:
-    arguments: dict[str, Any] = {
-        "name": "set",
-        "embodiment": "",
-        "primary": "top",
-        "wrist": "left_wrist",
-        "subtasks": "cut",
-        "splits": None,
-        "options": OPTIONS,
-        "workers": base.Workers(),
-    }
-    return lerobot.open_source(root, **arguments | changes)
+    cameras = {"primary": "top", "wrist": "left_wrist"}
+    of_dataset = {key: changes.pop(key) for key in (*cameras, "subtasks") if key in changes}
+    how = video_clips.Reading(**{"name": "set", "options": OPTIONS, **changes})
+    return lerobot.open_source(root, how, **cameras | of_dataset)
 
 
 def read_set(root, **kwargs) -> list[Any]:

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -51,16 +49,9 @@ def calvin_root(tmp_path):
 
 
 def _open(root, **changes) -> base.ItemSource:
-    arguments: dict[str, Any] = {
-        "name": "abc",
-        "part": "language",
-        "language": "",
-        "actions": "rel_actions",
-        "splits": None,
-        "options": OPTIONS,
-        "workers": WORKERS,
-    }
-    return calvin.open_source(root, **arguments | changes)
+    own = {key: changes.pop(key) for key in ("splits", "options", "workers") if key in changes}
+    how = video_clips.Reading(**{"name": "abc", **own})
+    return calvin.open_source(root, how, **changes)
 
 
 def _read(root, **changes) -> list:

@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.sources import base, ego4d, human_video, video_clips
+from data_pipelines.sources import ego4d, human_video, video_clips
 from defi_jax import errors
 
 OPTIONS = video_clips.ClipOptions()
@@ -60,10 +60,8 @@ def _annotate(root, actions, **interval):
 
 
 def _read(root, options=OPTIONS, **kwargs) -> list:
-    source = human_video.open_source(
-        root, name="ego4d", options=options, workers=base.Workers(), **kwargs
-    )
-    return list(source.read())
+    how = video_clips.Reading(name="ego4d", options=options)
+    return list(human_video.open_source(root, how, **kwargs).read())
 
 
 def _numbers(clip) -> list[int]:
@@ -145,9 +143,7 @@ def test_the_recipe_says_what_was_chosen(tmp_path):
     _annotate(tmp_path, [_action()])
     source = human_video.open_source(
         tmp_path,
-        name="e",
-        options=OPTIONS,
-        workers=base.Workers(),
+        video_clips.Reading(name="e", options=OPTIONS),
         captions=tmp_path / "annotations" / "fho_main.json",
     )
     assert source.recipe["kind"] == "ego4d" and "pre_frame" in source.recipe["selection"]

@@ -3,7 +3,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import video
-from data_pipelines.sources import base, epic_kitchens, human_video, video_clips
+from data_pipelines.sources import epic_kitchens, human_video, video_clips
 from defi_jax import errors
 
 HEADER = (
@@ -30,11 +30,9 @@ def _write(root, *rows, split="train", header=HEADER):
     table.write_text("\n".join([header, *rows]) + "\n")
 
 
-def _read(root, **kwargs) -> list:
-    source = human_video.open_source(
-        root, name="epic", options=video_clips.ClipOptions(), workers=base.Workers(), **kwargs
-    )
-    return list(source.read())
+def _read(root, splits=None, **kwargs) -> list:
+    how = video_clips.Reading(name="epic", splits=splits)
+    return list(human_video.open_source(root, how, **kwargs).read())
 
 
 def test_a_segment_goes_from_start_to_stop(root):

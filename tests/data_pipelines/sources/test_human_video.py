@@ -31,8 +31,13 @@ def folder(tmp_path):
     return root
 
 
+def _open(root, splits=None, **kwargs):
+    how = video_clips.Reading(name=root.name, splits=splits, options=OPTIONS)
+    return human_video.open_source(root, how, **kwargs)
+
+
 def _read(root, **kwargs) -> list:
-    return list(human_video.open_source(root, options=OPTIONS, workers=WORKERS, **kwargs).read())
+    return list(_open(root, **kwargs).read())
 
 
 def _caption(root, captions, name="captions.json"):
@@ -53,9 +58,10 @@ def test_captioned_clips_become_episodes_without_actions(folder):
 def test_every_and_max_frames(folder):
     _caption(folder, {"more/b.mp4": "push"})
     options = video_clips.ClipOptions(every=3, max_frames=2, fps=30)
+    how = video_clips.Reading(name="clips", options=options)
     clip = next(
         result
-        for result in human_video.open_source(folder, options=options, workers=WORKERS).read()
+        for result in human_video.open_source(folder, how).read()
         if isinstance(result, episodes.Episode)
     )
     assert clip.length == 2 and clip.fps == 10  # 30 Hz claimed, every third kept
@@ -112,7 +118,7 @@ def test_ambiguous_name_is_rejected_but_a_path_decides(folder):
 
 def test_skip_leaves_clips_out(folder):
     _caption(folder, {"a.mp4": "x", "b.mp4": "y"})
-    source = human_video.open_source(folder, options=OPTIONS, workers=WORKERS)
+    source = _open(folder)
     assert source.total == 2
     assert [e.episode_id for e in source.read(skip={"clips/a.mp4"})] == ["clips/more/b.mp4"]
 

@@ -34,9 +34,9 @@ def _read(path, options=None, **clip) -> Any:
     described = video_clips.Clip(
         item="x", episode_id="e", videos={"static": path}, instructions=("push",), **clip
     )
-    return video_clips.read_clip(
-        described, source="s", embodiment="", options=options or video_clips.ClipOptions()
-    )
+    how = video_clips.Reading(name="s", options=options or video_clips.ClipOptions())
+    (found,) = how.source([described], video_clips.read_clip, {}).read()
+    return found
 
 
 def _times(clip) -> list[int]:
@@ -158,15 +158,8 @@ def _source(tmp_path, count: int, names=None):
         for i in range(count)
     ]
     workers = base.Workers(count=2, limits=workers_lib.Limits(seconds=30))
-    return video_clips.make_source(
-        "s",
-        clips,
-        embodiment="human",
-        options=video_clips.ClipOptions(),
-        rejects=(),
-        recipe={},
-        workers=workers,
-    )
+    how = video_clips.Reading(name="s", embodiment="human", workers=workers)
+    return how.source(clips, video_clips.read_clip, {})
 
 
 def test_worker_processes_give_the_same_in_order_and_skip_what_is_bad(tmp_path):

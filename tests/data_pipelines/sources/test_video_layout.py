@@ -34,10 +34,8 @@ def _write_clip(root, clip: str, frames: int = 5, cameras: int = 1, **annotation
 
 
 def _read(root, options=OPTIONS, **kwargs) -> list:
-    source = video_layout.open_source(
-        root, name="set", embodiment="robot", options=options, workers=WORKERS, **kwargs
-    )
-    return list(source.read())
+    how = video_clips.Reading(name="set", embodiment="robot", options=options, **kwargs)
+    return list(video_layout.open_source(root, how).read())
 
 
 def test_missing_last_action_is_neutral_and_said_so(tmp_path):
@@ -58,9 +56,7 @@ def test_missing_last_action_is_neutral_and_said_so(tmp_path):
 @pytest.mark.parametrize("action", [None, np.zeros((5, 7)).tolist()])
 def test_who_acts_follows_from_actions_unless_it_is_said(tmp_path, action):
     _write_clip(tmp_path, "1", action=action)
-    source = video_layout.open_source(
-        tmp_path, name="s", embodiment="", options=OPTIONS, workers=WORKERS
-    )
+    source = video_layout.open_source(tmp_path, video_clips.Reading(name="s", options=OPTIONS))
     (clip,) = source.read()
     assert clip.embodiment == ("human" if action is None else "robot")
 
@@ -127,9 +123,8 @@ def test_a_name_that_is_not_utf8_is_rejected_and_the_others_go_on(tmp_path):
 
 def test_human_video_finds_the_layout(tmp_path):
     _write_clip(tmp_path, "1")
-    (clip,) = human_video.open_source(
-        tmp_path, name="sthv2", options=OPTIONS, workers=WORKERS
-    ).read()
+    how = video_clips.Reading(name="sthv2", options=OPTIONS)
+    (clip,) = human_video.open_source(tmp_path, how).read()
     assert clip.episode_id == "sthv2/val/1" and clip.embodiment == "human"
 
 

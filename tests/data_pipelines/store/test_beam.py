@@ -22,7 +22,8 @@ OPTIONS = video_clips.ClipOptions(shorter_side=24)
 
 
 def _open_videos(root: str) -> base.Source:
-    return human_video.open_source(root, options=OPTIONS, workers=base.Workers())
+    how = video_clips.Reading(name=pathlib.Path(root).name, options=OPTIONS)
+    return human_video.open_source(root, how)
 
 
 def _open_rlds(directory: str, max_damaged: int = 0) -> base.Source:

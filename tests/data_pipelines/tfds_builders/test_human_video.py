@@ -78,7 +78,8 @@ def test_something_something_is_read_back_by_tfds_alone(ssv2, tmp_path):
     assert [step["is_last"] for step in steps] == [False] * 6 + [True]
     assert steps[0]["language_instruction"].decode() == "closing a box"
     captions = {"captions": ssv2 / "labels" / "validation.json"}
-    source = source_lib.open_source(ssv2, name="x", options=OPTIONS, workers=HERE, **captions)
+    how = video_clips.Reading(name="x", options=OPTIONS, workers=HERE)
+    source = source_lib.open_source(ssv2, how, **captions)
     wanted = next(found for found in source.read() if hasattr(found, "frames"))
     for step, frame in zip(steps, wanted.frames["static"], strict=True):
         np.testing.assert_array_equal(step["observation"]["image_0"], image_lib.decode_image(frame))
@@ -94,9 +95,8 @@ def test_our_reader_gives_back_the_very_clips(ssv2, tmp_path, file_format):
     read = list(rlds.RldsSource(builder.data_path.parent).read())
     captions = ssv2 / "labels" / "train.json"
     name = "something_something_v2"
-    source = source_lib.open_source(
-        ssv2, name=name, options=OPTIONS, workers=HERE, captions=captions
-    )
+    how = video_clips.Reading(name=name, embodiment="human", options=OPTIONS, workers=HERE)
+    source = source_lib.open_source(ssv2, how, captions=captions)
     clips = {e.episode_id: e for e in source.read() if isinstance(e, episodes.Episode)}
     by_hash = sorted(clips, key=lambda text: hashlib.sha256(text.encode()).digest())
     assert [episode.metadata["exported_id"] for episode in read] == by_hash != list(clips)
