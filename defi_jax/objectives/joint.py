@@ -52,6 +52,12 @@ class JointObjective(base.FeatureObjective):
                 "--config.train_parts",
                 f"known: {', '.join(TRAIN_PARTS)}",
             )
+        if not 1 <= config.execute_horizon <= config.data.action_horizon:
+            raise errors.UserError(
+                f"{config.execute_horizon} actions of chunks of {config.data.action_horizon}",
+                "--config.execute_horizon",
+                "give 1 to --config.data.action_horizon",
+            )
         # Another robot could be trained, but not exported.
         self.robot = embodiment.get(config.embodiment, config.data.action_dim).name
         if config.cache_features:

@@ -37,6 +37,7 @@ def _config(**changes):
         "data.image_size": 16,
         "data.cameras": ("static", "gripper"),
         "data.action_horizon": 3,
+        "execute_horizon": 2,
         "encoders.latents_factor": 8,
         "model.gfdm.feature_block": 1,
         "cache_features": True,
@@ -149,6 +150,12 @@ def test_every_key_that_changes_features_is_named():
     _objective(train_parts="all", cache_features=False)
     with pytest.raises(errors.UserError, match=r"--config\.train_parts=gfdm\+adapter;"):
         _objective(train_parts="gfdm+adapter")
+
+
+@pytest.mark.parametrize("horizon", [0, 4])
+def test_an_execute_horizon_that_no_bundle_can_have_is_refused_before_training(horizon):
+    with pytest.raises(errors.UserError, match=r"--config\.execute_horizon; give 1 to"):
+        _objective(execute_horizon=horizon)
 
 
 def test_tokens_of_the_video_former_are_counted_from_the_features(cached):

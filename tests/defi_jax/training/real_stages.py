@@ -73,6 +73,7 @@ _STAGES = {
     "gidm": {"restart_every": 3, **below("model", _GIDM)},
     "joint": {
         "data.action_horizon": 4,
+        "execute_horizon": 2,
         "init.gfdm": "scratch",
         "init.gidm": "scratch",
         **below("model.gfdm", GFDM),
