@@ -20,7 +20,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ NOISE_BURST_STEPS = 8
 SETTINGS_FILE = "collection.json"
 
 _JPEG_QUALITY = 95
-_LIMITS = workers_lib.Limits(seconds=24 * 3600, memory_bytes=64 << 30)  # of a block, which is ours
+_BLOCK_SECONDS, _BLOCK_BYTES = 24 * 3600, 64 << 30  # no limits: the code is ours
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,28 +169,31 @@ def collect(
     metaworld_env.choose_gl()  # once here: the processes inherit the choice
     directory = pathlib.Path(output)
     _check_settings(directory, settings)
-    results: list[Collected] = []
     with files.alone(directory):
         blocks = _missing_blocks(tasks, directory, episodes_per_task, settings)
-        total = sum(len(block.indices) for block in blocks)
-        found = workers_lib.run(
-            _collect_block, blocks, workers=min(workers, len(blocks)), limits=_LIMITS
-        )
-        with (
-            contextlib.closing(found),
-            tqdm.tqdm(total=total, unit="episode", file=sys.stderr) as bar,
-        ):
-            for _, added in found:
-                if isinstance(added, workers_lib.Failure):
-                    raise errors.UserError(
-                        "a collecting process died (out of memory, or the OpenGL driver)",
-                        f"collect, {added.reason}",
-                        "run again to continue; if it dies again, try fewer workers or "
-                        "MUJOCO_GL=osmesa",
-                    )
-                results += added
-                bar.update(sum(part.episodes for part in added))
-    return summarize(results)
+        return summarize(_collect_blocks(blocks, workers))
+
+
+def _collect_blocks(blocks: Sequence[_Block], workers: int) -> Iterator[Collected]:
+    """Yields the counts of each block when it is published."""
+    pool = workers_lib.Workers(
+        count=min(workers, len(blocks)), seconds=_BLOCK_SECONDS, memory_bytes=_BLOCK_BYTES
+    )
+    total = sum(len(block.indices) for block in blocks)
+    with (
+        contextlib.closing(workers_lib.run(_collect_block, blocks, pool)) as found,
+        tqdm.tqdm(total=total, unit="episode", file=sys.stderr) as bar,
+    ):
+        for block, added in found:
+            if isinstance(added, workers_lib.Failure):
+                raise errors.UserError(
+                    "a collecting process died (out of memory, or the OpenGL driver)",
+                    f"collect, {added.reason}",
+                    "run again to continue; if it dies again, try fewer workers or "
+                    "MUJOCO_GL=osmesa",
+                )
+            yield from added
+            bar.update(len(block.indices))
 
 
 def summarize(parts: Iterable[Collected]) -> list[Collected]:
@@ -218,12 +221,10 @@ def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
     wanted = dataclasses.asdict(settings)
     if path.exists():
         found = json_files.load(path, what="settings", fix="choose another output directory")
-        differing = sorted(name for name in wanted if found.get(name, None) != wanted[name])
-        if differing:
-            pairs = ", ".join(f"{name} {found.get(name)} not {wanted[name]}" for name in differing)
+        if differing := files.differences(found, wanted):
             raise errors.UserError(
-                f"the store was collected with other settings ({pairs})",
-                str(directory),
+                f"the store was collected with other settings ({'; '.join(differing)})",
+                directory,
                 "repeat those, or choose another output directory",
             )
         return

@@ -38,40 +38,36 @@ class _Dtype(unpickler.Stateful):
             raise ValueError("an unknown byte order")
         self._order = state[1]
 
-    def make(self) -> np.dtype:
-        """Returns numpy's own."""
-        return np.dtype(self._order + self._code)
+    def read(self, content: Any) -> np.ndarray:
+        """Returns the numbers or texts that bytes hold, flat."""
+        if self.is_object:
+            raise ValueError("bytes for objects")
+        return np.frombuffer(content, self._order + self._code)
 
 
 class Array(unpickler.Stateful):
-    """numpy.ndarray as the pickle describes it; `items` and `values` give its content."""
+    """numpy.ndarray as the pickle describes it.
+
+    Attributes:
+        content: plain values as an array, objects as a flat list; None before the state is set.
+    """
 
     def __init__(self, *_: Any):
-        self._content: tuple[tuple[int, ...], _Dtype, bool, Any] | None = None
+        self.content: np.ndarray | list[Any] | None = None
 
     def set_state(self, state: Any) -> None:
         """(version, shape, dtype, is Fortran order, bytes or list of objects)."""
         _, shape, dtype, is_fortran, content = state
-        _check_shape(shape)
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError("a shape that is no tuple of sizes")
         if not isinstance(dtype, _Dtype):
             raise ValueError("array without a dtype")
-        if dtype.is_object and (not isinstance(content, list) or len(content) != math.prod(shape)):
+        if not dtype.is_object:
+            self.content = dtype.read(content).reshape(shape, order="F" if is_fortran else "C")
+        elif isinstance(content, list) and len(content) == math.prod(shape):
+            self.content = content
+        else:
             raise ValueError("array with another number of objects than its shape says")
-        self._content = (tuple(shape), dtype, bool(is_fortran), content)
-
-    def objects(self) -> list[Any]:
-        """Returns the elements of an array of objects, flat."""
-        if self._content is None or not self._content[1].is_object:
-            raise ValueError("no array of objects")
-        return list(self._content[3])
-
-    def values(self) -> np.ndarray:
-        """Returns an array of numbers or texts."""
-        if self._content is None or self._content[1].is_object:
-            raise ValueError("no array of plain values")
-        shape, dtype, is_fortran, content = self._content
-        flat = np.frombuffer(content, dtype.make())
-        return flat.reshape(shape, order="F" if is_fortran else "C")
 
 
 def items(value: Any) -> list[Any]:
@@ -80,14 +76,11 @@ def items(value: Any) -> list[Any]:
     Raises:
         ValueError: it is none of these.
     """
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, Array):
-        try:
-            return value.values().tolist()
-        except ValueError:
-            return value.objects()
-    raise ValueError(f"expected a list, found {type(value).__name__}")
+    found = value.content if isinstance(value, Array) else value
+    found = found.tolist() if isinstance(found, np.ndarray) else found
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"expected a list, found {type(value).__name__}")
+    return list(found)
 
 
 def load_dict(path: pathlib.Path) -> Mapping[str, Any]:
@@ -105,7 +98,7 @@ def load_dict(path: pathlib.Path) -> Mapping[str, Any]:
         pickled = _after_header(path.read_bytes())
     root = unpickler.load(pickled, str(path), rebuild=_REBUILD, alone=_ALONE)
     with errors.DataError.instead_of(ValueError, "damaged array", path, _FIX):
-        (found,) = root.objects() if isinstance(root, Array) else (root,)
+        (found,) = items(root) if isinstance(root, Array) else (root,)
     if not isinstance(found, dict):
         raise errors.DataError("holds no dictionary", path, _FIX)
     return found
@@ -125,11 +118,6 @@ def _after_header(data: bytes) -> bytes:
     return data[end:]
 
 
-def _check_shape(shape: Any) -> None:
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("a shape that is no tuple of sizes")
-
-
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
     """numpy's _frombuffer: an array of plain values."""
     array = Array()
@@ -139,9 +127,9 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
 
 def _scalar(dtype: Any, content: Any) -> Any:
     """One number."""
-    if not isinstance(dtype, _Dtype) or dtype.is_object:
+    if not isinstance(dtype, _Dtype):
         raise ValueError("scalar of another kind than a number")
-    return np.frombuffer(content, dtype.make())[0].item()
+    return dtype.read(content)[0].item()
 
 
 _CORES = ("numpy.core", "numpy._core")  # before and since numpy 2

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from data_pipelines import episodes
@@ -28,6 +27,9 @@ READER_VERSIONS = {
     "official video layout": 1,
     "rlds": 1,
 }
+
+
+Workers = workers_lib.Workers
 
 
 class Source(Protocol):
@@ -158,19 +160,6 @@ class Item(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How items are read.
-
-    Attributes:
-        count: processes; 0 reads in this one, without limits.
-        limits: limits of one item.
-    """
-
-    count: int = 0
-    limits: workers_lib.Limits = field(default_factory=workers_lib.Limits)
-
-
 class ItemSource:
     """A source whose episodes are read independently of each other, in worker processes.
 
@@ -228,10 +217,7 @@ class ItemSource:
         yield from self._rejects
         waiting = (item for item in self._items if item.episode_id not in skip)
         read = functools.partial(_read_or_reject, self._read_item)
-        results = workers_lib.run(
-            read, waiting, workers=self._workers.count, limits=self._workers.limits
-        )
-        for item, result in results:
+        for item, result in workers_lib.run(read, waiting, self._workers):
             is_failure = isinstance(result, workers_lib.Failure)
             yield episodes.Reject(item.item, result.reason) if is_failure else result
 

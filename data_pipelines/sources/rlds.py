@@ -196,32 +196,25 @@ class RldsSource:
             DataError: a file is damaged, or more than `max_damaged` records are.
         """
         self.damaged = 0
-        for found in self._map(function, workers, skip):
-            if not isinstance(found, errors.DataError):
-                yield found
-                continue
-            self.damaged += 1
-            if self.max_damaged is not None and self.damaged > self.max_damaged:
-                raise found
-            yield episodes.Reject(found.where, found.what)
-
-    def _map(
-        self, function: Callable[..., Result], workers: base.Workers, skip: Collection[str]
-    ) -> Iterator[Result | episodes.Reject | errors.DataError]:
-        """Like `map`, with damaged records as errors."""
         chunks = [chunk for shard in self.info.shards for chunk in self._chunks(shard, skip)]
         results = workers_lib.run(
             functools.partial(self._read_chunk, function),
             chunks,
-            workers=min(workers.count, len(chunks) // 4),  # starting them takes a second
-            limits=workers.limits,
+            # Starting them takes a second.
+            dataclasses.replace(workers, count=min(workers.count, len(chunks) // 4)),
         )
         for chunk, result in results:
             if isinstance(result, workers_lib.Failure):
                 where = f"{chunk.shard.path} from record {chunk.start}"
                 raise errors.DataError(f"records cannot be read ({result.reason})", where)
             found, error = result
-            yield from found
+            for one in found:
+                if isinstance(one, errors.DataError):
+                    self.damaged += 1
+                    if self.max_damaged is not None and self.damaged > self.max_damaged:
+                        raise one
+                    one = episodes.Reject(one.where, one.what)
+                yield one
             if error is not None:
                 raise error
 

@@ -67,31 +67,16 @@ def unpack(values: tfrecord.Value, field: Field) -> np.ndarray | list[bytes]:
     """
     if field.kind == "other":
         raise ValueError("this kind of feature is not supported")
-    if field.kind in ("text", "image"):
-        if isinstance(values, np.ndarray) and values.size:
-            raise ValueError("numbers instead of bytes")
-        is_scalar = field.kind == "image" or not field.shape
-        return list(values) if is_scalar else _texts(values, field.shape)
     shape = tuple(-1 if size is None else size for size in field.shape)
     if field.encoding in ("bytes", "zlib"):
-        return np.stack([_unpack_bytes(value, field).reshape(shape) for value in values])
-    if isinstance(values, list) and values:
-        raise ValueError("bytes instead of numbers")
+        inflate = zlib.decompress if field.encoding == "zlib" else bytes
+        tensors = (np.frombuffer(inflate(value), field.dtype) for value in values)
+        return np.stack([tensor.reshape(shape) for tensor in tensors])
+    is_bytes = field.kind in ("text", "image")
+    if len(values) and isinstance(values, list) != is_bytes:
+        raise ValueError("numbers instead of bytes" if is_bytes else "bytes instead of numbers")
+    if field.kind == "image" or (is_bytes and not shape):
+        return list(values)
     if -1 in shape:
         raise ValueError("steps of varying size are not supported")
-    return np.asarray(values).astype(field.dtype).reshape(-1, *shape)
-
-
-def _texts(values: tfrecord.Value, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Returns object[T, ...] of byte strings."""
-    if None in shape:
-        raise ValueError("steps of varying size are not supported")
-    texts = np.empty(len(values), object)
-    texts[:] = values
-    return texts.reshape(-1, *shape)
-
-
-def _unpack_bytes(value: bytes, field: Field) -> np.ndarray:
-    if field.encoding == "zlib":
-        value = zlib.decompress(value)
-    return np.frombuffer(value, field.dtype)
+    return np.array(values, object if is_bytes else field.dtype).reshape(-1, *shape)

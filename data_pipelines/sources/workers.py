@@ -31,14 +31,16 @@ _IN_FLIGHT = 3  # items a worker that are being worked on or wait for their turn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one call may use.
+class Workers:
+    """How a function is called.
 
     Attributes:
-        seconds: wall time.
-        memory_bytes: beyond what a fresh worker has.
+        count: processes; 0 calls it in this one, without limits.
+        seconds: wall time that one call may take.
+        memory_bytes: what it may use beyond what a fresh process has.
     """
 
+    count: int = 0
     seconds: float = 600.0
     memory_bytes: int = 2 * 1024**3
 
@@ -55,25 +57,24 @@ class Failure:
 
 
 def run(
-    function: Callable[[Any], Any], items: Iterable[Any], *, workers: int, limits: Limits
+    function: Callable[[Any], Any], items: Iterable[Any], workers: Workers
 ) -> Generator[tuple[Any, Any], None, None]:
     """Yields (item, result or `Failure`) in the order of the items.
 
     Args:
         function: picklable, of one item. A `UserError` that it raises ends the run.
         items: picklable; consumed as workers become free.
-        workers: processes; 0 calls the function here, without limits.
-        limits: limits of one call.
+        workers: how it is called.
 
     Raises:
         UserError: as the function did.
         RuntimeError: the function has a bug; the text is its traceback.
     """
-    if not workers:
+    if not workers.count:
         for item in items:
             yield item, function(item)
         return
-    crew = [_Worker(function, limits) for _ in range(workers)]
+    crew = [_Worker(function, workers) for _ in range(workers.count)]
     try:
         yield from _map(crew, items)
     finally:
@@ -123,7 +124,7 @@ class _Worker:
         pipe: this process' end.
     """
 
-    def __init__(self, function: Callable[[Any], Any], limits: Limits):
+    def __init__(self, function: Callable[[Any], Any], limits: Workers):
         self._function, self._limits = function, limits
         self._spawn()
 

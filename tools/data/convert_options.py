@@ -19,7 +19,6 @@ from data_pipelines.sources import (
     video_clips,
     video_layout,
 )
-from data_pipelines.sources import workers as workers_lib
 from data_pipelines.tfds_builders import rlds_writer
 from defi_jax import errors
 
@@ -202,10 +201,11 @@ def _open(options: ConvertOptions) -> base.Source:
 
 def workers(options: ConvertOptions) -> base.Workers:
     """How clips and episodes are read."""
-    limits = workers_lib.Limits(
-        seconds=options.item_seconds, memory_bytes=options.item_memory_mb << 20
+    return base.Workers(
+        count=options.workers,
+        seconds=options.item_seconds,
+        memory_bytes=options.item_memory_mb << 20,
     )
-    return base.Workers(count=options.workers, limits=limits)
 
 
 def define_flags() -> None:

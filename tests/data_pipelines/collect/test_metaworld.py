@@ -101,7 +101,7 @@ def test_blocks_made_apart_equal_one_made_at_once(blind, tmp_path):
 
 
 def test_other_settings_are_refused(collected):
-    with pytest.raises(errors.UserError, match="image_size 16 not 24") as caught:
+    with pytest.raises(errors.UserError, match="image_size 16, not 24") as caught:
         metaworld.collect([_TASK], collected[0], 2, metaworld.Settings(image_size=24))
     assert str(collected[0]) in str(caught.value)
     settings = json.loads((collected[0] / metaworld.SETTINGS_FILE).read_text())

@@ -46,7 +46,7 @@ def test_a_saved_dictionary_is_read_whatever_wrote_it(tmp_path, protocol, core):
     found = numpy_pickle.load_dict(_save(tmp_path / "a.npy", CONTENT, protocol, core))
     assert numpy_pickle.items(found["language"]["ann"]) == CONTENT["language"]["ann"]
     assert numpy_pickle.items(found["language"]["task"]) == ["open_drawer", "push"]
-    np.testing.assert_array_equal(found["language"]["emb"].values(), CONTENT["language"]["emb"])
+    np.testing.assert_array_equal(found["language"]["emb"].content, CONTENT["language"]["emb"])
     windows = [numpy_pickle.items(pair) for pair in numpy_pickle.items(found["info"]["indx"])]
     assert windows == [[3, 7], [7, 9]]
 

@@ -9,7 +9,6 @@ from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
 from data_pipelines.formats import video
 from data_pipelines.sources import base, video_clips
-from data_pipelines.sources import workers as workers_lib
 from defi_jax import errors
 
 HEIGHT, WIDTH = 32, 48
@@ -157,7 +156,7 @@ def _source(tmp_path, count: int, names=None):
         )
         for i in range(count)
     ]
-    workers = base.Workers(count=2, limits=workers_lib.Limits(seconds=30))
+    workers = base.Workers(count=2, seconds=30)
     how = video_clips.Reading(name="s", embodiment="human", workers=workers)
     return how.source(clips, video_clips.read_clip, {})
 

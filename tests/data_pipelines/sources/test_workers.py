@@ -12,7 +12,11 @@ import pytest
 from data_pipelines.sources import workers as workers_lib
 from defi_jax import errors
 
-LIMITS = workers_lib.Limits(seconds=20, memory_bytes=256 << 20)
+LIMITS: Any = {"seconds": 20, "memory_bytes": 256 << 20}
+
+
+def _workers(count: int) -> workers_lib.Workers:
+    return workers_lib.Workers(count=count, **LIMITS)
 
 
 def _square(item: int) -> int:
@@ -46,18 +50,18 @@ def _arrow_pool(_: int) -> str:
 
 
 def test_tables_do_not_reserve_the_memory_of_the_decoders():
-    assert list(workers_lib.run(_arrow_pool, [0], workers=1, limits=LIMITS)) == [(0, "system")]
+    assert list(workers_lib.run(_arrow_pool, [0], _workers(1))) == [(0, "system")]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_keep_the_order_of_the_items(workers):
-    found = list(workers_lib.run(_square, range(12), workers=workers, limits=LIMITS))
+    found = list(workers_lib.run(_square, range(12), _workers(workers)))
     assert found == [(item, item * item) for item in range(12)]
 
 
 def test_a_crash_and_a_hoard_cost_their_own_item_only():
     items = ["a", "crash", "b", "hoard", "abort", "c"]
-    found = dict(workers_lib.run(_misbehave, items, workers=2, limits=LIMITS))
+    found = dict(workers_lib.run(_misbehave, items, _workers(2)))
     assert [found[name] for name in "abc"] == list("abc")
     assert found["crash"] == workers_lib.Failure("its worker process died (exit 3)")
     assert found["abort"] == workers_lib.Failure("its worker process died (SIGABRT)")
@@ -78,25 +82,25 @@ def test_a_process_that_hangs_at_its_start_ends_the_run_and_rejects_nothing(monk
     monkeypatch.setattr(workers_lib, "_START_SECONDS", 1.0)
     item = b"x" * (1 << 22)  # more than a pipe holds
     with pytest.raises(errors.UserError, match="did not start within 1 s: --workers"):
-        list(workers_lib.run(_HangsAtStart(), [item], workers=1, limits=LIMITS))
+        list(workers_lib.run(_HangsAtStart(), [item], _workers(1)))
 
 
 def test_a_hanging_call_ends_at_its_deadline():
-    limits = workers_lib.Limits(seconds=3)
-    found = list(workers_lib.run(_hang, [0, 60, 0], workers=1, limits=limits))
+    workers = workers_lib.Workers(count=1, seconds=3)
+    found = list(workers_lib.run(_hang, [0, 60, 0], workers))
     assert found == [(0, 0), (60, workers_lib.Failure("took more than 3 s")), (0, 0)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_expected_error_ends_the_run_as_it_is(workers):
-    results = workers_lib.run(_misbehave, ["a", "reject"], workers=workers, limits=LIMITS)
+    results = workers_lib.run(_misbehave, ["a", "reject"], _workers(workers))
     with pytest.raises(errors.DataError, match="bad: file; replace it"):
         list(results)
 
 
 def test_a_bug_is_no_failure():
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        list(workers_lib.run(_misbehave, ["bug"], workers=1, limits=LIMITS))
+        list(workers_lib.run(_misbehave, ["bug"], _workers(1)))
 
 
 def test_items_are_taken_as_workers_become_free():
@@ -107,7 +111,7 @@ def test_items_are_taken_as_workers_become_free():
             taken.append(item)
             yield item
 
-    results = workers_lib.run(_square, items(), workers=2, limits=LIMITS)
+    results = workers_lib.run(_square, items(), _workers(2))
     for _ in range(5):
         next(results)
     assert len(taken) <= 5 + 3 * 2
@@ -122,14 +126,14 @@ def test_few_results_wait_for_a_slow_first_one():
             taken.append(item)
             yield item
 
-    results = workers_lib.run(_hang, items(), workers=2, limits=LIMITS)
+    results = workers_lib.run(_hang, items(), _workers(2))
     assert next(results) == (1.5, 1.5) and len(taken) <= 3 * 2
     results.close()
 
 
 def test_a_partial_function_reaches_the_workers():
     function: Any = functools.partial(max, key=abs)
-    assert list(workers_lib.run(function, [(1, -2)], workers=1, limits=LIMITS)) == [((1, -2), -2)]
+    assert list(workers_lib.run(function, [(1, -2)], _workers(1))) == [((1, -2), -2)]
 
 
 def test_workers_end_when_the_parent_is_killed(tmp_path):
@@ -140,7 +144,7 @@ def busy(path):
     open(path, "w").write(str(os.getpid()))
     time.sleep(600)
 if __name__ == "__main__":
-    results = workers.run(busy, [sys.argv[1]], workers=1, limits=workers.Limits())
+    results = workers.run(busy, [sys.argv[1]], workers.Workers(count=1))
     threading.Thread(target=next, args=(results,), daemon=True).start()
     while not os.path.exists(sys.argv[1]) or not open(sys.argv[1]).read():
         time.sleep(0.05)
