@@ -14,12 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from defi_jax.models import params as params_lib
 from defi_jax.models import svd_vae
 from defi_jax.models.frozen import pretrained
-from defi_jax.weights import fields, table
+from defi_jax.weights import fields, sources
 from defi_jax.weights.parity import check
-from defi_jax.weights.tables import diffusers_names
 
 
 def main(directory: pathlib.Path) -> None:
@@ -97,12 +95,7 @@ def _posterior(fixture):
     config = fields.make_config(svd_vae.SVDVAEConfig, fixture.config, "svd_vae")
     mode = pretrained.SVDVAELatents(config=config)
     sample = pretrained.SVDVAELatents(config=config, posterior="sample")
-    params = table.import_params(
-        diffusers_names.entries(mode.make),
-        fixture.params,
-        expected=params_lib.abstract_params(mode.make),
-        where="svd_vae",
-    )
+    params = sources.VAE.plan_import(config, fixture.params).params()
     pixels = jnp.asarray(fixture.inputs["pixels"]).transpose(0, 2, 3, 1)
     frames = jnp.clip(jnp.round((pixels + 1) * 127.5), 0, 255).astype(jnp.uint8)
     mean = np.asarray(mode.encode(params, frames))

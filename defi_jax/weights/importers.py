@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import tempfile
@@ -142,11 +143,8 @@ def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathli
         fields = record["parts"][part.name]
         params = tensor_files.SafetensorsFiles(directory / part.name / PARAMS)
         config = part.read_config(fields["config"], str(directory / RECORD))
-        plan = table.plan_export(
-            part.entries(config, fields["names"]),
-            tensor_files.Below(params, part.ours),
-            expected=part.abstract_params(config),
-        )
+        below = tensor_files.Below(params, part.ours)
+        plan = part.plan_export(config, below, fields["names"])
         missing = sorted(set(fields["names"]) - plan.specs.keys())
         if missing:
             raise _damaged_record(f"unknown names {errors.listed(missing, 10)}", directory / RECORD)
@@ -300,16 +298,17 @@ def _write(
         below = tensor_files.Below(opened[part.folder], part.prefix)
         config = configs.get(part.name) or _read_config(part, input_path)
         try:
-            entries = part.entries(config, below.keys())
-            plans.append((part, _plan_part(part, config, entries, below)))
+            plan = part.plan_import(config, below)
         except errors.DataError as error:
             problems.append(f"{part.name or source_name}: {error.what}")
             continue
-        names = sorted({entry.theirs for entry in entries} & set(below))
+        plans.append((part, plan))
+        dtypes = {name: below.spec(name).dtype.name for name in plan.names}
         record["parts"][part.name] = {
             "config": dataclasses.asdict(config),
-            "names": names,
-            "dtypes": _other_dtypes(below, names),
+            "names": list(plan.names),
+            # Those other than float32, which our parameters have.
+            "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != "float32"},
         }
     dropped, unknown = _dropped(source, opened, record["parts"])
     problems += unknown
@@ -323,20 +322,11 @@ def _write(
     record["dropped"] = {path.partition("/")[2]: reason for path, reason in dropped.items()}
     (work / RECORD).write_text(json.dumps(record, indent=1))
     _copy_notes(input_path, folders, work)
-    counts = {part.name or source_name: plan.num_scalars for part, plan in plans}
+    counts = {
+        part.name or source_name: sum(math.prod(spec.shape) for spec in plan.specs.values())
+        for part, plan in plans
+    }
     return ImportSummary(parameters=counts, dropped=record["dropped"])
-
-
-def _plan_part(
-    part: sources.Part, config: Any, entries: list[table.Entry], below: tensor_files.Tensors
-) -> table.ImportPlan:
-    return table.plan_import(
-        entries,
-        below,
-        dropped=part.dropped,
-        expected=part.abstract_params(config),
-        where=part.name,
-    )
 
 
 def _write_part(part: sources.Part, plan: table.ImportPlan, directory: pathlib.Path) -> None:
@@ -344,8 +334,8 @@ def _write_part(part: sources.Part, plan: table.ImportPlan, directory: pathlib.P
     directory.mkdir(exist_ok=True)
     specs = {part.ours + path: spec for path, spec in plan.specs.items()}
     with tensor_files.SafetensorsWriter(directory / PARAMS, specs) as writer:
-        for piece in plan.pieces():
-            writer.write(part.ours + piece.path, piece.value, piece.layer)
+        for entry, value in plan.pieces():
+            writer.write(part.ours + entry.ours, value, entry.layer)
 
 
 def _dropped(
@@ -412,12 +402,6 @@ def _copy_notes(input_path: pathlib.Path, folders: set[str], work: pathlib.Path)
     for name in _TOKENIZER_FILES:
         if (input_path / name).is_file():
             shutil.copyfile(input_path / name, work / name)
-
-
-def _other_dtypes(below: tensor_files.Tensors, names: list[str]) -> dict[str, str]:
-    """Element types other than float32, which our parameters have."""
-    dtypes = {name: below.spec(name).dtype.name for name in names}
-    return {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
 
 
 def _dtype(name: str) -> np.dtype:

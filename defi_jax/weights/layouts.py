@@ -18,8 +18,6 @@ LAYOUTS: dict[str, Layout] = {
     "same": Layout(lambda x: x, lambda x: x),
     # (O, I) <-> (I, O)
     "linear": Layout(lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
-    # (O, I, w) <-> (w, I, O)
-    "conv1d": Layout(lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),
     # (O, I, h, w) <-> (h, w, I, O)
     "conv2d": Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     # (O, I, t, h, w) <-> (t, h, w, I, O)
@@ -40,6 +38,3 @@ LAYOUTS: dict[str, Layout] = {
     # (1,) <-> ()
     "scalar": Layout(lambda x: x.reshape(()), lambda x: x.reshape((1,))),
 }
-
-# Number of axes theirs must have for the layouts that look at them.
-RANK = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "conv3d_time": 5, "conv1x1_linear": 4}

@@ -24,7 +24,7 @@ import ml_collections
 from defi_jax import errors, objectives, tensor_files
 from defi_jax.checkpoints import manager
 from defi_jax.models import params as params_lib
-from defi_jax.weights import importers, sources, table
+from defi_jax.weights import importers, sources
 
 _SOURCES = {"gfdm": "defi_gfdm", "gidm": "defi_gidm", "joint": "defi_policy"}
 # Parts that are frozen encoders of a run, and their role there.
@@ -91,12 +91,7 @@ def export_run(workdir: pathlib.Path, output: pathlib.Path) -> Written:
         prefix = part.ours if role is None else f"encoders/{role}/"
         model_config = _main_config(objective) if role is None else part.config
         _check_groups(model_config, workdir)
-        entries = part.entries(model_config, ())
-        plan = table.plan_export(
-            entries,
-            tensor_files.Below(flat, prefix),
-            expected=part.abstract_params(model_config),
-        )
+        plan = part.plan_export(model_config, tensor_files.Below(flat, prefix))
         exported.append(importers.ExportedPart(part, plan, dict.fromkeys(plan.specs, "float32")))
         if part.name in _DIFFUSERS_CLASSES:
             notes[part.folder] = _diffusers_config(part.name, model_config)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from defi_jax.array_typing import Params
@@ -26,8 +27,8 @@ from defi_jax.weights.tables import t5_encoder as t5_encoder_table
 
 DEFAULT_FILE = "model.safetensors"
 
-# (config, official names of the part; none for the release's own) -> table
-Entries = Callable[[Any, Iterable[str]], list[table.Entry]]
+# (abstract parameters, config, official names of the part; none for the release's own) -> table
+Table = Callable[[Params, Any, Iterable[str]], list[table.Entry]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,26 +36,47 @@ class Part:
     """One module of a release.
 
     Attributes:
-        name: directory of the output; "" when the release has one part.
         module: our class, built as module(config, rngs=rngs).
         config: full-size numbers, used unless the release brings a config.json.
-        entries: the table.
+        table: makes the table.
         dropped: official names without a place in ours.
+        name: directory of the output; "" when the release has one part.
         folder: subfolder of the release; "" for its top.
         file: name of the weights file that the reverse writes; parts in one folder share it.
         prefix: what stands before the table's official names in the release.
         ours: path under which training expects the module.
     """
 
-    name: str
     module: Callable[..., nnx.Module]
     config: Any
-    entries: Entries
-    dropped: table.Dropped
+    table: Table
+    dropped: table.Dropped = ()
+    name: str = ""
     folder: str = ""
     file: str = DEFAULT_FILE
     prefix: str = ""
     ours: str = ""
+
+    def plan_import(
+        self, config: Any, source: Mapping[str, np.ndarray], where: str = "weights"
+    ) -> table.ImportPlan:
+        """Plans the import of official tensors without `prefix`; errors of `table.plan_import`."""
+        params = self.abstract_params(config)
+        rows = self.table(params, config, source)
+        return table.plan_import(rows, source, expected=params, dropped=self.dropped, where=where)
+
+    def plan_export(
+        self, config: Any, source: Mapping[str, Any], names: Iterable[str] = ()
+    ) -> table.ExportPlan:
+        """Plans the export of our parameters without `ours`; errors of `table.plan_export`.
+
+        Args:
+            config: numbers of the module.
+            source: our flattened path to array.
+            names: official names of the release that the parameters came from.
+        """
+        params = self.abstract_params(config)
+        return table.plan_export(self.table(params, config, names), source, expected=params)
 
     def abstract_params(self, config: Any) -> Params:
         """Returns the shapes and element types of our parameters."""
@@ -101,108 +123,88 @@ def _rebuild(template: Any, given: Mapping[str, Any], where: str) -> Any:
     return fields.make_config(type(template), values, where)
 
 
-def _fixed(entries: Callable[[Any], list[table.Entry]]) -> Entries:
-    """A table that does not depend on the names found."""
-    return lambda config, names: entries(config)
-
-
-def _diffusers(module: Callable[..., nnx.Module]) -> Entries:
-    """The table of a module that carries diffusers' names."""
-    return lambda config, names: diffusers_names.entries(lambda rngs: module(config, rngs=rngs))
-
-
-def _dinov2_entries(config: dinov2.DINOv2Config, names: Iterable[str]) -> list[table.Entry]:
-    names = set(names)
-    return dinov2_table.entries(config, dinov2_table.release(names) if names else "hub")
-
-
 _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 _SVD_OTHERS = (("image_encoder", "CLIP's vision tower: DeFI conditions on text"),)
 
-_UNET = Part(
-    name="unet",
+UNET = Part(
     module=svd_unet.SVDUNet,
     config=svd_unet.PRESETS["full"],
-    entries=_diffusers(svd_unet.SVDUNet),
-    dropped=(),
+    table=diffusers_names.TABLE,
+    name="unet",
     folder="unet",
     file=_DIFFUSERS_FILE,
     ours="gfdm/unet/",
 )
-_VAE = Part(
-    name="svd_vae",
+VAE = Part(
     module=svd_vae.SVDVAE,
     config=svd_vae.PRESETS["full"],
-    entries=_diffusers(svd_vae.SVDVAE),
-    dropped=(),
+    table=diffusers_names.TABLE,
+    name="svd_vae",
     folder="vae",
     file=_DIFFUSERS_FILE,
 )
-_CLIP = Part(
-    name="",
+CLIP = Part(
     module=clip_text.CLIPText,
     config=clip_text.PRESETS["full"],
-    entries=_fixed(clip_text_table.entries),
+    table=clip_text_table.TABLE,
     dropped=clip_text_table.DROPPED,
 )
 _CLIP_OPENAI = dataclasses.replace(
-    _CLIP, entries=_fixed(clip_openai_table.entries), dropped=clip_openai_table.DROPPED
+    CLIP, table=clip_openai_table.TABLE, dropped=clip_openai_table.DROPPED
 )
-_T5 = Part(
-    name="",
+T5 = Part(
     module=t5_encoder.T5Encoder,
     config=t5_encoder.PRESETS["full"],
-    entries=_fixed(t5_encoder_table.entries),
+    table=t5_encoder_table.TABLE,
     dropped=t5_encoder_table.DROPPED,
 )
-_DINOV2 = Part(
-    name="",
+DINOV2 = Part(
     module=dinov2.DINOv2,
     config=dinov2.PRESETS["full"],
-    entries=_dinov2_entries,
+    table=dinov2_table.entries,
     dropped=dinov2_table.DROPPED,
 )
-_GIDM = Part(
-    name="gidm",
+GIDM = Part(
     module=gidm.GIDM,
     config=gidm.PRESETS["full"],
-    entries=_fixed(gidm_table.entries),
+    table=gidm_table.TABLE,
     dropped=gidm_table.DROPPED,
+    name="gidm",
     prefix="lam.",
     ours="gidm/",
 )
-_POLICY = Part(
-    name="policy",
+POLICY = Part(
     module=policy.Policy,
     config=policy.PRESETS["full"],
-    entries=_fixed(policy_table.entries),
+    table=policy_table.entries,
     dropped=policy_table.DROPPED,
+    name="policy",
     ours="policy/",
 )
 
 SOURCES: dict[str, Source] = {
-    "svd": Source(parts=(_UNET, _VAE), other_folders=_SVD_OTHERS),
-    "clip": Source(parts=(_CLIP,)),
+    "svd": Source(parts=(UNET, VAE), other_folders=_SVD_OTHERS),
+    "clip": Source(parts=(CLIP,)),
     "clip_openai": Source(parts=(_CLIP_OPENAI,)),
-    "t5": Source(parts=(_T5,)),
-    "dinov2": Source(parts=(_DINOV2,)),
-    "defi_gfdm": Source(parts=(_UNET, _VAE), other_folders=_SVD_OTHERS),
+    "t5": Source(parts=(T5,)),
+    "dinov2": Source(parts=(DINOV2,)),
+    "defi_gfdm": Source(parts=(UNET, VAE), other_folders=_SVD_OTHERS),
     "defi_gidm": Source(
         parts=(
-            _GIDM,
-            dataclasses.replace(_DINOV2, name="dinov2", prefix="lam.dino_encoder."),
-            dataclasses.replace(_T5, name="t5_encoder", prefix="lam.text_encoder."),
+            GIDM,
+            dataclasses.replace(DINOV2, name="dinov2", prefix="lam.dino_encoder."),
+            dataclasses.replace(T5, name="t5_encoder", prefix="lam.text_encoder."),
         ),
         keys=("state_dict",),
     ),
     "defi_policy": Source(
         parts=(
-            _POLICY,
-            dataclasses.replace(_CLIP, name="clip_text", prefix="TVP_encoder.text_encoder."),
+            POLICY,
+            dataclasses.replace(CLIP, name="clip_text", prefix="TVP_encoder.text_encoder."),
             dataclasses.replace(
                 _CLIP_OPENAI, name="clip_openai", prefix="language_goal.clip_rn50."
             ),
-            dataclasses.replace(_T5, name="t5_encoder", prefix="lam.text_encoder."),
+            dataclasses.replace(T5, name="t5_encoder", prefix="lam.text_encoder."),
         ),
         keys=("model",),
     ),

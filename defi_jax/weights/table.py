@@ -10,8 +10,9 @@ beyond one to one:
   (tied). Either name may be missing in a file; if both are there they must be bit-equal. Export
   writes both.
 
-Whatever a source holds beyond the table must match a `dropped` pattern, which carries its reason;
-everything else is an error that lists every offending name.
+`Names` makes the list from a model's parameters and the levels whose names differ. Whatever a
+source holds beyond the table must match a `dropped` pattern, which carries its reason; everything
+else is an error that lists every offending name.
 
 Both directions are planned first, on names and shapes alone, and then run tensor by tensor:
 `plan_import` and `plan_export`. `import_params` and `export_params` do it at once, in memory.
@@ -19,10 +20,12 @@ Both directions are planned first, on names and shapes alone, and then run tenso
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -37,13 +40,17 @@ TensorSpec = tensor_files.TensorSpec
 
 Dropped = Sequence[tuple[str, str]]
 
-
 # Element types that float32 holds to the last bit; whole numbers would be quantised weights.
 _FLOATS = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 
+# PyTorch's names of our leaves, and the layouts of kernels by their number of axes.
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_KERNELS = {2: "linear", 3: "conv3d_time", 4: "conv2d", 5: "conv3d"}
+# Projections that the reference packs into one tensor, in its order.
+QKV = ("to_q", "to_k", "to_v")
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+
+class Entry(NamedTuple):
     """One row of a weight table.
 
     Attributes:
@@ -60,47 +67,66 @@ class Entry:
     layer: int | None = None
     part: tuple[int, int] | None = None
 
-    def __post_init__(self) -> None:
-        if self.layout not in layouts.LAYOUTS:
-            raise ValueError(f"unknown layout {self.layout!r}; known: {sorted(layouts.LAYOUTS)}")
+    @property
+    def selection(self) -> Any:
+        """What of the parameter at `ours` the tensor is."""
+        return ... if self.layer is None else self.layer
 
 
-def linear(
-    ours: str,
-    theirs: str,
-    *,
-    use_bias: bool = True,
-    joint: str = ".",
-    layer: int | None = None,
-    part: tuple[int, int] | None = None,
-) -> list[Entry]:
-    """Returns the rows of a linear layer; `joint` stands between `theirs` and "weight"."""
-    rows = [Entry(f"{ours}/kernel", f"{theirs}{joint}weight", "linear", layer, part)]
-    if use_bias:
-        rows.append(Entry(f"{ours}/bias", f"{theirs}{joint}bias", "same", layer, part))
-    return rows
+class Names(NamedTuple):
+    """The table of a module by rule: levels of our paths that the reference calls otherwise.
 
+    Levels that are not named keep their name. The layout follows from the kind of a leaf and its
+    number of axes. Projections with one name in common are pieces of one tensor (`QKV`).
 
-def norm(ours: str, theirs: str, *, use_bias: bool = True, layer: int | None = None) -> list[Entry]:
-    """Returns the rows of a layer norm."""
-    rows = [Entry(f"{ours}/scale", f"{theirs}.weight", "same", layer)]
-    if use_bias:
-        rows.append(Entry(f"{ours}/bias", f"{theirs}.bias", "same", layer))
-    return rows
-
-
-def with_prefixes(entries: Sequence[Entry], *, ours: str = "", theirs: str = "") -> list[Entry]:
-    """Returns the table of a module at `ours` in our tree and at `theirs` in the reference.
-
-    Args:
-        entries: the module's own table.
-        ours: path prefix with its trailing "/", e.g. "encoders/gfdm_text/".
-        theirs: name prefix with its trailing ".", e.g. "lam.text_encoder.".
+    Attributes:
+        levels: one or more levels of ours ("mlp/fc1") to theirs ("mlp.c_fc"), the longest first. A
+            "{}" in theirs is the index of a stacked block; "" leaves the level out.
+        layouts: last levels of a path to its layout, where it is another.
+        tied: path of ours to a second name of theirs.
     """
-    return [
-        dataclasses.replace(entry, ours=ours + entry.ours, theirs=theirs + entry.theirs)
-        for entry in entries
-    ]
+
+    levels: Mapping[str, str]
+    layouts: Mapping[str, str] = types.MappingProxyType({})
+    tied: Mapping[str, str] = types.MappingProxyType({})
+
+    def __call__(
+        self, params: Params, config: Any = None, official: Iterable[str] = ()
+    ) -> list[Entry]:
+        """Returns the rows of a module's parameters, abstract or not.
+
+        Args:
+            params: of the module.
+            config: of the module; tables may refuse what the reference does not have.
+            official: names found in a release, for tables that differ by release.
+        """
+        del config, official
+        flat = params_lib.flatten(params)
+        theirs = {path: self._name(path) for path in flat}
+        sharing = collections.Counter(theirs.values())
+        rows = []
+        for path, leaf in flat.items():
+            is_packed = sharing[theirs[path]] > 1
+            part = (QKV.index(path.split("/")[-2]), len(QKV)) if is_packed else None
+            for name in filter(None, (theirs[path], self.tied.get(path))):
+                is_stacked = "{}" in name
+                layout = self._layout(path, leaf.ndim - is_stacked)
+                layers = range(leaf.shape[0]) if is_stacked else [None]
+                rows += [Entry(path, name.format(i), layout, i, part) for i in layers]
+        return rows
+
+    def _name(self, path: str) -> str:
+        """The name of a path of ours."""
+        levels = _LEAVES | dict(self.levels)
+        longest_first = "|".join(sorted(levels, key=len, reverse=True))
+        name = re.sub(f"(?<![^/])({longest_first})(?![^/])", lambda m: levels[m[0]], path)
+        return name.replace("/", ".").lstrip(".")
+
+    def _layout(self, path: str, ndim: int) -> str:
+        for end, layout in self.layouts.items():
+            if f"/{path}".endswith(f"/{end}"):
+                return layout
+        return _KERNELS[ndim] if path.endswith("kernel") else "same"
 
 
 def drop_reason(name: str, dropped: Dropped) -> str | None:
@@ -111,14 +137,6 @@ def drop_reason(name: str, dropped: Dropped) -> str | None:
     return None
 
 
-class Piece(NamedTuple):
-    """A parameter of ours, or slice `layer` of a stacked one."""
-
-    path: str
-    layer: int | None
-    value: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
     """An import whose names and shapes fit.
@@ -126,33 +144,39 @@ class ImportPlan:
     Attributes:
         specs: our flattened path to shape and element type.
         rows: one entry per piece.
+        names: official names that the table has and the source too, sorted.
         source: official name to tensor.
     """
 
     specs: Mapping[str, TensorSpec]
     rows: Sequence[Entry]
+    names: Sequence[str]
     source: Mapping[str, np.ndarray]
 
-    @property
-    def num_scalars(self) -> int:
-        """Size of all parameters together."""
-        return sum(math.prod(spec.shape) for spec in self.specs.values())
-
-    def pieces(self) -> Iterator[Piece]:
-        """Reads the source, one tensor at a time.
+    def pieces(self) -> Iterator[tuple[Entry, np.ndarray]]:
+        """Reads the source and yields what belongs at each entry, one tensor at a time.
 
         Raises:
             DataError: infinite values or NaN.
         """
         for entry in self.rows:
-            value = _to_ours(entry, np.asarray(self.source[entry.theirs]))
+            value = np.asarray(self.source[entry.theirs])
+            if entry.part is not None:
+                index, count = entry.part
+                value = np.split(value, count)[index]
+            value = layouts.LAYOUTS[entry.layout].to_ours(value)
             if not np.isfinite(value).all():
                 raise errors.DataError(
                     "values that are not finite", entry.theirs, "download the release again"
                 )
-            yield Piece(
-                entry.ours, entry.layer, value.astype(self.specs[entry.ours].dtype, copy=False)
-            )
+            yield entry, value.astype(self.specs[entry.ours].dtype, copy=False)
+
+    def params(self) -> Params:
+        """Reads the source into nested dicts of numpy arrays, as in `models/params.py`."""
+        flat = {path: np.empty(spec.shape, spec.dtype) for path, spec in self.specs.items()}
+        for entry, value in self.pieces():
+            flat[entry.ours][entry.selection] = value
+        return params_lib.unflatten(flat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,25 +196,15 @@ class ExportPlan:
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Reads our parameters and yields official tensors, one at a time."""
         for name, entries in self.rows.items():
-            yield (
-                name,
-                _join(
-                    [
-                        layouts.LAYOUTS[entry.layout].to_theirs(
-                            tensor_files.read_slice(self.source, entry.ours, _index(entry))
-                        )
-                        for entry in entries
-                    ]
-                ),
-            )
+            yield name, _to_theirs(entries, self.source)
 
 
 def plan_import(
     entries: Sequence[Entry],
     source: Mapping[str, np.ndarray],
     *,
+    expected: Params,
     dropped: Dropped = (),
-    expected: Params | None = None,
     where: str = "weights",
 ) -> ImportPlan:
     """Checks that a source fits, reading none of it but names stored twice.
@@ -198,46 +212,47 @@ def plan_import(
     Args:
         entries: the table.
         source: official name -> tensor; `tensor_files.Tensors` are not read here.
+        expected: abstract parameters (`models.params.abstract_params`) of the module that the table
+            describes; tensors are cast to their dtypes.
         dropped: (glob pattern, reason) of official names that we do not use.
-        expected: abstract parameters (`models.params.abstract_params`); when given, our paths and
-            shapes must be exactly these, and tensors are cast to their dtypes.
         where: name of the source for error messages.
 
     Raises:
         DataError: missing, unknown, misshapen or contradictory names, and tensors that are not
             float32, bfloat16 or float16, all of them, sorted.
     """
-    names = set(source.keys())
-    known = {entry.theirs for entry in entries}
-    problems = [
-        f"unknown name {name}"
-        for name in sorted(names - known)
-        if drop_reason(name, dropped) is None
-    ]
-    rows: list[Entry] = []
-    slots: dict[str, dict[int | None, TensorSpec | None]] = {}
-    for aliases in _group_by_target(entries):
-        entry, spec = _plan_slot(aliases, source, names, problems)
-        rows.append(entry)
-        slots.setdefault(entry.ours, {})[entry.layer] = spec
-    specs = {path: _stacked_spec(layers, path, problems) for path, layers in slots.items()}
-    fitting = {path: spec for path, spec in specs.items() if spec is not None}
-    if expected is not None:
-        flat = params_lib.flatten(expected)
-        _check_expected(fitting, flat, set(slots), problems)
-        fitting = {
-            path: TensorSpec(spec.shape, np.dtype(flat[path].dtype))
-            for path, spec in fitting.items()
-            if path in flat
-        }
+    specs = _specs(params_lib.flatten(expected))
+    problems = _unmatched(entries, specs)
+    official, _ = _official_specs([row for row in entries if row.ours in specs], specs)
+    unknown = [name for name in source if name not in official]
+    problems += [f"unknown name {name}" for name in unknown if drop_reason(name, dropped) is None]
+    names = sorted(official.keys() & source.keys())
+    for name in names:
+        found = tensor_files.spec_of(source, name)
+        if found.shape != official[name].shape:
+            problems.append(f"misshapen {name}: {found.shape}, expected {official[name].shape}")
+        if found.dtype not in _FLOATS:
+            problems.append(f"{name} has elements of type {found.dtype}")
+    slots: dict[tuple[str, int | None], list[Entry]] = {}
+    for entry in entries:
+        slots.setdefault((entry.ours, entry.layer), []).append(entry)
+    rows = []
+    for aliases in slots.values():
+        present = [row for row in aliases if row.theirs in source]
+        rows += present[:1]
+        if not present:
+            problems.append(f"missing name {aliases[0].theirs}")
+        elif not _all_bit_equal([source[row.theirs] for row in present]):
+            tied = " and ".join(row.theirs for row in present)
+            problems.append(f"{tied} are tied but differ")
     if problems:
-        # Pieces of one packed tensor have one problem.
+        problems = sorted(set(problems))  # pieces of one packed tensor have one problem
         raise errors.DataError(
-            f"{len(set(problems))} names do not fit: " + "; ".join(sorted(set(problems))),
+            f"{len(problems)} names do not fit: {'; '.join(problems)}",
             where,
             "check that the file belongs to this architecture and config",
         )
-    return ImportPlan(fitting, rows, source)
+    return ImportPlan(specs, rows, names, source)
 
 
 def plan_export(
@@ -254,36 +269,28 @@ def plan_export(
         DataError: `source` lacks a path of the table, or the table one of `source`; another shape
             than expected, or no floating-point numbers of ours.
     """
-    known = {entry.ours for entry in entries}
-    problems = [f"missing parameter {path}" for path in known - source.keys()]
-    problems += [f"parameter without an official name {path}" for path in source.keys() - known]
-    specs = {path: tensor_files.spec_of(source, path) for path in source}
-    problems += _misfits(specs, params_lib.flatten(expected))
-    problems += [
-        f"{path} has elements of type {spec.dtype}"
-        for path, spec in specs.items()
-        if spec.dtype not in _FLOATS
-    ]
+    specs, wanted = _specs(source), _specs(params_lib.flatten(expected))
+    problems = _unmatched(entries, specs)
+    for path, spec in specs.items():
+        if path in wanted and spec.shape != wanted[path].shape:
+            problems.append(f"misshapen {path}: {spec.shape}, expected {wanted[path].shape}")
+        if spec.dtype not in _FLOATS:
+            problems.append(f"{path} has elements of type {spec.dtype}")
     if problems:
         raise errors.DataError(
             f"{len(problems)} parameters do not fit: " + "; ".join(sorted(problems)),
             "export",
             "check that the parameters belong to this architecture and config",
         )
-    rows: dict[str, list[Entry]] = {}
-    for entry in entries:
-        rows.setdefault(entry.theirs, []).append(entry)
-    ordered = {name: sorted(group, key=lambda e: e.part or (0, 1)) for name, group in rows.items()}
-    specs = {name: _official_spec(group, source) for name, group in ordered.items()}
-    return ExportPlan(specs, ordered, source)
+    return ExportPlan(*_official_specs(entries, specs), source)
 
 
 def import_params(
     entries: Sequence[Entry],
     source: Mapping[str, np.ndarray],
     *,
+    expected: Params,
     dropped: Dropped = (),
-    expected: Params | None = None,
     where: str = "weights",
 ) -> Params:
     """Builds our parameter tree from tensors under official names.
@@ -292,11 +299,8 @@ def import_params(
         Nested dicts of numpy arrays, as in `models/params.py`; arguments and errors are those of
         `plan_import`.
     """
-    plan = plan_import(entries, source, dropped=dropped, expected=expected, where=where)
-    flat = {path: np.empty(spec.shape, spec.dtype) for path, spec in plan.specs.items()}
-    for piece in plan.pieces():
-        flat[piece.path][... if piece.layer is None else piece.layer] = piece.value
-    return params_lib.unflatten(flat)
+    plan = plan_import(entries, source, expected=expected, dropped=dropped, where=where)
+    return plan.params()
 
 
 def export_params(entries: Sequence[Entry], params: Params) -> dict[str, np.ndarray]:
@@ -316,132 +320,46 @@ def export_params(entries: Sequence[Entry], params: Params) -> dict[str, np.ndar
     return {name: np.array(value, order="C") for name, value in plan.tensors()}
 
 
-def _group_by_target(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Collects entries that fill the same slot of ours; more than one means tied names."""
-    groups: dict[tuple[str, int | None, tuple[int, int] | None], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.ours, entry.layer, entry.part), []).append(entry)
-    return list(groups.values())
+def _specs(source: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {path: tensor_files.spec_of(source, path) for path in source}
 
 
-def _plan_slot(
-    aliases: Sequence[Entry], source: Mapping[str, np.ndarray], names: set[str], problems: list[str]
-) -> tuple[Entry, TensorSpec | None]:
-    """Returns the entry to read for one slot and what it gives, None after noting what is wrong."""
-    present = [entry for entry in aliases if entry.theirs in names]
-    if not present:
-        problems.append(f"missing name {aliases[0].theirs}")
-        return aliases[0], None
-    first = present[0]
-    for other in present[1:]:
-        if not _bit_equal(np.asarray(source[first.theirs]), np.asarray(source[other.theirs])):
-            problems.append(f"{first.theirs} and {other.theirs} are tied but differ")
-    try:
-        value = _to_ours(first, _blank(tensor_files.spec_of(source, first.theirs)))
-    except ValueError as error:
-        problems.append(str(error))
-        return first, None
-    if value.dtype not in _FLOATS:
-        problems.append(f"{first.theirs} has elements of type {value.dtype}")
-    return first, TensorSpec(value.shape, value.dtype)
-
-
-def _to_ours(entry: Entry, tensor: np.ndarray) -> np.ndarray:
-    """Returns an official tensor, or the entry's piece of it, in our layout.
-
-    Raises:
-        ValueError: another number of axes than the layout has, or an axis that it would drop.
-    """
-    if entry.part is not None:
-        index, count = entry.part
-        if tensor.ndim == 0 or tensor.shape[0] % count:
-            raise ValueError(f"misshapen {entry.theirs}: {tensor.shape} not divisible in {count}")
-        size = tensor.shape[0] // count
-        tensor = tensor[index * size : (index + 1) * size]
-    if entry.layout in layouts.RANK and tensor.ndim != layouts.RANK[entry.layout]:
-        raise ValueError(
-            f"misshapen {entry.theirs}: {tensor.shape}, expected {layouts.RANK[entry.layout]} axes"
-        )
-    misfit = f"misshapen {entry.theirs}: {tensor.shape} for layout {entry.layout}"
-    try:
-        value = layouts.LAYOUTS[entry.layout].to_ours(tensor)
-    except (ValueError, IndexError) as error:
-        raise ValueError(misfit) from error
-    # A layout that drops an axis of extent 1 must not drop data.
-    if value.size != tensor.size:
-        raise ValueError(misfit)
-    return value
-
-
-def _stacked_spec(
-    layers: Mapping[int | None, TensorSpec | None], path: str, problems: list[str]
-) -> TensorSpec | None:
-    """Returns the spec of a parameter from those of its slices, None where one is missing."""
-    found = {index: spec for index, spec in layers.items() if spec is not None}
-    if len(found) < len(layers):
-        return None
-    first = next(iter(found.values()))
-    if None in found:
-        return first
-    indices = sorted(index for index in found if index is not None)
-    shapes = [found[index].shape for index in indices]
-    if len(set(shapes)) > 1 or indices != list(range(len(found))):
-        problems.append(f"misshapen layers of {path}: {shapes}")
-        return None
-    dtype = np.result_type(*(spec.dtype for spec in found.values()))
-    return TensorSpec((len(found), *first.shape), dtype)
-
-
-def _check_expected(
-    specs: Mapping[str, TensorSpec],
-    expected: Mapping[str, Any],
-    table_paths: set[str],
-    problems: list[str],
-) -> None:
-    """Notes paths that only one side has and shapes that differ."""
-    problems += [
-        f"parameter without an official name {path}" for path in expected.keys() - table_paths
-    ]
-    problems += [f"the model has no parameter {path}" for path in table_paths - expected.keys()]
-    problems += _misfits(specs, expected)
-
-
-def _misfits(specs: Mapping[str, TensorSpec], expected: Mapping[str, Any]) -> list[str]:
-    """Returns one text per parameter of another shape than expected."""
+def _unmatched(entries: Sequence[Entry], paths: Iterable[str]) -> list[str]:
+    """Returns one text per path that only the table has, or only the parameters."""
+    known, paths = {entry.ours for entry in entries}, set(paths)
     return [
-        f"misshapen {path}: {spec.shape}, expected {tuple(expected[path].shape)}"
-        for path, spec in specs.items()
-        if path in expected and spec.shape != tuple(expected[path].shape)
+        *(f"missing parameter {path}" for path in known - paths),
+        *(f"parameter without an official name {path}" for path in paths - known),
     ]
 
 
-def _official_spec(entries: Sequence[Entry], source: Mapping[str, Any]) -> TensorSpec:
-    """Returns the spec of the tensor that `entries` make up."""
-    shapes = []
-    for entry in entries:
-        blank = _blank(tensor_files.spec_of(source, entry.ours))
-        shapes.append(layouts.LAYOUTS[entry.layout].to_theirs(blank[_index(entry)]).shape)
-    dtype = tensor_files.spec_of(source, entries[0].ours).dtype
-    if len(shapes) == 1:
-        return TensorSpec(shapes[0], dtype)
-    return TensorSpec((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+def _official_specs(
+    entries: Sequence[Entry], specs: Mapping[str, TensorSpec]
+) -> tuple[dict[str, TensorSpec], dict[str, list[Entry]]]:
+    """Returns by official name what our parameters make up, and of which entries."""
+    rows: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda row: row.part or (0, 1)):
+        rows.setdefault(entry.theirs, []).append(entry)
+    # Arrays that take no memory, to try layouts on.
+    blank = {path: np.broadcast_to(np.zeros((), x.dtype), x.shape) for path, x in specs.items()}
+    official = {}
+    for name, group in rows.items():
+        tensor = _to_theirs(group, blank)
+        official[name] = TensorSpec(tensor.shape, tensor.dtype)
+    return official, rows
 
 
-def _index(entry: Entry) -> Any:
-    return ... if entry.layer is None else entry.layer
+def _to_theirs(entries: Sequence[Entry], source: Mapping[str, Any]) -> np.ndarray:
+    """Returns the official tensor that the entries make up; of one entry a view."""
+    pieces = [
+        layouts.LAYOUTS[entry.layout].to_theirs(
+            tensor_files.read_slice(source, entry.ours, entry.selection)
+        )
+        for entry in entries
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _blank(spec: TensorSpec) -> np.ndarray:
-    """An array of this shape that takes no memory, to try layouts on."""
-    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape)
-
-
-def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenates the pieces of a packed tensor on the first axis; one piece stays a view."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _bit_equal(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether two arrays agree in shape, dtype and every bit (NaNs included)."""
-    same_kind = left.shape == right.shape and left.dtype == right.dtype
-    return same_kind and left.tobytes() == right.tobytes()
+def _all_bit_equal(tensors: Sequence[np.ndarray]) -> bool:
+    """Whether they agree in shape, element type and every bit (NaNs included)."""
+    return len({(x.shape, x.dtype, x.tobytes()) for x in map(np.asarray, tensors)}) == 1

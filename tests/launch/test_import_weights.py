@@ -72,7 +72,7 @@ def test_every_misfit_is_listed_and_nothing_is_left(tmp_path):
         "missing name encoder.final_layer_norm.weight",
         f"missing name {prefix}.q.weight",
         f"unknown name {prefix}.extra",
-        "misshapen layers of block/attention/to_v/kernel",
+        f"misshapen {prefix}.v.weight: (3, 3)",
     ):
         assert text in line
     assert [path.name for path in tmp_path.iterdir()] == ["t5"]

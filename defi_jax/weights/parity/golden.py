@@ -28,7 +28,7 @@ from defi_jax.models import (
     video_former,
 )
 from defi_jax.models import params as params_lib
-from defi_jax.weights import table
+from defi_jax.weights import sources, table
 from defi_jax.weights.tables import gidm as gidm_table
 from defi_jax.weights.tables import policy as policy_table
 
@@ -143,19 +143,19 @@ def seeded_input(tag: str, shape: Sequence[int]) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def seeded_params(make: params_lib.Make, entries: Sequence[table.Entry]) -> Params:
-    """Our parameters, filled under the official names of `entries`."""
+def seeded_params(make: params_lib.Make, names: sources.Table, config: Any = None) -> Params:
+    """Our parameters, filled under their official names."""
     abstract = params_lib.abstract_params(make)
-    blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
-    official = {
-        name: seeded_weight(name, value.shape)
-        for name, value in table.export_params(entries, blank).items()
-    }
-    return table.import_params(entries, official, expected=abstract)
+    rows = names(abstract, config, ())
+    specs = table.plan_export(rows, params_lib.flatten(abstract), expected=abstract).specs
+    official = {name: seeded_weight(name, spec.shape) for name, spec in specs.items()}
+    return table.import_params(rows, official, expected=abstract)
 
 
-def _apply(make: params_lib.Make, entries: Sequence[table.Entry], *inputs: Any) -> Any:
-    params = seeded_params(make, entries)
+def _apply(
+    make: params_lib.Make, *inputs: Any, names: sources.Table = gidm_table.TABLE, config: Any = None
+) -> Any:
+    params = seeded_params(make, names, config)
     return jax.jit(lambda params, *x: params_lib.bind(make, params)(*x))(params, *inputs)
 
 
@@ -166,7 +166,6 @@ def _encoder(order: latent_action.MaskOrder, *, with_text: bool = True) -> Seque
     text = (seeded_input("enc_lang", (3, 5, 32)), _TEXT_MASK) if with_text else ()
     output = _apply(
         lambda rngs: latent_action.SpatioTemporalTransformer(config, rngs=rngs),
-        gidm_table.transformer("", "", config.num_blocks, is_temporal=True),
         seeded_input("enc_x", (3, 2, 7, 24)),
         *text,
     )
@@ -179,10 +178,6 @@ def _decoder() -> Sequence[Any]:
     )
     output = _apply(
         lambda rngs: latent_action.SpatioTransformer(config, rngs=rngs),
-        [
-            *gidm_table.transformer("", "", config.num_blocks, is_temporal=False),
-            *table.linear("out", "out"),
-        ],
         seeded_input("dec_x", (3, 1, 9, 32)),
         seeded_input("enc_lang", (3, 5, 32)),
         _TEXT_MASK,
@@ -194,7 +189,6 @@ def _quantizer() -> Sequence[Any]:
     config = vector_quantizer.VectorQuantizerConfig(codebook_size=8, latent_dim=16)
     output = _apply(
         lambda rngs: vector_quantizer.VectorQuantizer(config, rngs=rngs),
-        [table.Entry("codebook", "codebook.weight")],
         seeded_input("vq_z", (3, 4, 16)),
     )
     usage = vector_quantizer.usage_increment(output.indices, config.codebook_size)
@@ -216,7 +210,6 @@ def _latent_action(order: latent_action.MaskOrder) -> Sequence[Any]:
     )
     output = _apply(
         lambda rngs: latent_action.LatentActionModel(config, rngs=rngs),
-        gidm_table.latent_action_entries(config),
         seeded_input("lam_feats", (2, 2, 16, 768)),
         seeded_input("lam_t5", (2, 6, 768)),
         np.array([[1, 1, 1, 0, 0, 0], [1] * 6], bool),
@@ -230,8 +223,9 @@ def _video_former() -> Sequence[Any]:
     )
     output = _apply(
         lambda rngs: video_former.VideoFormer(config, rngs=rngs),
-        policy_table.video_former_entries(config),
         seeded_input("vf_x", (2, 16, 6, 20)),
+        names=policy_table.video_former_entries,
+        config=config,
     )
     return [output]
 
@@ -267,7 +261,7 @@ def _denoiser() -> Sequence[Any]:
             model.sample(context, seeded_input("x0", (2, 10, 7)) * 80, _eval_sigmas()[0]),
         ]
 
-    return run_all(seeded_params(make, policy_table.denoiser_entries(config)))
+    return run_all(seeded_params(make, policy_table.denoiser_entries, config))
 
 
 def _eval_sigmas() -> Sequence[Any]:

@@ -25,13 +25,9 @@ from defi_jax.models import (
     video_former,
 )
 from defi_jax.weights import fields as fields_lib
+from defi_jax.weights import sources
 from defi_jax.weights.parity import runner
-from defi_jax.weights.tables import clip_text as clip_text_table
-from defi_jax.weights.tables import diffusers_names
-from defi_jax.weights.tables import dinov2 as dinov2_table
-from defi_jax.weights.tables import gidm as gidm_table
 from defi_jax.weights.tables import policy as policy_table
-from defi_jax.weights.tables import t5_encoder as t5_encoder_table
 
 Inputs = dict[str, jax.Array]
 Outputs = runner.Outputs
@@ -188,9 +184,7 @@ def _sigmas(config: action_denoiser.ActionDenoiserConfig) -> jax.Array:
 _ALL = (
     runner.Kind(
         name="svd_unet",
-        config=svd_unet.SVDUNetConfig,
-        module=svd_unet.SVDUNet,
-        entries=lambda config, make, params: diffusers_names.entries(make),
+        part=sources.UNET,
         forward=_svd_unet,
         inputs={
             "sample": "B T in_channels H W",
@@ -201,67 +195,57 @@ _ALL = (
     ),
     runner.Kind(
         name="svd_vae",
-        config=svd_vae.SVDVAEConfig,
-        module=svd_vae.SVDVAE,
-        entries=lambda config, make, params: diffusers_names.entries(make),
+        part=sources.VAE,
         forward=_svd_vae,
         inputs={"pixels": "B in_channels H W"},
     ),
     runner.Kind(
         name="clip_text",
-        config=clip_text.CLIPTextConfig,
-        module=clip_text.CLIPText,
-        entries=lambda config, make, params: clip_text_table.entries(config),
+        part=sources.CLIP,
         forward=_clip_text,
         inputs={"input_ids": "int B L"},
-        dropped=clip_text_table.DROPPED,
     ),
     runner.Kind(
         name="t5_encoder",
-        config=t5_encoder.T5EncoderConfig,
-        module=t5_encoder.T5Encoder,
-        entries=lambda config, make, params: t5_encoder_table.entries(config),
+        part=sources.T5,
         forward=_t5_encoder,
         inputs={"input_ids": "int B L", "attention_mask": "B L"},
-        dropped=t5_encoder_table.DROPPED,
     ),
     runner.Kind(
         name="dinov2_registers",
-        config=dinov2.DINOv2Config,
-        module=dinov2.DINOv2,
-        entries=lambda config, make, params: dinov2_table.entries(
-            config, dinov2_table.release(params.keys())
-        ),
+        part=sources.DINOV2,
         forward=_dinov2,
         inputs={"pixel_values": "B 3 H W"},
-        dropped=dinov2_table.DROPPED,
     ),
     runner.Kind(
         name="gidm",
-        config=_gidm_config,
-        module=gidm.GIDM,
-        entries=lambda config, make, params: gidm_table.entries(config),
+        part=sources.GIDM,
         forward=_gidm,
         inputs={
             "frame_features": "B 2 N feature_dim",
             "text_features": "B L text_dim",
             "text_mask": "B L",
         },
-        dropped=gidm_table.DROPPED,
+        make_config=_gidm_config,
     ),
     runner.Kind(
         name="video_former",
-        config=video_former.VideoFormerConfig,
-        module=video_former.VideoFormer,
-        entries=lambda config, make, params: policy_table.video_former_entries(config),
+        part=sources.Part(
+            module=video_former.VideoFormer,
+            config=video_former.PRESETS["full"],
+            table=policy_table.video_former_entries,
+        ),
         forward=lambda model, inputs: {"tokens": model(inputs["features"])},
         inputs={"features": "B num_frames N condition_dim"},
     ),
     runner.Kind(
         name="action_denoiser",
-        config=action_denoiser.ActionDenoiserConfig,
-        module=action_denoiser.ActionDenoiser,
-        entries=lambda config, make, params: policy_table.denoiser_entries(config),
+        part=sources.Part(
+            module=action_denoiser.ActionDenoiser,
+            config=action_denoiser.PRESETS["full"],
+            table=policy_table.denoiser_entries,
+            dropped=policy_table.DENOISER_DROPPED,
+        ),
         forward=_action_denoiser,
         inputs={
             "latent_action_tokens": "B K latent_action_dim",
@@ -269,13 +253,10 @@ _ALL = (
             "goal": "B 1 goal_dim",
             **_ACTIONS,
         },
-        dropped=policy_table.DENOISER_DROPPED,
     ),
     runner.Kind(
         name="joint_policy",
-        config=_policy_config,
-        module=policy.Policy,
-        entries=lambda config, make, params: policy_table.entries(config),
+        part=sources.POLICY,
         forward=_joint_policy,
         inputs={
             "|".join(_CAMERAS): "B video_former.num_frames video_former.condition_dim h w",
@@ -284,7 +265,7 @@ _ALL = (
             "goal": "B ...",
             **_ACTIONS,
         },
-        dropped=policy_table.DROPPED,
+        make_config=_policy_config,
     ),
 )
 KINDS = {kind.name: kind for kind in _ALL}

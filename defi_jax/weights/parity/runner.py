@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from defi_jax import errors
 from defi_jax.models import params as params_lib
-from defi_jax.weights import fields, table
+from defi_jax.weights import fields, sources
 
 Arrays = Mapping[str, np.ndarray]
 Outputs = dict[str, Any]
@@ -23,21 +23,17 @@ class Kind:
 
     Attributes:
         name: name of the kind.
-        config: type of the module's config, or a function from the reference's fields to it.
-        module: builds the module: (config, rngs=...).
-        entries: (config, module's maker, official weights) -> rows between our names and theirs.
+        part: its module and table.
         forward: (module, inputs) -> outputs in official layouts, by name; traced.
         inputs: axes of each input, as `check_inputs` has them.
-        dropped: official names that have no place here.
+        make_config: the module's config from the reference's fields; None where these are its own.
     """
 
     name: str
-    config: type[Any] | Callable[[Mapping[str, Any]], Any]
-    module: Callable[..., Any]
-    entries: Callable[[Any, params_lib.Make, Arrays], Sequence[table.Entry]]
+    part: sources.Part
     forward: Callable[[Any, dict[str, jax.Array]], Outputs]
     inputs: Mapping[str, str]
-    dropped: table.Dropped = ()
+    make_config: Callable[[Mapping[str, Any]], Any] | None = None
 
     def __call__(
         self, config: Mapping[str, Any], params: Arrays, inputs: Arrays
@@ -58,22 +54,16 @@ class Kind:
         """
         given = {key: value for key, value in config.items() if not key.startswith("_")}
         ours: Any = (
-            fields.make_config(self.config, given, self.name)
-            if isinstance(self.config, type)
-            else self.config(given)
+            fields.make_config(type(self.part.config), given, self.name)
+            if self.make_config is None
+            else self.make_config(given)
         )
         check_inputs(inputs, self.inputs, ours, self.name)
 
         def make(rngs):
-            return self.module(ours, rngs=rngs)
+            return self.part.module(ours, rngs=rngs)
 
-        imported = table.import_params(
-            self.entries(ours, make, params),
-            params,
-            dropped=self.dropped,
-            expected=params_lib.abstract_params(make),
-            where=self.name,
-        )
+        imported = self.part.plan_import(ours, params, self.name).params()
         arrays = {name: jnp.asarray(value) for name, value in inputs.items()}
         run = jax.jit(lambda own, given: self.forward(params_lib.bind(make, own), given))
         return {name: np.asarray(value) for name, value in run(imported, arrays).items()}

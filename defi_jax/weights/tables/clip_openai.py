@@ -4,7 +4,6 @@ Differs from Hugging Face's in names, in the packed input projection and in `tex
 OpenAI multiplies from the right and hence needs no transposition.
 """
 
-from defi_jax.models import clip_text
 from defi_jax.weights import table
 
 DROPPED = (
@@ -15,26 +14,19 @@ DROPPED = (
     ("vocab_size", "a number that the TorchScript archive keeps beside the tensors"),
 )
 
-_PACKED = ("self_attn/to_q", "self_attn/to_k", "self_attn/to_v")
-
-
-def entries(config: clip_text.CLIPTextConfig) -> list[table.Entry]:
-    """Returns the table for one size of the tower."""
-    rows = [
-        table.Entry("token_embedding/embedding", "token_embedding.weight"),
-        table.Entry("position_embedding/embedding", "positional_embedding"),
-        *table.norm("final_layer_norm", "ln_final"),
-        table.Entry("text_projection/kernel", "text_projection"),
-    ]
-    for layer in range(config.num_hidden_layers):
-        theirs = f"transformer.resblocks.{layer}"
-        rows += table.norm("layers/layer_norm1", f"{theirs}.ln_1", layer=layer)
-        rows += table.norm("layers/layer_norm2", f"{theirs}.ln_2", layer=layer)
-        for index, ours in enumerate(_PACKED):
-            rows += table.linear(
-                f"layers/{ours}", f"{theirs}.attn.in_proj", joint="_", layer=layer, part=(index, 3)
-            )
-        rows += table.linear("layers/self_attn/to_out", f"{theirs}.attn.out_proj", layer=layer)
-        rows += table.linear("layers/mlp/fc1", f"{theirs}.mlp.c_fc", layer=layer)
-        rows += table.linear("layers/mlp/fc2", f"{theirs}.mlp.c_proj", layer=layer)
-    return rows
+TABLE = table.Names(
+    levels={
+        "position_embedding/embedding": "positional_embedding",
+        "layers": "transformer.resblocks.{}",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        **{f"self_attn/{name}/kernel": "attn.in_proj_weight" for name in table.QKV},
+        **{f"self_attn/{name}/bias": "attn.in_proj_bias" for name in table.QKV},
+        "self_attn/to_out": "attn.out_proj",
+        "fc1": "c_fc",
+        "fc2": "c_proj",
+        "final_layer_norm": "ln_final",
+        "text_projection/kernel": "text_projection",
+    },
+    layouts={"text_projection/kernel": "same"},
+)

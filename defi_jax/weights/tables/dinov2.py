@@ -5,9 +5,10 @@ transformers from 5.0 on writes.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from defi_jax import errors
-from defi_jax.models import dinov2
+from defi_jax.array_typing import Params
 from defi_jax.weights import table
 
 _MASK = "stands in for hidden patches in pretraining, unused by features"
@@ -17,41 +18,58 @@ DROPPED = (
     ("embeddings.mask_token", _MASK),
 )
 
-# release -> our names of one block -> theirs.
-_BLOCK: dict[str, Mapping[str, str]] = {
-    "hub": {
-        "attention/to_out": "attn.proj",
-        "scale": "ls{}.gamma",
-    },
-    "hf": {
-        "attention/to_q": "attention.attention.query",
-        "attention/to_k": "attention.attention.key",
-        "attention/to_v": "attention.attention.value",
-        "attention/to_out": "attention.output.dense",
-        "scale": "layer_scale{}.lambda1",
-    },
-    "hf5": {
-        "attention/to_q": "attention.q_proj",
-        "attention/to_k": "attention.k_proj",
-        "attention/to_v": "attention.v_proj",
-        "attention/to_out": "attention.o_proj",
-        "scale": "layer_scale{}.lambda1",
-    },
+_HUGGING_FACE = {
+    "cls_token": "embeddings.cls_token",
+    "register_tokens": "embeddings.register_tokens",
+    "position_embeddings": "embeddings.position_embeddings",
+    "patch_embed": "embeddings.patch_embeddings.projection",
+    "layer": "encoder.layer.{}",
+    "layer_scale1": "layer_scale1.lambda1",
+    "layer_scale2": "layer_scale2.lambda1",
 }
 
-# release -> (class token, registers, positions, patch embedding, blocks, final norm).
-_STEM = {
-    "hub": ("cls_token", "register_tokens", "pos_embed", "patch_embed.proj", "blocks", "norm"),
-    "hf": (
-        "embeddings.cls_token",
-        "embeddings.register_tokens",
-        "embeddings.position_embeddings",
-        "embeddings.patch_embeddings.projection",
-        "encoder.layer",
-        "layernorm",
+
+def _names(levels: Mapping[str, str]) -> table.Names:
+    layouts = {
+        "cls_token": "leading11",
+        "register_tokens": "leading1",
+        "position_embeddings": "leading1",
+    }
+    return table.Names(levels, layouts)
+
+
+RELEASES = {
+    "hub": _names(
+        {
+            "position_embeddings": "pos_embed",
+            "patch_embed": "patch_embed.proj",
+            "layer": "blocks.{}",
+            **{f"attention/{name}": "attn.qkv" for name in table.QKV},
+            "attention/to_out": "attn.proj",
+            "layer_scale1": "ls1.gamma",
+            "layer_scale2": "ls2.gamma",
+            "layernorm": "norm",
+        }
+    ),
+    "hf": _names(
+        {
+            **_HUGGING_FACE,
+            "to_q": "attention.query",
+            "to_k": "attention.key",
+            "to_v": "attention.value",
+            "to_out": "output.dense",
+        }
+    ),
+    "hf5": _names(
+        {
+            **_HUGGING_FACE,
+            "to_q": "q_proj",
+            "to_k": "k_proj",
+            "to_v": "v_proj",
+            "to_out": "o_proj",
+        }
     ),
 }
-_STEM["hf5"] = _STEM["hf"]
 
 
 def release(names: Iterable[str]) -> str:
@@ -74,40 +92,8 @@ def release(names: Iterable[str]) -> str:
     )
 
 
-def entries(config: dinov2.DINOv2Config, release: str = "hub") -> list[table.Entry]:
-    """Returns the table for one size of the model and one release's names."""
-    cls, registers, positions, patch, blocks, norm = _STEM[release]
-    rows = [
-        table.Entry("cls_token", cls, "leading11"),
-        table.Entry("register_tokens", registers, "leading1"),
-        table.Entry("position_embeddings", positions, "leading1"),
-        table.Entry("patch_embed/kernel", f"{patch}.weight", "conv2d"),
-        table.Entry("patch_embed/bias", f"{patch}.bias"),
-        *table.norm("layernorm", norm),
-    ]
-    for layer in range(config.num_hidden_layers):
-        rows += _block(config, release, f"{blocks}.{layer}", layer)
-    return rows
-
-
-def _block(config: dinov2.DINOv2Config, release: str, theirs: str, layer: int) -> list[table.Entry]:
-    names = _BLOCK[release]
-    rows = []
-    for index in (1, 2):
-        rows += table.norm(f"layer/norm{index}", f"{theirs}.norm{index}", layer=layer)
-        rows += table.linear(f"layer/mlp/fc{index}", f"{theirs}.mlp.fc{index}", layer=layer)
-        scale = f"{theirs}.{names['scale'].format(index)}"
-        rows.append(table.Entry(f"layer/layer_scale{index}", scale, layer=layer))
-    for index, ours in enumerate(("attention/to_q", "attention/to_k", "attention/to_v")):
-        packed = release == "hub"
-        rows += table.linear(
-            f"layer/{ours}",
-            f"{theirs}.attn.qkv" if packed else f"{theirs}.{names[ours]}",
-            use_bias=config.qkv_bias,
-            layer=layer,
-            part=(index, 3) if packed else None,
-        )
-    rows += table.linear(
-        "layer/attention/to_out", f"{theirs}.{names['attention/to_out']}", layer=layer
-    )
-    return rows
+def entries(params: Params, config: Any = None, official: Iterable[str] = ()) -> list[table.Entry]:
+    """Returns the table of the release that has the official names; the hub's where none are."""
+    del config
+    official = set(official)
+    return RELEASES[release(official) if official else "hub"](params)

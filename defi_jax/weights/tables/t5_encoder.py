@@ -1,6 +1,9 @@
-"""Weight table of the T5 encoder under Hugging Face names (`T5EncoderModel`, `T5Model`)."""
+"""Weight table of the T5 encoder under Hugging Face names (`T5EncoderModel`, `T5Model`).
 
-from defi_jax.models import t5_encoder
+The reference stores the token embedding twice, as `shared` and `encoder.embed_tokens` (one tied
+tensor, counted once in the parameter count); safetensors files keep only one of the two names.
+"""
+
 from defi_jax.weights import table
 
 DROPPED = (
@@ -8,37 +11,24 @@ DROPPED = (
     ("lm_head.*", "T5's decoder: DeFI only encodes"),
 )
 
+_ATTENTION = "encoder.block.{}.layer.0"
+_FEED_FORWARD = "encoder.block.{}.layer.1"
 
-def entries(config: t5_encoder.T5EncoderConfig) -> list[table.Entry]:
-    """Returns the table for one size of the encoder.
-
-    The reference stores the token embedding twice, as `shared` and `encoder.embed_tokens` (one tied
-    tensor, counted once in the parameter count); safetensors files keep only one of the two names.
-    """
-    rows = [
-        table.Entry("shared/embedding", "shared.weight"),
-        table.Entry("shared/embedding", "encoder.embed_tokens.weight"),
-        table.Entry(
-            "relative_attention_bias/embedding",
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-        ),
-        table.Entry("final_layer_norm/scale", "encoder.final_layer_norm.weight"),
-    ]
-    inputs = ("wi_0", "wi_1") if config.is_gated else ("wi",)
-    for layer in range(config.num_layers):
-        attention = f"encoder.block.{layer}.layer.0"
-        feed_forward = f"encoder.block.{layer}.layer.1"
-        norms = (("attention_norm", attention), ("feed_forward_norm", feed_forward))
-        rows += [
-            table.Entry(f"block/{ours}/scale", f"{theirs}.layer_norm.weight", layer=layer)
-            for ours, theirs in norms
-        ]
-        projections = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "o"}
-        linears = [
-            (f"attention/{ours}", f"{attention}.SelfAttention.{name}")
-            for ours, name in projections.items()
-        ]
-        linears += [(name, f"{feed_forward}.DenseReluDense.{name}") for name in (*inputs, "wo")]
-        for ours, theirs in linears:
-            rows += table.linear(f"block/{ours}", theirs, use_bias=False, layer=layer)
-    return rows
+TABLE = table.Names(
+    levels={
+        "relative_attention_bias": f"{_ATTENTION.format(0)}.SelfAttention.relative_attention_bias",
+        "block/attention_norm": f"{_ATTENTION}.layer_norm",
+        "block/attention": f"{_ATTENTION}.SelfAttention",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out": "o",
+        "block/feed_forward_norm": f"{_FEED_FORWARD}.layer_norm",
+        **{
+            f"block/{name}": f"{_FEED_FORWARD}.DenseReluDense.{name}"
+            for name in ("wi", "wi_0", "wi_1", "wo")
+        },
+        "final_layer_norm": "encoder.final_layer_norm",
+    },
+    tied={"shared/embedding": "encoder.embed_tokens.weight"},
+)

@@ -129,7 +129,7 @@ def _release(name: str) -> dict[str, np.ndarray]:
         config = CONFIGS[name][part.name]
         abstract = part.abstract_params(config)
         params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), abstract)
-        exported = table.export_params(part.entries(config, names), params)
+        exported = table.export_params(part.table(params, config, names), params)
         tensors |= {part.prefix + key: value for key, value in exported.items()}
     first, second = sorted(tensors)[:2]
     tensors[first] = tensors[first].astype(np.float16)

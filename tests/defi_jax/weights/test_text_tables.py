@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 
 from defi_jax import errors
-from defi_jax.models import clip_text, dinov2, t5_encoder
+from defi_jax.models import clip_text, dinov2
 from defi_jax.models import params as params_lib
-from defi_jax.weights import fields, table
+from defi_jax.weights import fields, sources, table
 from defi_jax.weights.parity import check
 from defi_jax.weights.tables import clip_openai as clip_openai_table
 from defi_jax.weights.tables import clip_text as clip_text_table
 from defi_jax.weights.tables import dinov2 as dinov2_table
-from defi_jax.weights.tables import t5_encoder as t5_encoder_table
 from tests.fixtures import seeded
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "fixtures" / "parity"
-FULL = clip_text.PRESETS["full"]
 
 
 def _openai_names(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,12 +55,15 @@ def test_openai_and_hugging_face_names_give_the_same_tower():
     config = fields.make_config(clip_text.CLIPTextConfig, fixture["config"], "test")
     theirs = _openai_names(fixture["params"])
     visual = {"visual.proj": np.ones(2), "logit_scale": np.ones(())}
+    abstract = sources.CLIP.abstract_params(config)
     ours = table.import_params(
-        clip_openai_table.entries(config), theirs | visual, dropped=clip_openai_table.DROPPED
+        clip_openai_table.TABLE(abstract),
+        theirs | visual,
+        expected=abstract,
+        dropped=clip_openai_table.DROPPED,
     )
-    expected = table.import_params(clip_text_table.entries(config), fixture["params"])
-    _assert_equal_trees(ours, expected)
-    back = table.export_params(clip_openai_table.entries(config), ours)
+    _assert_equal_trees(ours, sources.CLIP.plan_import(config, fixture["params"]).params())
+    back = table.export_params(clip_openai_table.TABLE(abstract), ours)
     assert back.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -73,10 +74,8 @@ def test_every_release_of_dinov2_gives_the_same_features(release):
     fixture = check.Fixture(**seeded.load(FIXTURES / "dinov2_smaller.safetensors"))
     config = fields.make_config(dinov2.DINOv2Config, fixture.config, "test")
     assert dinov2_table.release(fixture.params) == "hf5"
-    ours = table.import_params(
-        dinov2_table.entries(config, "hf5"), fixture.params, dropped=dinov2_table.DROPPED
-    )
-    renamed = table.export_params(dinov2_table.entries(config, release), ours)
+    ours = sources.DINOV2.plan_import(config, fixture.params).params()
+    renamed = table.export_params(dinov2_table.RELEASES[release](ours), ours)
     assert dinov2_table.release(renamed) == release
     outputs = check.KINDS["dinov2_registers"](fixture.config, renamed, fixture.inputs)
     result = check.compare("", "", outputs["patch_tokens"], fixture.outputs["patch_tokens"])
@@ -86,27 +85,18 @@ def test_every_release_of_dinov2_gives_the_same_features(release):
 
 
 CASES = {
-    "clip_text": (clip_text.CLIPText, FULL, clip_text_table.entries(FULL), 197),
-    "clip_openai": (clip_text.CLIPText, FULL, clip_openai_table.entries(FULL), 149),
-    "t5_encoder": (
-        t5_encoder.T5Encoder,
-        t5_encoder.PRESETS["full"],
-        t5_encoder_table.entries(t5_encoder.PRESETS["full"]),
-        100,
-    ),
-    "dinov2": (
-        dinov2.DINOv2,
-        dinov2.PRESETS["full"],
-        dinov2_table.entries(dinov2.PRESETS["full"]),
-        175,
-    ),
+    "clip_text": (sources.CLIP, clip_text_table.TABLE, 197),
+    "clip_openai": (sources.CLIP, clip_openai_table.TABLE, 149),
+    "t5_encoder": (sources.T5, sources.T5.table, 100),
+    "dinov2": (sources.DINOV2, sources.DINOV2.table, 175),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_full_size_table_covers_model_and_official_names(case):
-    model, config, entries, num_official = CASES[case]
-    expected = params_lib.abstract_params(lambda rngs: model(config, rngs=rngs))
+    part, make_table, num_official = CASES[case]
+    expected = part.abstract_params(part.config)
+    entries = make_table(expected, part.config, ())
     assert len({entry.theirs for entry in entries}) == num_official
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), expected)
     official = table.export_params(entries, zeros)

@@ -6,7 +6,6 @@ from defi_jax.models import video_former
 from defi_jax.weights import table
 from defi_jax.weights.parity import golden as parity_golden
 from defi_jax.weights.parity import kinds
-from defi_jax.weights.tables import policy as policy_table
 
 
 def _runner_case():
@@ -21,11 +20,11 @@ def _runner_case():
     }
     model_config = video_former.VideoFormerConfig(**config)
 
-    def make(rngs):
-        return video_former.VideoFormer(model_config, rngs=rngs)
-
-    entries = policy_table.video_former_entries(model_config)
-    params = table.export_params(entries, parity_golden.seeded_params(make, entries))
+    part = kinds.KINDS["video_former"].part
+    params = parity_golden.seeded_params(
+        lambda rngs: part.module(model_config, rngs=rngs), part.table, model_config
+    )
+    params = table.export_params(part.table(params, model_config, ()), params)
     return config, params, {"features": parity_golden.seeded_input("f", (1, 2, 3, 6))}
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import fnmatch
+import functools
 
 import jax
 import numpy as np
@@ -7,9 +8,7 @@ import pytest
 
 from defi_jax import errors
 from defi_jax.models import gidm, policy
-from defi_jax.models import params as params_lib
-from defi_jax.weights import table
-from defi_jax.weights.tables import gidm as gidm_table
+from defi_jax.weights import sources, table
 from defi_jax.weights.tables import policy as policy_table
 
 SMALL_GIDM = gidm.GIDMConfig(
@@ -30,19 +29,19 @@ def _random(abstract):
     return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), abstract)
 
 
-def _assert_round_trip(entries, abstract):
+def _assert_round_trip(part, config):
+    abstract = part.abstract_params(config)
+    entries = part.table(abstract, config, ())
     params = _random(abstract)
     official = table.export_params(entries, params)
     back = table.import_params(entries, official, expected=abstract)
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    return official
+    return params, official
 
 
 def test_gidm_round_trip_is_bit_equal_and_layers_keep_their_order():
-    abstract = params_lib.abstract_params(lambda rngs: gidm.GIDM(SMALL_GIDM, rngs=rngs))
-    entries = gidm_table.entries(SMALL_GIDM)
-    official = _assert_round_trip(entries, abstract)
-    kernels = _random(abstract)["decoder"]["transformer"]["transformer_blocks"]["ffn"]["fc1"]
+    params, official = _assert_round_trip(sources.GIDM, SMALL_GIDM)
+    kernels = params["decoder"]["transformer"]["transformer_blocks"]["ffn"]["fc1"]
     np.testing.assert_array_equal(
         official["decoder.transformer_blocks.2.ffn.0.weight"], kernels["kernel"][2].T
     )
@@ -53,14 +52,19 @@ def test_policy_round_trip_is_bit_equal():
     config = dataclasses.replace(
         config, gidm=dataclasses.replace(config.gidm, encoder_blocks=1, feature_dim=12)
     )
-    abstract = params_lib.abstract_params(lambda rngs: policy.Policy(config, rngs=rngs))
-    _assert_round_trip(policy_table.entries(config), abstract)
+    _assert_round_trip(sources.POLICY, config)
+
+
+@functools.cache
+def _full_size_names(name):
+    part = getattr(sources, name)
+    return {row.theirs for row in part.table(part.abstract_params(part.config), part.config, ())}
 
 
 def test_full_size_tables_have_the_official_number_of_names():
     # The checkpoints' 696 and 1121 names without frozen encoders and parameters never applied.
-    gidm_names = {entry.theirs for entry in gidm_table.entries(gidm.PRESETS["full"])}
-    policy_names = {entry.theirs for entry in policy_table.entries(policy.PRESETS["full"])}
+    gidm_names = _full_size_names("GIDM")
+    policy_names = _full_size_names("POLICY")
     assert len(gidm_names) == 420
     assert len(policy_names) == 513
     assert "encoder.transformer_blocks.11.temporal_attn.to_out.0.bias" in gidm_names
@@ -85,19 +89,17 @@ def test_official_names_without_use_are_dropped_with_a_reason(name):
 
 
 def test_no_mapped_name_is_dropped():
-    for entries, dropped in (
-        (policy_table.entries(policy.PRESETS["full"]), policy_table.DROPPED),
-        (gidm_table.entries(gidm.PRESETS["full"]), gidm_table.DROPPED),
-    ):
-        for entry in entries:
-            assert not any(fnmatch.fnmatchcase(entry.theirs, pattern) for pattern, _ in dropped)
+    for part in ("POLICY", "GIDM"):
+        dropped = getattr(sources, part).dropped
+        for name in _full_size_names(part):
+            assert not any(fnmatch.fnmatchcase(name, pattern) for pattern, _ in dropped)
 
 
 def test_parts_that_are_ours_have_no_official_names():
     config = policy.PRESETS["tiny"]
     with pytest.raises(errors.UserError, match=r"denoiser.action_positions, denoiser.modulation"):
-        policy_table.denoiser_entries(config.denoiser)
+        policy_table.denoiser_entries({}, config.denoiser)
     with pytest.raises(errors.UserError, match=r"video_former\.token_positions"):
-        policy_table.video_former_entries(config.video_former)
+        policy_table.video_former_entries({}, config.video_former)
     with pytest.raises(errors.UserError, match=r"policy\.normalize_features"):
-        policy_table.entries(config)
+        policy_table.entries({}, config)
