@@ -62,7 +62,7 @@ def find_format(path: str | os.PathLike) -> str:
         DataError: the file is empty, truncated or none of these; playlists are none of these.
     """
     path = pathlib.Path(path)
-    try:
+    with errors.DataError.instead_of(OSError, "video cannot be read", path, "check the path"):
         if path.exists() and not path.is_file():  # a pipe would never end
             raise damaged("a folder or a device in place of a video", path)
         with path.open("rb") as file:
@@ -85,21 +85,17 @@ def find_format(path: str | os.PathLike) -> str:
             if packet := _transport_packet(head):
                 _check_length(-(-size // packet) * packet, size, path)
                 return "mpegts"
-    except OSError as error:
-        raise errors.DataError(
-            f"video cannot be read ({error.strerror})", str(path), "check the path"
-        ) from error
     kind = _refused_name(head) or f"a file that starts with {head[:12]!r}"
     raise errors.DataError(
         f"not an mp4, mov, webm, mkv, avi, flv, ts or gif video but {kind}",
-        str(path),
+        path,
         "convert it ('ffmpeg -i IN OUT.mp4') or remove it",
     )
 
 
 def damaged(what: str, path: pathlib.Path) -> errors.DataError:
     """Returns the error of a file that has no use."""
-    return errors.DataError(what, str(path), "remove or replace this file")
+    return errors.DataError(what, path, "remove or replace this file")
 
 
 def _refused_name(head: bytes) -> str:

@@ -48,7 +48,7 @@ def salvage_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes |
     """
     path = epath.Path(path)
     if not path.exists():
-        raise errors.DataError("TFRecord file is missing", str(path), _REFETCH)
+        raise errors.DataError("TFRecord file is missing", path, _REFETCH)
     size, offset, index = path.stat().length, 0, 0
     with path.open("rb") as file:
         while offset < size:
@@ -66,13 +66,11 @@ def salvage_records(path: epath.PathLike, *, start: int = 0) -> Iterator[bytes |
                 raise errors.DataError("TFRecord file is cut short", where, _REFETCH)
             if index < start:
                 file.seek(offset)
-                index += 1
-                continue
-            data = file.read(length)
-            if masked_crc(data) != _FOOTER.unpack(file.read(_FOOTER.size))[0]:
-                yield errors.DataError("damaged record (checksum differs)", where, _REFETCH)
             else:
-                yield data
+                data, (data_crc,) = file.read(length), _FOOTER.unpack(file.read(_FOOTER.size))
+                is_whole = masked_crc(data) == data_crc
+                what = "damaged record (checksum differs)"
+                yield data if is_whole else errors.DataError(what, where, _REFETCH)
             index += 1
 
 

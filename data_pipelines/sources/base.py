@@ -30,6 +30,7 @@ READER_VERSIONS = {
 
 
 Workers = workers_lib.Workers
+Results = Iterator[episodes.Episode | episodes.Reject]
 
 
 class Source(Protocol):
@@ -43,9 +44,7 @@ class Source(Protocol):
     name: str
     total: int
 
-    def read(
-        self, skip: Collection[str] = frozenset()
-    ) -> Iterator[episodes.Episode | episodes.Reject]:
+    def read(self, skip: Collection[str] = frozenset()) -> Results:
         """Yields one result an item, in an order that depends on the dataset alone.
 
         Args:
@@ -137,9 +136,7 @@ class WithoutActions:
         """See `ItemSource.part`."""
         return WithoutActions(self._source.part(number, parts))  # pyright: ignore[reportAttributeAccessIssue]
 
-    def read(
-        self, skip: Collection[str] = frozenset()
-    ) -> Iterator[episodes.Episode | episodes.Reject]:
+    def read(self, skip: Collection[str] = frozenset()) -> Results:
         """See `Source`."""
         for item in self._source.read(skip):
             is_reject = isinstance(item, episodes.Reject)
@@ -210,9 +207,7 @@ class ItemSource:
         other._items = sorted(self._items, key=lambda item: _hash(item.episode_id))
         return other
 
-    def read(
-        self, skip: Collection[str] = frozenset()
-    ) -> Iterator[episodes.Episode | episodes.Reject]:
+    def read(self, skip: Collection[str] = frozenset()) -> Results:
         """See `Source`."""
         yield from self._rejects
         waiting = (item for item in self._items if item.episode_id not in skip)

@@ -10,16 +10,17 @@ Only the raw trajectories are accepted: they are standardised here as their file
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import tree
 
 from data_pipelines import episodes
 from data_pipelines.open_x import base as standardize_base
 from data_pipelines.open_x import episode as episode_builder
 from data_pipelines.open_x import registry
-from data_pipelines.sources import dlimp_dataset
+from data_pipelines.sources import base, dlimp_dataset
 from defi_jax import errors
 
 
@@ -42,9 +43,7 @@ class TrajectorySource:
         self._raw = raw
         self._standard = registry.find(dataset)
 
-    def read(
-        self, skip: Collection[str] = frozenset()
-    ) -> Iterator[episodes.Episode | episodes.Reject]:
+    def read(self, skip: Collection[str] = frozenset()) -> base.Results:
         """See `base.Source.read`.
 
         Raises:
@@ -58,7 +57,7 @@ class TrajectorySource:
     def _episode(
         self, episode_id: str, trajectory: dlimp_dataset.Nested, where: str
     ) -> episodes.Episode | episodes.Reject:
-        leaves = dict(dlimp_dataset.leaves(trajectory))
+        leaves = {"/".join(path): leaf for path, leaf in tree.flatten_with_path(trajectory)}
         fields = self._standard.fields
         missing = sorted(fields.keys() - leaves.keys())
         if missing:

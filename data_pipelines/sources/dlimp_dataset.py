@@ -94,15 +94,6 @@ class Trajectories:
         return Trajectories(lambda: (f for t in self for f in _frames(t)), is_flattened=True)
 
 
-def leaves(tree: Nested, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path joined by slashes, leaf)."""
-    for name, node in tree.items():
-        if isinstance(node, dict):
-            yield from leaves(node, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", node
-
-
 def _read(info: rlds_directory.DatasetInfo) -> Iterator[Nested]:
     number = 0
     for shard in info.shards:
@@ -143,7 +134,7 @@ def _array(values: np.ndarray | list[bytes]) -> np.ndarray:
 
 
 def _frames(trajectory: Nested) -> Iterator[Nested]:
-    length = len(next(leaf for _, leaf in leaves(trajectory)))
+    length = len(dm_tree.flatten(trajectory)[0])
     for step in range(length):
         yield cast(Nested, dm_tree.map_structure(lambda leaf, t=step: leaf[t], trajectory))
 

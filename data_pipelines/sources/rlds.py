@@ -21,6 +21,7 @@ from etils import epath
 
 from data_pipelines import episodes, files
 from data_pipelines.formats import array_records, tfrecord
+from data_pipelines.open_x import base as standardize_base
 from data_pipelines.open_x import columns, exported
 from data_pipelines.open_x import episode as episode_builder
 from data_pipelines.sources import base, rlds_directory, rlds_record, rlds_standard
@@ -69,7 +70,7 @@ def salvage_shard(
         at_most = "at most " if start and count == start else ""
         lost = errors.DataError(
             f"holds {at_most}{count} records, dataset_info.json says {shard.num_records}",
-            str(shard.path),
+            shard.path,
             "download this file again",
         )
     if lost is None:
@@ -126,7 +127,6 @@ class RldsSource:
         self.info = rlds_directory.load_info(directory, options)
         self.total = sum(shard.num_records for shard in self.info.shards)
         self.name = name or rlds_standard.choose_name(self.info, options)
-        self.standard = rlds_standard.find(self.info, self.name, options)
         rlds_standard.check_fields(self.info, self.standard)
         self._check_first()
         self._log_what_is_read()
@@ -135,9 +135,10 @@ class RldsSource:
         """Leaves out the standardisation, whose functions may stand outside of a package."""
         return {key: value for key, value in self.__dict__.items() if key != "standard"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.standard = rlds_standard.find(self.info, self.name, self._options)
+    @functools.cached_property
+    def standard(self) -> standardize_base.Standard:
+        """How its episodes are read."""
+        return rlds_standard.find(self.info, self.name, self._options)
 
     def _log_what_is_read(self) -> None:
         splits = ", ".join(self.info.splits)
@@ -172,9 +173,7 @@ class RldsSource:
             **({"left_out": list(self.info.left_out)} if self.info.left_out else {}),
         }
 
-    def read(
-        self, skip: Collection[str] = frozenset()
-    ) -> Iterator[episodes.Episode | episodes.Reject]:
+    def read(self, skip: Collection[str] = frozenset()) -> base.Results:
         """Yields episodes; see `base.Source.read`."""
         yield from self.map(_as_it_is, workers=self._workers, skip=skip)
 
@@ -252,14 +251,22 @@ class RldsSource:
         """Returns the id of an episode: its record's place, as some datasets share metadata."""
         return f"{self.name}/{shard.split}/{shard.index:05d}/{index:05d}"
 
-    def episode(
+    def try_episode(
+        self, shard: rlds_directory.Shard, index: int, record: bytes | errors.DataError
+    ) -> episodes.Episode | episodes.Reject | errors.DataError:
+        """Returns the standardised episode of what `salvage_shard` yields, or why there is none.
+
+        A record that is lost or does not fit the dataset's description is an error, not raised.
+        """
+        try:
+            is_lost = isinstance(record, errors.DataError)
+            return record if is_lost else self._episode(shard, index, record)
+        except errors.DataError as error:
+            return error
+
+    def _episode(
         self, shard: rlds_directory.Shard, index: int, record: bytes
     ) -> episodes.Episode | episodes.Reject:
-        """Returns the standardised episode of one record, or why there is none.
-
-        Raises:
-            DataError: the record does not fit the dataset's description.
-        """
         where = f"{shard.path} record {index}"
         features = tfrecord.parse_example(record, where=where)
         try:
@@ -278,20 +285,9 @@ class RldsSource:
             metadata=metadata,
             where=where,
         )
-        is_export = exported.is_export(self.info.episode_fields)
-        if is_export and isinstance(found, episodes.Episode):
-            return exported.restore(found, where)
-        return found
-
-    def try_episode(
-        self, shard: rlds_directory.Shard, index: int, record: bytes | errors.DataError
-    ) -> episodes.Episode | episodes.Reject | errors.DataError:
-        """Like `episode`, of what `salvage_shard` yields; damage is returned, not raised."""
-        try:
-            is_lost = isinstance(record, errors.DataError)
-            return record if is_lost else self.episode(shard, index, record)
-        except errors.DataError as error:
-            return error
+        if isinstance(found, episodes.Reject) or not exported.is_export(self.info.episode_fields):
+            return found
+        return exported.restore(found, where)
 
     def _check_first(self) -> None:
         """Raises DataError where the first episode's values are not in their documented range."""

@@ -9,6 +9,7 @@ its two steps are taken here, and such a feature is passed over.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ def load_info(directory: epath.PathLike, options: RldsOptions = DEFAULTS) -> Dat
     if "://" not in os.fspath(directory):
         directory = os.path.abspath(directory)  # "." has no name
     directory = _version_directory(epath.Path(directory), options.dataset_version)
-    info = _parsed(directory / _INFO, _read_splits)
+    name, config, splits = _parsed(directory / _INFO, _read_splits)
     leaves = _parsed(directory / _FEATURES, _read_features)
     fields = {"/".join(path): field for path, field in leaves}
     step_fields = {
@@ -138,10 +139,10 @@ def load_info(directory: epath.PathLike, options: RldsOptions = DEFAULTS) -> Dat
         raise errors.DataError(
             "no 'steps' feature, so not an RLDS dataset", str(directory / _FEATURES)
         )
-    shards, left_out = _choose(directory, info.splits, options)
+    shards, left_out = _choose(directory, splits, options)
     return DatasetInfo(
-        name=info.name,
-        folder=_folder_name(directory, info.config),
+        name=name,
+        folder=_folder_name(directory, config),
         directory=directory,
         shards=tuple(shards),
         left_out=tuple(left_out),
@@ -158,13 +159,13 @@ def _parsed(path: epath.Path, read: Callable[[epath.Path], Result]) -> Result:
         DataError: it is not there, or not as TFDS writes it.
     """
     if not path.exists():
-        raise errors.DataError("description is missing", str(path), "download it too")
+        raise errors.DataError("description is missing", path, "download it too")
     try:
         return read(path)
     except Exception as error:  # of JSON, of protocol buffers, or of TFDS
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise errors.DataError(
-            f"description is not as TFDS writes it ({text})", str(path), "download it again"
+            f"description is not as TFDS writes it ({text})", path, "download it again"
         ) from error
 
 
@@ -173,7 +174,7 @@ def _parsed(path: epath.Path, read: Callable[[epath.Path], Result]) -> Result:
 
 def _version_directory(directory: epath.Path, version: str) -> epath.Path:
     if not _is_directory(directory):
-        raise errors.UserError("no such RLDS directory", str(directory), "check --input")
+        raise errors.UserError("no such RLDS directory", directory, "check --input")
     if (directory / _INFO).exists():
         found = {directory.name: directory}
     else:
@@ -181,12 +182,12 @@ def _version_directory(directory: epath.Path, version: str) -> epath.Path:
     if not found:
         raise errors.UserError(
             f"no {_INFO}, here or in a version folder",
-            str(directory),
+            directory,
             "give the folder that holds the records",
         )
     if version and version not in found:
         there = f"there is {', '.join(sorted(found))}"
-        raise errors.UserError(f"no version {version}", str(directory), there)
+        raise errors.UserError(f"no version {version}", directory, there)
     return found[version or max(found, key=_version_key)]
 
 
@@ -224,16 +225,8 @@ def _folder_name(directory: epath.Path, config: str) -> str:
 # ---- splits and shards ----
 
 
-@dataclass(frozen=True)
-class _Splits:
-    """What `dataset_info.json` says: name, configuration ("" without), shards by split."""
-
-    name: str
-    config: str
-    splits: Mapping[str, list[Shard]]
-
-
-def _read_splits(path: epath.Path) -> _Splits:
+def _read_splits(path: epath.Path) -> tuple[str, str, dict[str, list[Shard]]]:
+    """Returns the dataset's name, its configuration ("" without), and shards by split."""
     from tensorflow_datasets.core import dataset_info
 
     info = dataset_info.read_from_json(path)
@@ -249,7 +242,7 @@ def _read_splits(path: epath.Path) -> _Splits:
             Shard(split=name, index=i, path=place, num_records=length, file_format=file_format)
             for i, (place, length) in enumerate(zip(paths, lengths, strict=True))
         ]
-    return _Splits(info.name, info.config_name, splits)
+    return info.name, info.config_name, splits
 
 
 def _choose(
@@ -288,7 +281,7 @@ def _choose(
             left_out.append(_missing(missing, len(shards), directory, options.allow_missing_shards))
         found += there
     if not found:
-        raise errors.DataError("no shard is there", str(directory), "download them")
+        raise errors.DataError("no shard is there", directory, "download them")
     return found, left_out
 
 
@@ -313,13 +306,9 @@ def _missing(missing: Sequence[Shard], count: int, directory: epath.Path, allowe
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Returns [3, 4, 5, 22] as "3-5, 22"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    shown = [f"{a}-{b}" if a < b else str(a) for a, b in runs[:_SHOWN_RANGES]]
+    by_gap = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in run] for _, run in by_gap]
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:_SHOWN_RANGES]]
     more = len(runs) - len(shown)
     return ", ".join(shown) + (f" and {more} more ranges" if more else "")
 

@@ -31,18 +31,23 @@ COLOURS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 TEMPLATES = (
     "move the {colour} {shape} {phrase}",
     "push the {colour} {shape} {phrase}",
     "slide the {shape} that is {colour} {phrase}",
 )
-PHRASES = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
 
 NUM_SHAPES = 3
 SPEED = 0.06  # image widths a step at action 1
 GAIN = 3.0  # action per image width still to go
 REACH = 0.12  # distance of the goal from the image's edge
+# What the text asks for: the axis of the motion, and the goal there.
+GOALS = {
+    "to the left": (0, REACH),
+    "to the right": (0, 1 - REACH),
+    "up": (1, REACH),
+    "down": (1, 1 - REACH),
+}
 RADIUS = 0.11  # half a shape's width, in image widths
 FPS = 10.0
 
@@ -119,11 +124,9 @@ class SyntheticSource:
     def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Draws the given frames; see `episodes.EpisodeSource`."""
         if camera not in CAMERAS:
-            raise errors.DataError(
-                f"no camera {camera!r}",
-                f"episode {self.episode_ids[i]!r}",
-                f"use one of {', '.join(CAMERAS)}",
-            )
+            where = f"episode {self.episode_ids[i]!r}"
+            fix = f"use one of {', '.join(CAMERAS)}"
+            raise errors.DataError(f"no camera {camera!r}", where, fix)
         scene = self._scene(i)
         drawn = []
         for t in indices:
@@ -164,11 +167,10 @@ def _make_scene(number: int, action_dim: int, length: int) -> _Scene:
     rng = np.random.default_rng((20260, number))
     names = rng.permutation(list(COLOURS))[:NUM_SHAPES]
     shapes = tuple(str(name) for name in rng.choice(SHAPES, NUM_SHAPES))
-    direction = str(rng.choice(list(DIRECTIONS)))
-    words = {"colour": names[0], "shape": shapes[0], "phrase": PHRASES[direction]}
+    phrase = str(rng.choice(list(GOALS)))
+    words = {"colour": names[0], "shape": shapes[0], "phrase": phrase}
     starts = rng.uniform(0.2, 0.8, (NUM_SHAPES, 2)).astype(np.float32)
-    axis = 0 if DIRECTIONS[direction][0] else 1
-    goal = REACH if sum(DIRECTIONS[direction]) < 0 else 1 - REACH
+    axis, goal = GOALS[phrase]
     pushes, path = [], [float(starts[0, axis])]
     for _ in range(length):
         pushes.append(min(max(GAIN * (goal - path[-1]), -1.0), 1.0))
@@ -185,11 +187,6 @@ def _make_scene(number: int, action_dim: int, length: int) -> _Scene:
         background=rng.uniform(20, 110, (2, 3)).astype(np.float32),
         instructions=tuple(template.format(**words) for template in TEMPLATES),
     )
-
-
-def velocity(action: np.ndarray) -> np.ndarray:
-    """Returns float32[2], the velocity (x, y) that float32[A] causes, in units of `SPEED`."""
-    return np.array([action[0::2].mean(), action[1::2].mean()], np.float32)
 
 
 def _render(scene: _Scene, positions: np.ndarray, radius: float, size: int) -> np.ndarray:

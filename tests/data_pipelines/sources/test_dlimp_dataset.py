@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tree as dm_tree
 
 from data_pipelines.formats import image
 from data_pipelines.sources import dlimp as dlimp_lib
@@ -18,6 +19,10 @@ SHARED = pathlib.Path(__file__).parents[3] / "shared"
 def directory(write_rlds, rlds_tools):
     episode = rlds_tools["episode"]
     return write_rlds([[episode(0), episode(1, steps=4)], [episode(2)]])
+
+
+def _leaves(tree):
+    return [("/".join(path), leaf) for path, leaf in dm_tree.flatten_with_path(tree)]
 
 
 def _open(directory) -> dlimp_dataset.Trajectories:
@@ -60,9 +65,7 @@ def test_maps_of_trajectories_and_frames(directory):
 
 def test_frame_map_keeps_nests_and_byte_strings(directory):
     (one, *_), (same, *_) = _open(directory), _open(directory).frame_map(lambda frame: frame)
-    for (name, wanted), (_, found) in zip(
-        dlimp_dataset.leaves(one), dlimp_dataset.leaves(same), strict=True
-    ):
+    for (name, wanted), (_, found) in zip(_leaves(one), _leaves(same), strict=True):
         assert wanted.dtype == found.dtype, name
         np.testing.assert_array_equal(wanted, found)
 
@@ -110,7 +113,7 @@ def _as_ours(name: str, leaf: dict) -> np.ndarray:
 
 def _assert_recorded(kind: str, found) -> None:
     for recorded, tree in zip(_recorded()[kind], found, strict=True):
-        leaves = dict(dlimp_dataset.leaves(tree))
+        leaves = dict(_leaves(tree))
         assert leaves.keys() == recorded.keys()
         for name, leaf in recorded.items():
             wanted, ours = _as_ours(name, leaf), np.asarray(leaves[name])
@@ -156,7 +159,7 @@ def _assert_same_trajectories(directory, split: str) -> int:
     ours = dlimp_dataset.Trajectories.from_rlds(directory, splits=[split])
     count = 0
     for one, other in zip(theirs.as_numpy_iterator(), ours, strict=True):
-        wanted, found = dict(dlimp_dataset.leaves(one)), dict(dlimp_dataset.leaves(other))
+        wanted, found = dict(_leaves(one)), dict(_leaves(other))
         assert wanted.keys() == found.keys()
         for name, values in wanted.items():
             assert values.dtype == found[name].dtype, name

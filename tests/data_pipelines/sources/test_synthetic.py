@@ -23,7 +23,8 @@ def test_actions_cause_the_motion():
     actions, states = source.actions(2), source.states(2)
     position = states[0]
     for t in range(len(actions) - 1):
-        position = position + synthetic.SPEED * synthetic.velocity(actions[t])
+        velocity = np.array([actions[t][0::2].mean(), actions[t][1::2].mean()])
+        position = position + synthetic.SPEED * velocity
         np.testing.assert_allclose(states[t + 1], position, atol=1e-5)
     assert np.abs(actions).max() <= 1
 

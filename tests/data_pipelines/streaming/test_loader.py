@@ -174,7 +174,7 @@ def test_scan_in_processes_is_the_same(root, monkeypatch, caplog):
     source = rlds.RldsSource(root / "bridge_dataset")
     here = scan._compute(source, base.Workers(count=0))
     monkeypatch.setattr(scan, "_MOST_PROCESSES", 1)
-    monkeypatch.setattr(rlds.RldsSource, "episode", None)  # must not be called here
+    monkeypatch.setattr(rlds.RldsSource, "try_episode", None)  # must not be called here
     found = scan.scan(source)
     assert found.steps == here.steps > 0
     for name, column in here.statistics.items():
