@@ -117,7 +117,7 @@ def _rate(batches, seconds: float, frames_per_batch: int) -> float:
 def ours(root: str, image_size: int, seconds: float) -> float:
     """The loader that training uses, over a store or an RLDS directory."""
     from configs import gidm
-    from data_pipelines.streaming import loader as streaming_loader
+    from data_pipelines.loading import loader
     from defi_jax import objectives
 
     config = gidm.get_config("small")
@@ -130,7 +130,7 @@ def ours(root: str, image_size: int, seconds: float) -> float:
         action_dim=7,
     )
     objective = objectives.make(config)
-    batches = streaming_loader.make_loader(
+    batches = loader.make_loader(
         config.data,
         objective.batch_spec(BATCH),
         tokenizers=objective.tokenizers(),

@@ -17,6 +17,8 @@ from defi_jax import errors
 TEMPORARY_PREFIX = ".writing-"
 # Key of an episode's metadata: what was done to its frames, in words that a manifest counts.
 CONVERSIONS = "conversions"
+# Likewise, where the source has one action fewer than frames: the last was made up.
+LAST_ACTION_IS_PADDING = "last_action_is_padding"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,11 @@ class Reject:
         for name in ("item", "reason"):  # file names need not be Unicode, manifests are
             text = getattr(self, name).encode(errors="backslashreplace").decode()
             object.__setattr__(self, name, text)
+
+
+def recorded_actions(actions: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Returns float32[n or n - 1, A], the actions that the source has, from float32[n, A]."""
+    return actions[:-1] if metadata.get(LAST_ACTION_IS_PADDING) else actions
 
 
 class EpisodeSource(Protocol):

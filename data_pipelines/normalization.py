@@ -17,7 +17,6 @@ from absl import logging
 from defi_rollout import files
 
 from data_pipelines import episodes
-from data_pipelines.transforms import action
 from defi_jax import errors
 
 KINDS = ("none", "normal", "bounds", "bounds_q99")
@@ -105,7 +104,7 @@ def of_source(source: episodes.EpisodeSource, where: str = "") -> dict[str, Stat
             if column is None:
                 continue
             if name == "actions":
-                column = action.recorded(column, source.meta(i).metadata)
+                column = episodes.recorded_actions(column, source.meta(i).metadata)
             first = columns[name][0] if columns[name] else column
             if column.shape[1] != first.shape[1]:
                 raise errors.DataError(

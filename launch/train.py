@@ -25,7 +25,7 @@ flags.mark_flags_as_required(["config"])
 def main(argv: list[str]) -> None:
     """Checks the config, then hands it to the loop."""
     del argv
-    from data_pipelines.streaming import loader as streaming_loader
+    from data_pipelines.loading import loader
     from defi_jax import objectives, processes
     from defi_jax.training import loop, start
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         workdir = start.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
         start.check_same_run(config, workdir)
         make_loader = functools.partial(
-            streaming_loader.make_loader,
+            loader.make_loader,
             config.data,
             tokenizers=objective.tokenizers(),
         )

@@ -32,14 +32,13 @@ FLOORS = {
     ),
     "data_pipelines": (
         "episodes files formats",
-        "transforms",
+        "pixels",
         "normalization open_x",
         "sources",
         "tfds_builders",
         "store",
-        "collect latents",
+        "collect latents streaming",
         "loading",
-        "streaming",
     ),
     "tools": ("data demo imagine plan", "report"),
 }
@@ -52,17 +51,18 @@ FILE_FLOORS = {
         "video",
     ),
     "data_pipelines.loading": (
-        "feature_rows named_mixtures",
+        "meaning named_mixtures",
         "config",
-        "mixtures sample_kinds",
-        "sampling",
-        "batches components",
+        "sample_kinds",
+        "mixtures",
+        "batches",
+        "features streams",
         "loader",
     ),
     "data_pipelines.open_x": (
         "columns gripper rotation",
         "base",
-        "episode exported registry",
+        "episode exported lookup",
         "table",
     ),
     "data_pipelines.sources": (
@@ -79,10 +79,6 @@ FILE_FLOORS = {
         "reader writer",
         "beam convert export",
         "validate",
-    ),
-    "data_pipelines.streaming": (
-        "pool scan",
-        "loader",
     ),
     "defi_jax.checkpoints": (
         "digests train_state",

@@ -25,11 +25,10 @@ from absl import logging
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from defi_rollout import files as rollout_files
 
-from data_pipelines import episodes, files
+from data_pipelines import episodes, files, pixels
 from data_pipelines.latents import cache as latent_cache
 from data_pipelines.store import shards
 from data_pipelines.store import writer as store_writer
-from data_pipelines.transforms import frame
 from defi_jax import errors
 
 FRAMES_PER_SHARD = 4096  # about: a shard holds whole episodes
@@ -303,7 +302,7 @@ class _Writer:
             source=self._plan.source,
             rows=rows,
             batch_size=self._encoder.batch_size,
-            prepare=frame.prepare(self._encoder.image_size, augment=False),
+            image_size=self._encoder.image_size,
         )
         options = grain.ReadOptions(num_threads=_READ_AHEAD, prefetch_buffer_size=_READ_AHEAD)
         left = len(batches.rows)
@@ -353,13 +352,13 @@ class FrameBatches:
     Attributes:
         source: store of the frames.
         rows: (episode, camera, frame), by episode and camera.
-        prepare: what training does to frames, without augmentation.
+        image_size: pixels of a side, as training resizes to.
         batch_size: rows of a batch; the last one is filled up with blank frames.
     """
 
     source: episodes.EpisodeSource
     rows: Sequence[tuple[int, str, int]]
-    prepare: frame.Prepare
+    image_size: int
     batch_size: int
 
     def __len__(self) -> int:
@@ -368,7 +367,7 @@ class FrameBatches:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Returns `frames` uint8[B, S, S, 3], `keys` uint32[B, 2] and `good` bool[B]."""
         rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
-        side = self.prepare.resize.size
+        side = self.image_size
         frames = np.zeros((self.batch_size, side, side, 3), np.uint8)
         keys = np.zeros((self.batch_size, 2), np.uint32)
         good = np.zeros(self.batch_size, bool)
@@ -382,10 +381,9 @@ class FrameBatches:
     def _read(self, rows: Sequence[tuple[int, str, int]], out: np.ndarray) -> np.ndarray | bool:
         """Fills `out`; says which frames could be read."""
         i, camera, _ = rows[0]
-        rng = np.random.default_rng(0)  # nothing is drawn without augmentation
         try:
             read = self.source.frames(i, camera, [t for _, _, t in rows])
-            out[:] = self.prepare(read, rng)
+            out[:] = pixels.resize(read, self.image_size)
             return True
         except OSError as error:
             raise errors.UserError(

@@ -7,7 +7,7 @@
 Reading is a pure function of (place, instruction, random generator). It works in two steps, so that
 the small ones of a whole batch can come first: images empty the processor's caches, and small work
 between them takes four times as long. No jax, so that worker processes only need numpy. What
-differs between data sets is in the config of each.
+differs between data sets is in the config of each, which has checked all numbers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipelines import episodes, normalization
+from data_pipelines import episodes, normalization, pixels
 from data_pipelines.latents import cache as cache_lib
 from data_pipelines.loading import config as config_lib
-from data_pipelines.transforms import action, frame, frame_choice
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -99,10 +98,9 @@ class SampleKind(abc.ABC):
     normalizer: normalization.Normalizer
     train: bool
 
-    @property
     @abc.abstractmethod
-    def frames(self) -> frame_choice.Clip | frame_choice.FramePair | frame_choice.Window:
-        """Which frames of an episode make a sample."""
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns int64, the number of samples of episodes of these lengths."""
 
     @abc.abstractmethod
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
@@ -117,17 +115,13 @@ class SampleKind(abc.ABC):
         """
 
     @functools.cached_property
-    def prepare(self) -> frame.Prepare:
+    def prepare(self) -> pixels.Prepare:
         """What pixels go through."""
-        return frame.prepare(
-            self.config.image_size,
+        return pixels.Prepare(
+            size=self.config.image_size,
             augment=self.config.augment and self.train,
             correlated=self.config.correlated_augment,
         )
-
-    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns int64, the number of samples of episodes of these lengths."""
-        return self.frames.num_samples(lengths)
 
     def can_use(self, source: episodes.EpisodeSource) -> np.ndarray:
         """Returns bool[len(source)], whether each episode has the cameras and actions it takes."""
@@ -156,22 +150,34 @@ def kind_of(spec: batch_lib.Batch) -> type[SampleKind]:
 
 
 class Clips(SampleKind):
-    """Video clips: `video` uint8[T, H, W, 3]."""
+    """Video clips: `video` uint8[T, H, W, 3] (Step1_GFDM/video_dataset/dataset_mix.py:121-158).
+
+    With data.frame_stride s > 0 there is a clip for every s-th start, and indices past the end
+    repeat the last frame; 7 frames with T=3, s=2:
+
+        [0, 2, 4], [2, 4, 6], [4, 6, 6], [6, 6, 6]
+
+    With 0 the episode is one clip, spread evenly from the first to the last frame: [0, 3, 6].
+    """
 
     stage = "gfdm"
     actions = Actions.UNUSED
 
-    @functools.cached_property
-    def frames(self) -> frame_choice.Clip:
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """See `SampleKind`."""
-        own = self.config
-        return frame_choice.Clip(
-            num_frames=own.num_frames, stride=own.frame_stride, max_frames=own.max_frames
-        )
+        stride, most = self.config.frame_stride, self.config.max_frames
+        counts = -(-lengths // stride) if stride else np.ones_like(lengths)
+        return np.where(lengths <= most, counts, 0) if most else counts
+
+    def frames(self, length: int, sample: int) -> np.ndarray:
+        """Returns int64[T], the frames of clip number `sample` of an episode."""
+        count, stride = self.config.num_frames, self.config.frame_stride
+        if stride == 0:
+            return np.linspace(0, length - 1, count).astype(np.int64)
+        return np.minimum(stride * (sample + np.arange(count)), length - 1)
 
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""
-        del instruction
         camera, indices = self._clip(place, rng)
         encoded = place.source.fetch(place.episode, camera, indices)
         return lambda: {"video": self.prepare(encoded, rng)}
@@ -198,22 +204,33 @@ class LatentClips(Clips):
 
 
 class Pairs(SampleKind):
-    """Frame pairs: `frames` uint8[2, H, W, 3], `action` float32[A], `action_mask` bool[]."""
+    """Frame pairs: `frames` uint8[2, H, W, 3], `action` float32[A], `action_mask` bool[].
+
+    A pair is (t, t + k), k drawn for each sample and cut off at the last frame; its action is the
+    mean of those that lead from one frame to the other. Every t but the last starts a pair, so that
+    none shows one frame twice. 5 frames with data.pair_offset (3, 3):
+
+        [0, 3], [1, 4], [2, 4], [3, 4]
+
+    Deviation: officially the last frame pairs with itself, as with data.pair_include_last, and k is
+    drawn once per run, as with data.pair_draw="run"
+    (Step2_GIDM/datasets/rlds/traj_transforms.py:13-44, dataset.py:359-367).
+    """
 
     stage = "gidm"
     actions = Actions.OWN
 
-    @functools.cached_property
-    def frames(self) -> frame_choice.FramePair:
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """See `SampleKind`."""
+        return lengths if self.config.pair_include_last else lengths - 1
+
+    def frames(self, length: int, sample: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns int64[2], the frames of the pair that starts at frame `sample`."""
         low, high = self.config.pair_offset
-        return frame_choice.FramePair(
-            min_offset=low, max_offset=high, include_last=self.config.pair_include_last
-        )
+        return np.array([sample, min(sample + int(rng.integers(low, high + 1)), length - 1)])
 
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""
-        del instruction
         meta = place.meta
         camera = self._camera(meta, rng)
         pair = self.frames(meta.length, place.sample, rng)
@@ -229,15 +246,14 @@ class Pairs(SampleKind):
         return read
 
     def _action(self, place: Place, pair: np.ndarray) -> Arrays:
-        """Returns `action` and `action_mask`."""
+        """Returns `action`, that at the frame where both are the same, and `action_mask`."""
         source, i, width = place.source, place.episode, self.config.action_dim
         actions = source.actions(i) if source.has_actions[i] else None
         if actions is None or actions.shape[1] != width:
             return {"action": np.zeros(width, np.float32), "action_mask": np.array(False)}
         first, second = (int(t) for t in pair)
-        between = self.normalizer.apply(actions[first : second + 1])
-        mean = action.MeanBetween()(between, 0, second - first)
-        return {"action": mean, "action_mask": np.array(True)}
+        between = self.normalizer.apply(actions[first : max(second, first + 1)])
+        return {"action": between.mean(axis=0, dtype=np.float32), "action_mask": np.array(True)}
 
     def _check_motion(self, frames: np.ndarray) -> None:
         if not self.config.drop_still:
@@ -249,23 +265,22 @@ class Pairs(SampleKind):
 
 
 class Windows(SampleKind):
-    """Observations of all cameras with the actions that follow.
+    """Observations of all cameras at every data.window_stride-th frame, and what follows.
 
-    `images` uint8[cams, H, W, 3], `actions` float32[S, A] normalised, `action_mask` bool[S].
+    `images` uint8[cams, H, W, 3], `actions` float32[S, A] normalised, `action_mask` bool[S]: zeros
+    and False past the episode's end.
     """
 
     stage = "joint"
     actions = Actions.SHARED
 
-    @functools.cached_property
-    def frames(self) -> frame_choice.Window:
+    def num_samples(self, lengths: np.ndarray) -> np.ndarray:
         """See `SampleKind`."""
-        return frame_choice.Window(stride=self.config.window_stride)
+        return -(-lengths // self.config.window_stride)
 
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""
-        del instruction
-        t = self.frames(place.meta.length, place.sample)
+        t = place.sample * self.config.window_stride
         arrays = self._actions(place, t)
         encoded = [place.source.fetch(place.episode, name, [t]) for name in self.config.cameras]
 
@@ -286,9 +301,10 @@ class Windows(SampleKind):
                 f"episode {meta.episode_id!r}",
                 "convert embodiments separately",
             )
-        following = action.recorded(stored, meta.metadata)[t : t + horizon]
-        actions, mask = action.Chunk(horizon=horizon)(self.normalizer.apply(following), 0)
-        return {"actions": actions, "action_mask": mask}
+        following = episodes.recorded_actions(stored, meta.metadata)[t : t + horizon]
+        actions = np.zeros((horizon, width), np.float32)
+        actions[: len(following)] = self.normalizer.apply(following)
+        return {"actions": actions, "action_mask": np.arange(horizon) < len(following)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,7 +326,6 @@ class FeatureWindows(Windows):
 
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""
-        del instruction, rng
-        arrays = self._actions(place, self.frames(place.meta.length, place.sample))
+        arrays = self._actions(place, place.sample * self.config.window_stride)
         own = self.features
         return lambda: arrays if own is None else arrays | {"features": own(place.row)}

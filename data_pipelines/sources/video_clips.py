@@ -20,7 +20,6 @@ from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
 from data_pipelines.formats import video
 from data_pipelines.sources import base
-from data_pipelines.transforms import action
 from defi_jax import errors
 
 MAX_FRAMES = 20_000  # of one clip; longer ones are films that somebody forgot to cut
@@ -212,8 +211,8 @@ def read_clip(clip: Clip, *, how: Reading) -> episodes.Episode:
         metadata[episodes.CONVERSIONS] = sorted(conversions)
     if _RESAMPLED in conversions:
         metadata["uneven_times"] = True
-    if length != clip.num_frames and action.LAST_IS_PADDING in metadata:
-        metadata[action.LAST_IS_PADDING] = False  # it was cut off
+    if length != clip.num_frames and episodes.LAST_ACTION_IS_PADDING in metadata:
+        metadata[episodes.LAST_ACTION_IS_PADDING] = False  # it was cut off
     return episodes.Episode(
         episode_id=clip.episode_id,
         source=how.name,

@@ -29,7 +29,6 @@ import numpy as np
 from data_pipelines import episodes, files
 from data_pipelines.formats import json_files
 from data_pipelines.sources import base, video_clips
-from data_pipelines.transforms import action
 from defi_jax import errors
 from defi_jax.weights.torch_file import archive
 
@@ -216,7 +215,7 @@ def _parse_clip(
         metadata={
             "annotation": str(item.path.relative_to(directory)),
             "official_episode_id": str(annotation["episode_id"]),
-            action.LAST_IS_PADDING: padded,
+            episodes.LAST_ACTION_IS_PADDING: padded,
         },
     )
 

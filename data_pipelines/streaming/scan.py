@@ -18,7 +18,6 @@ from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files, normalization
 from data_pipelines.sources import base, rlds
-from data_pipelines.transforms import action
 
 _MOST_PROCESSES = 16  # that read
 
@@ -86,7 +85,7 @@ def scan(dataset: rlds.RldsSource) -> Scan:
 def _columns(episode: episodes.Episode) -> _Columns:
     actions = episode.actions
     if actions is not None:
-        actions = action.recorded(actions, episode.metadata)
+        actions = episodes.recorded_actions(actions, episode.metadata)
     return _Columns(episode.episode_id, episode.length, actions, episode.states)
 
 

@@ -8,8 +8,8 @@ from defi_rollout import tokenizers
 from configs import common
 from data_pipelines import episodes
 from data_pipelines.formats import image
+from data_pipelines.loading import loader
 from data_pipelines.store import writer as store_writer
-from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
 
 LENGTH = 24

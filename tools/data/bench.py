@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.formats import image
+from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import loader as loader_lib
 from data_pipelines.store import reader
 from defi_jax import errors
@@ -78,11 +79,11 @@ def run(one: loader_lib.Loader, *, image_size: int, seconds: float) -> Result:
     Raises:
         UserError: it reads no encoded frames.
     """
-    if not isinstance(one, loader_lib.StoreLoader):
+    if not isinstance(one.batches, batches_lib.StoreBatches):
         raise errors.UserError(
             "streamed data are not measured", "data.root", "bench reads episode stores"
         )
-    encoded = _frames_of(one)
+    encoded = _frames_of(one.batches)
     frames_per_batch = len(encoded) / _RECORDED_BATCHES
     rates, limits, resident = [], [], []
     batches, wall = 0, 0.0
@@ -109,11 +110,11 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _frames_of(one: loader_lib.StoreLoader) -> list[bytes]:
+def _frames_of(batches: batches_lib.StoreBatches) -> list[bytes]:
     """Returns the encoded frames of the first batches."""
     encoded: list[bytes] = []
     sets = []
-    for one_set in one.batches.sets:
+    for one_set in batches.sets:
         component = one_set.component
         if not isinstance(component.source, reader.EpisodeStore):
             raise errors.UserError(
@@ -124,13 +125,13 @@ def _frames_of(one: loader_lib.StoreLoader) -> list[bytes]:
         recorder = _Recorder(component.source, encoded)
         recorded = dataclasses.replace(component, source=recorder)
         sets.append(dataclasses.replace(one_set, component=recorded))
-    recording = dataclasses.replace(one.batches, sets=tuple(sets))
+    recording = dataclasses.replace(batches, sets=tuple(sets))
     for number in range(_RECORDED_BATCHES):
         recording[number]
     return encoded
 
 
-def _through_loader(one: loader_lib.StoreLoader, seconds: float) -> tuple[int, float, float]:
+def _through_loader(one: loader_lib.Loader, seconds: float) -> tuple[int, float, float]:
     """Returns the number of batches, and seconds of wall and CPU time.
 
     The loader has read ahead all it may when the clocks start and when they stop, so that each

@@ -19,7 +19,7 @@ from data_pipelines.formats import image
 from data_pipelines.latents import cache
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import mixtures, named_mixtures
-from data_pipelines.open_x import registry
+from data_pipelines.open_x import lookup
 from data_pipelines.sources import video_layout
 from data_pipelines.store import beam, convert, export, reader, validate
 from defi_jax import cli, errors
@@ -181,11 +181,9 @@ def open_loader(config: Any, objective: Any) -> loader.Loader:
         config: the experiment.
         objective: made from it (`defi_jax.objectives.make`).
     """
-    from data_pipelines.streaming import (
-        loader as streaming_loader,  # takes a second to import, the other commands need it not
-    )
+    from data_pipelines.loading import loader  # takes a second, the other commands need it not
 
-    return streaming_loader.make_loader(
+    return loader.make_loader(
         config.data,
         objective.batch_spec(config.global_batch),
         tokenizers=objective.tokenizers(),
@@ -401,7 +399,7 @@ def run_list(root: str) -> Result:
         "stores": stores,
         "damaged": damaged,
         "sources": list(convert_options.SOURCES),
-        "rlds_datasets": sorted(registry.standards()),
+        "rlds_datasets": sorted(lookup.standards()),
         "mixtures": sorted(named_mixtures.NAMED),
     }
     lines = [

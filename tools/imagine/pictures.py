@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from defi_rollout import pictures
 
+from data_pipelines import pixels
 from data_pipelines.formats import contact_sheet
 from data_pipelines.formats import image as image_lib
-from data_pipelines.transforms import frame
 from defi_jax import errors
 
 FILES = {"video": "future.mp4", "animation": "future.gif", "sheet": "future.png"}
@@ -54,7 +54,7 @@ def prepare_image(image: np.ndarray, size: int) -> tuple[np.ndarray, str]:
         uint8[size, size, 3], and what was done to it, "" for nothing.
     """
     height, width = image.shape[:2]
-    prepared = frame.prepare(size, augment=False)(image[None], np.random.default_rng(0))[0]
+    prepared = pixels.resize([image], size)[0]
     if (height, width) == (size, size):
         return prepared, ""
     squeezed = "" if height == width else "; its aspect ratio is not kept"

@@ -1,11 +1,12 @@
 import collections
+import dataclasses
 import zlib
 
 import numpy as np
 import pytest
 
 from data_pipelines.loading import batches as batches_lib
-from data_pipelines.loading import mixtures, sample_kinds, sampling
+from data_pipelines.loading import config, features, mixtures, sample_kinds
 from data_pipelines.sources import synthetic
 from defi_jax import errors
 
@@ -49,15 +50,15 @@ def test_order_depends_on_the_seed():
 
 def test_held_out_split_is_by_id_alone():
     ids = [f"episode {k}" for k in range(2000)]
-    share = np.mean([sampling.is_held_out(name, 10) for name in ids])
+    share = np.mean([config.is_held_out(name, 10) for name in ids])
     assert 0.07 < share < 0.13
-    assert not any(sampling.is_held_out(name, 0) for name in ids)
-    assert all(sampling.is_held_out(name, 100) for name in ids)
-    small = np.mean([sampling.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
+    assert not any(config.is_held_out(name, 0) for name in ids)
+    assert all(config.is_held_out(name, 100) for name in ids)
+    small = np.mean([config.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
     assert 0.004 < small < 0.006
-    assert sampling.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
-    nested = [name for name in ids if sampling.is_held_out(name, 5)]
-    assert all(sampling.is_held_out(name, 10) for name in nested)
+    assert config.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
+    nested = [name for name in ids if config.is_held_out(name, 5)]
+    assert all(config.is_held_out(name, 10) for name in nested)
 
 
 class _Lengths:
@@ -105,11 +106,11 @@ def _batches(bad=(), still=(), *, sets=None, kind=None, **changes):
         "process_index": 0,
         "process_count": 1,
     }
-    reading = sampling.Sampling(
+    reading = batches_lib.Reading(
         kinds=dict.fromkeys((one.component.name for one in sets), kind),
-        request=sampling.Request(**values | changes),
+        request=config.Request(**values | changes),
     )
-    return batches_lib.Batches(sets=sets, sampling=reading)
+    return batches_lib.StoreBatches(sets=sets, reading=reading)
 
 
 def test_global_batches_do_not_depend_on_the_number_of_processes():
@@ -128,10 +129,10 @@ def test_every_sample_draws_anew():
     assert len(set(draws.tolist())) == 32
 
 
-def test_starting_at_shifts_the_index():
+def test_first_shifts_the_index():
     batches = _batches()
     np.testing.assert_array_equal(
-        batches.starting_at(5)[2]["arrays"]["draw"], batches[7]["arrays"]["draw"]
+        dataclasses.replace(batches, first=5)[2]["arrays"]["draw"], batches[7]["arrays"]["draw"]
     )
 
 
@@ -172,7 +173,7 @@ def test_many_still_pairs_in_a_row_are_no_end_but_all_of_them_are():
     counts = [1] * 40
     most, every = (_batches(sets=(_set("a", counts),), still=range(number)) for number in (38, 40))
     assert set(most[0]["arrays"]["episode"].tolist()) <= {38, 39}
-    assert most[0]["replaced"].still["a"] > sampling.MAX_BAD
+    assert most[0]["replaced"].still["a"] > batches_lib.MAX_BAD
     with pytest.raises(errors.DataError, match=r"256 frame pairs in a row .*drop_still"):
         every[0]
 
@@ -244,6 +245,16 @@ def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
     assert any(seen[i, 0] != seen[i, 1] for i in range(8))
 
 
+def test_paraphrases_are_drawn_in_training_only():
+    place = _set("a", [1]).place(0)
+    rng, seen = np.random.default_rng(0), {}
+    for split in config.SPLITS:
+        reading = _batches(split=split).reading
+        seen[split] = {reading._instruction(place, rng) for _ in range(50)}
+    first, *_ = place.meta.instructions
+    assert seen == {"train": set(place.meta.instructions), "eval": {first}}
+
+
 class _Placed:
     """Reads the numbers of episode and sample; episode 1 is damaged."""
 
@@ -258,9 +269,9 @@ class _Placed:
 def _each_once(batch_size, tokenizer=None):
     sets = (_set("a", [2, 1, 2]), _set("b", [3]))
     reading = _batches(sets=sets, kind=_Placed(), tokenizers={"gfdm": tokenizer or _Lengths()})
-    return batches_lib.EachOnce(
+    return features.EachOnce(
         sets=sets,
-        sampling=reading.sampling,
+        reading=reading.reading,
         batch_size=batch_size,
         blank={"place": np.full(2, -1)},
     )
@@ -268,7 +279,7 @@ def _each_once(batch_size, tokenizer=None):
 
 def test_each_once_reads_every_sample_in_the_order_of_rows():
     scan = _each_once(3)
-    assert (len(scan), scan.num_samples) == (3, 8)
+    assert len(scan) == 3
     read = [scan[k] for k in range(3)]
     places = np.concatenate([batch["arrays"]["place"] for batch in read]).tolist()
     good = np.concatenate([batch["good"] for batch in read]).tolist()

@@ -7,10 +7,10 @@ import pytest
 from defi_rollout import tokenizers
 
 from data_pipelines import episodes
-from data_pipelines.loading import sampling
+from data_pipelines.loading import config as config_lib
+from data_pipelines.loading import loader
 from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
-from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from tests.data_pipelines import loaders
@@ -143,7 +143,7 @@ def test_first_is_finite_and_leaves_the_position_alone():
 def test_splits_share_no_episode(tmp_path):
     loaders.write_store(tmp_path, "a", count=40)
     found = {}
-    for split in sampling.SPLITS:
+    for split in config_lib.SPLITS:
         one = loaders.make(split=split, root=str(tmp_path), mixture="a", holdout_percent=30)
         ids = set()
         for batch in one.first(40):
@@ -362,6 +362,15 @@ def test_batches_carry_the_features_of_their_own_samples(tmp_path, stride):
     loaders.assert_equal(next(resumed), expected)
     with pytest.raises(errors.UserError, match="features changed"):
         images.restore(state)
+
+
+def test_rows_of_other_data_are_refused(tmp_path):
+    loaders.write_store(tmp_path, "a", count=3)
+    loaders.write_store(tmp_path, "b", count=2)
+    one, _, _ = _feature_loader(tmp_path)
+    np.save(tmp_path / "rows.npy", np.zeros((44, 1, 2), np.float16))
+    with pytest.raises(ValueError, match="44 rows for 45 samples"):
+        one.use_features(tmp_path / "rows.npy")
 
 
 def test_samples_that_could_not_be_scanned_are_replaced(tmp_path):

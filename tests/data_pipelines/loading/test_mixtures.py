@@ -3,7 +3,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image
-from data_pipelines.loading import components, config, mixtures, named_mixtures
+from data_pipelines.loading import config, meaning, mixtures, named_mixtures
 from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
@@ -30,6 +30,10 @@ def _open(mixture, root):
     return mixtures.open_components(
         config.DataConfig(mixture=mixture, root=str(root), image_size=8)
     )
+
+
+def _sources(mixture, root):
+    return {one.name: one.source for one in _open(mixture, root)}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_actions_of_one_convention_mix(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     _store(tmp_path / "b", source="bridge_oxe", action_dim=7)
     _store(tmp_path / "video", source="bc_z")  # without actions, so without a say
-    components._check_meaning(_open("a,b,video", tmp_path), "here")
+    meaning.check_mix(_sources("a,b,video", tmp_path), "here")
 
 
 def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
@@ -118,7 +122,7 @@ def test_actions_nobody_knows_are_learned_only_alone(tmp_path):
     _store(tmp_path / "known", source="bridge_dataset", action_dim=7)
 
     def check(text):
-        components._check_meaning(_open(text, tmp_path), "data.mixture")
+        meaning.check_mix(_sources(text, tmp_path), "data.mixture")
 
     check("one,two")
     check("other")
@@ -144,27 +148,27 @@ def test_all_datasets_and_robots_of_a_store_are_checked(tmp_path):
                     fps=1.0,
                 )
             )
-    loaded = _open("both", tmp_path)
+    loaded = _sources("both", tmp_path)
     with pytest.raises(errors.UserError, match=r"axis-angle in both \(bc_z, x\)"):
-        components._check_meaning(loaded, "data.mixture")
+        meaning.check_mix(loaded, "data.mixture")
 
 
 def test_actions_are_those_of_the_robot(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
-    loaded = _open("synthetic,a", tmp_path)
+    loaded = _sources("synthetic,a", tmp_path)
     for robot in ("widowx250", "google_robot", "nobody knows"):  # the second's units are unknown
-        components.check_robot(loaded, robot)
+        meaning.check_robot(loaded, robot)
     with pytest.raises(errors.UserError, match=r"actions of a are not those of metaworld_sawyer: "):
-        components.check_robot(loaded, "metaworld_sawyer")
+        meaning.check_robot(loaded, "metaworld_sawyer")
 
 
 def test_actions_of_other_meaning_are_refused_with_all_differences(tmp_path):
     _store(tmp_path / "a", source="bridge_dataset", action_dim=7)
     _store(tmp_path / "b", source="bc_z", action_dim=7)
     _store(tmp_path / "c", embodiment="franka_panda", action_dim=7)  # CALVIN's
-    loaded = _open("a,b,c", tmp_path)
+    loaded = _sources("a,b,c", tmp_path)
     with pytest.raises(errors.UserError) as caught:
-        components._check_meaning(loaded, "data.mixture")
+        meaning.check_mix(loaded, "data.mixture")
     message = str(caught.value)
     assert "rotation is euler xyz in a, c; axis-angle in b" in message
     assert "gripper is 1 opens, 0 closes in a, b; +1 opens, -1 closes in c" in message

@@ -10,7 +10,6 @@ from data_pipelines.loading import config, sample_kinds
 from data_pipelines.sources import synthetic
 from data_pipelines.store import reader as store_reader
 from data_pipelines.store import writer as store_writer
-from data_pipelines.transforms import action
 from defi_jax import errors
 
 NONE = normalization.Normalizer(kind="none", statistics=None, mask=(True,))
@@ -193,7 +192,7 @@ def test_made_up_last_action_is_neither_trained_on_nor_counted(tmp_path):
                     actions=actions,
                     states=None,
                     fps=1.0,
-                    metadata={action.LAST_IS_PADDING: is_padding},
+                    metadata={episodes.LAST_ACTION_IS_PADDING: is_padding},
                 )
             )
     store = store_reader.EpisodeStore(tmp_path)

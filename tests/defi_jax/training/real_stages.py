@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 
-from data_pipelines.streaming import loader as streaming_loader
+from data_pipelines.loading import loader
 from defi_jax import objectives
 
 HERE = pathlib.Path(__file__).parent
@@ -106,7 +106,7 @@ def make(config):
     """Returns the objective, and what opens its loaders."""
     objective = objectives.make(config)
     make_loader = functools.partial(
-        streaming_loader.make_loader, config.data, tokenizers=objective.tokenizers()
+        loader.make_loader, config.data, tokenizers=objective.tokenizers()
     )
     return objective, make_loader
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import normalization
-from data_pipelines.open_x import gripper, registry
+from data_pipelines.loading import config, sample_kinds
+from data_pipelines.open_x import gripper, lookup
 from data_pipelines.sources import rlds, rlds_directory
-from data_pipelines.transforms import frame_choice
 
 SHARED = pathlib.Path(__file__).parents[5] / "shared"
 _ALL = rlds_directory.RldsOptions(splits=rlds_directory.ALL_SPLITS)
@@ -27,7 +27,7 @@ def _raw_steps(steps: int) -> dict:
 
 
 def test_first_and_last_step_go_and_motion_is_relabelled():
-    trajectory = registry.find("bridge_dataset").standardize(_raw_steps(5))
+    trajectory = lookup.find("bridge_dataset").standardize(_raw_steps(5))
     assert trajectory.kept == range(1, 4)
     # States 0, 1, 4, 9, 16: reached motion after steps 1, 2, 3 is 3, 5, 7; recorded 0.9s are gone.
     np.testing.assert_array_equal(trajectory.actions[:, 0], [3, 5, 7])
@@ -41,7 +41,7 @@ def test_first_and_last_step_go_and_motion_is_relabelled():
 
 def test_two_steps_are_too_few():
     with pytest.raises(ValueError, match="fewer than three"):
-        registry.find("bridge_dataset").standardize(_raw_steps(2))
+        lookup.find("bridge_dataset").standardize(_raw_steps(2))
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,11 @@ def test_golden_relative_gripper(golden):
 
 @pytest.mark.parametrize(("length", "window"), [(8, 10), (8, 3), (5, 2)])
 def test_golden_pairs(golden, length, window):
-    pair = frame_choice.FramePair(min_offset=window - 1, max_offset=window - 1, include_last=True)
+    own = config.DataConfig(pair_offset=(window - 1, window - 1), pair_include_last=True)
+    none = normalization.Normalizer(kind="none", statistics=None, mask=(True,))
+    pairs = sample_kinds.Pairs(config=own, normalizer=none, train=True)
     rng = np.random.default_rng(0)
-    found = [pair(length, t, rng).tolist() for t in range(length)]
+    found = [pairs.frames(length, t, rng).tolist() for t in range(length)]
     assert found == golden[f"pair_index_T{length}_w{window}"]
 
 

@@ -14,8 +14,8 @@ from etils import epath
 from configs import common
 from data_pipelines import episodes
 from data_pipelines.formats import image
+from data_pipelines.loading import loader
 from data_pipelines.store import writer as store_writer
-from data_pipelines.streaming import loader
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.objectives import base

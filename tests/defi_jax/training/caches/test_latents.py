@@ -11,8 +11,7 @@ import real_stages
 
 from data_pipelines.latents import cache, encode
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import mixtures
-from data_pipelines.streaming import loader
+from data_pipelines.loading import loader, mixtures
 from defi_jax import errors, objectives
 from defi_jax.models import svd_vae
 from defi_jax.models.frozen import pretrained

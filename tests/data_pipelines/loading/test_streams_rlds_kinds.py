@@ -8,9 +8,9 @@ import tensorflow_datasets as tfds
 from defi_rollout import tokenizers
 
 from data_pipelines.formats import image
-from data_pipelines.open_x import registry
+from data_pipelines.loading import loader
+from data_pipelines.open_x import lookup
 from data_pipelines.sources import rlds
-from data_pipelines.streaming import loader as streaming_loader
 from defi_jax import errors
 from tests.data_pipelines import loaders, tfds_directory
 
@@ -21,7 +21,7 @@ CAMERA = "observation/image"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(registry, "_own_files", {})
+    monkeypatch.setattr(lookup, "_own_files", {})
 
 
 def _frame(number: int, step: int) -> bytes:
@@ -66,7 +66,7 @@ def _stream(tmp_path, **changes):
     values |= {"fps": 5.0, "holdout_percent": 0, "augment": False, "normalization": "none"}
     config = loaders.config(**values | changes)
     tokenizer = tokenizers.utf8(loaders.LENGTH, lower_case=True, strip_punctuation=False)
-    return streaming_loader.make_loader(
+    return loader.make_loader(
         config,
         loaders.spec("gfdm", config),
         tokenizers={"gfdm": tokenizer},

@@ -3,8 +3,8 @@ import colorsys
 import numpy as np
 import pytest
 
+from data_pipelines import pixels
 from data_pipelines.formats import image
-from data_pipelines.transforms import frame
 
 
 def _frames(count=2, height=40, width=60, seed=0):
@@ -13,21 +13,21 @@ def _frames(count=2, height=40, width=60, seed=0):
 
 def test_resize_equals_the_serving_rule():
     frames = _frames()
-    resized = frame.Resize(size=16)(frames)
+    resized = pixels.resize(frames, 16)
     np.testing.assert_array_equal(resized[1], image.resize(frames[1], (16, 16)))
 
 
 def test_box_cuts_before_resizing():
     frames = np.zeros((1, 40, 40, 3), np.uint8)
     frames[:, 20:, 20:] = 200
-    resized = frame.Resize(size=8)(frames, (0.5, 0.5, 1.0, 1.0))
+    resized = pixels.resize(frames, 8, (0.5, 0.5, 1.0, 1.0))
     # The filter's support reaches past the box, hence the first row and column blend.
     np.testing.assert_array_equal(resized[:, 1:, 1:], np.full((1, 7, 7, 3), 200, np.uint8))
 
 
 def test_crop_keeps_the_area_and_draws_both_offsets():
     rng = np.random.default_rng(0)
-    boxes = np.array([frame.RandomCrop(area=0.81)(rng) for _ in range(500)])
+    boxes = np.array([pixels.random_box(rng, 0.81) for _ in range(500)])
     np.testing.assert_allclose(boxes[:, 2] - boxes[:, 0], 0.9)
     np.testing.assert_allclose(boxes[:, 3] - boxes[:, 1], 0.9)
     assert boxes.min() >= 0
@@ -36,7 +36,7 @@ def test_crop_keeps_the_area_and_draws_both_offsets():
 
 
 def test_augmentation_is_the_same_for_all_frames_and_differs_by_draw():
-    prepare = frame.prepare(24, augment=True)
+    prepare = pixels.Prepare(size=24, augment=True)
     frames = np.repeat(_frames(1), 3, axis=0)
     one = prepare(frames, np.random.default_rng(1))
     np.testing.assert_array_equal(one[0], one[2])
@@ -46,16 +46,16 @@ def test_augmentation_is_the_same_for_all_frames_and_differs_by_draw():
 
 def test_without_augmentation_only_the_size_changes():
     frames = _frames(2, 24, 24)
-    same = frame.prepare(24, augment=False)(frames, np.random.default_rng(0))
+    same = pixels.Prepare(size=24)(frames, np.random.default_rng(0))
     np.testing.assert_array_equal(same, frames)
 
 
 def test_correlated_draws_are_one_number():
-    prepare = frame.prepare(24, augment=True, correlated=True)
+    prepare = pixels.Prepare(size=24, augment=True, correlated=True)
     seen = []
     for seed in range(20):
         draws = prepare.draws(np.random.default_rng(seed))
-        left, top, right, bottom = prepare.crop(draws)
+        left, top, right, bottom = pixels.random_box(draws)
         assert left == top and right == bottom
         numbers = (
             left / (1 - 0.9**0.5),
@@ -71,7 +71,7 @@ def test_correlated_augmentation_is_the_same_for_both_frames():
     frames = np.repeat(_frames(1), 2, axis=0)
     images = {}
     for correlated in (True, False):
-        prepare = frame.prepare(24, augment=True, correlated=correlated)
+        prepare = pixels.Prepare(size=24, augment=True, correlated=correlated)
         images[correlated] = prepare(frames, np.random.default_rng(1))
         np.testing.assert_array_equal(images[correlated][0], images[correlated][1])
         np.testing.assert_array_equal(images[correlated], prepare(frames, np.random.default_rng(1)))
@@ -90,6 +90,7 @@ class _Fixed:
         return value
 
 
+_STRONG = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}
 _NEUTRAL = (0.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue
 
 
@@ -105,16 +106,14 @@ _NEUTRAL = (0.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue
     ],
 )
 def test_colour_table(draws, expected):
-    colour = frame.RandomColour(brightness=1, contrast=1, saturation=1, hue=0.5)
     frames = np.array([[[[100, 50, 150], [200, 150, 50]]]], np.uint8)
-    changed = colour(frames, _Fixed(*draws))[0, 0]
+    changed = pixels.change_colours(frames, _Fixed(*draws), **_STRONG)[0, 0]
     np.testing.assert_allclose(changed, expected, atol=1)
 
 
 def test_hue_turns_the_colour_and_keeps_grey():
-    colour = frame.RandomColour(brightness=1, contrast=1, saturation=1, hue=0.5)
     frames = np.array([[[[200, 60, 60], [90, 90, 90]]]], np.uint8)
-    changed = colour(frames, _Fixed(0.0, 1.0, 1.0, 0.25))[0, 0]
+    changed = pixels.change_colours(frames, _Fixed(0.0, 1.0, 1.0, 0.25), **_STRONG)[0, 0]
     np.testing.assert_allclose(changed[1], 90, atol=1)
     turned = colorsys.rgb_to_hsv(*(changed[0] / 255))[0]
     assert 0.15 < min(turned, 1 - turned) < 0.45

@@ -1,1 +1,0 @@
-"""Frozen dataclasses: trajectory, frame, text and action transforms."""
