@@ -8,7 +8,7 @@ Embodiment, "EEF_POS"); what a dataset does otherwise is in its `convention` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,10 +71,11 @@ class Standard:
     Attributes:
         robot: who acts.
         control_hz: steps per second.
-        cameras: our camera name -> raw image field; see `views`.
         actions: parts of the action vector, in order; None for action-free video.
         states: likewise; zeros stand where the canonical layout has what the dataset lacks.
-        convention: what the actions mean; None without actions.
+        cameras: our camera name -> raw image field, see `views`; most have one view, "image".
+        convention: what the actions mean, canonical ones where nothing is said; None without
+            actions.
         language: raw field of the instruction, of a step or of the episode; "" for none.
         language_field: how it is stored.
         read_language: its values -> the instructions.
@@ -89,10 +90,10 @@ class Standard:
 
     robot: str
     control_hz: float
-    cameras: Mapping[str, str]
     actions: tuple[columns.Part, ...] | None
     states: tuple[columns.Part, ...] | None
-    convention: embodiment.Convention | None
+    cameras: Mapping[str, str] = field(default_factory=lambda: views(primary="image"))
+    convention: embodiment.Convention | None = field(default_factory=embodiment.end_effector)
     language: str = INSTRUCTION
     language_field: Field = TEXT
     read_language: Callable[..., tuple[str, ...]] = first_text

@@ -7,7 +7,6 @@ STANDARDS = {
     "asu_table_top_converted_externally_to_rlds": base.Standard(
         robot="ur5",
         control_hz=12.5,
-        cameras=base.views(primary="image"),
         actions=(columns.tensor("action", 7),),
         states=(
             columns.tensor("ground_truth_states/EE", 6),  # beside the observation

@@ -3,7 +3,6 @@
 import dataclasses
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 _ACTION = columns.tensor("action", 7)
 
@@ -13,7 +12,6 @@ _BUDS = base.Standard(
     cameras=base.views(primary="image", wrist="wrist_image"),
     actions=(_ACTION[:6], _ACTION[6:].within(-1, 1).then(gripper.clip, gripper.invert)),
     states=(columns.tensor("observation/state", 24)[:8],),  # 7 joints and the gripper
-    convention=embodiment.end_effector(),
 )
 _SAILOR = dataclasses.replace(_BUDS, states=(columns.tensor("observation/state", 8),))
 

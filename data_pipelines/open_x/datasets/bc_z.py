@@ -9,7 +9,6 @@ STANDARDS = {
     "bc_z": base.Standard(
         robot="google_robot",
         control_hz=10.0,
-        cameras=base.views(primary="image"),
         actions=(  # the first of ten future waypoints
             columns.tensor("action/future/xyz_residual", 30)[:3],
             columns.tensor("action/future/axis_angle_residual", 30)[:3],

@@ -1,7 +1,6 @@
 """Table-top tasks of a UR5 (Berkeley AUTOLab)."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 STANDARDS = {
     "berkeley_autolab_ur5": base.Standard(
@@ -13,7 +12,6 @@ STANDARDS = {
             columns.rt1_closedness().then(gripper.relative_to_absolute),
         ),
         states=(columns.tensor("observation/robot_state", 15)[6:14],),
-        convention=embodiment.end_effector(),
         language=base.NATURAL_INSTRUCTION,
         pair_offset=(2, 4),
         doubts=(base.BGR_WRIST,),

@@ -1,7 +1,6 @@
 """Table-top tasks of a Fanuc arm (Berkeley)."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 _STATE = columns.tensor("observation/state", 13)  # joints 6, gripper, joint speeds 6
 
@@ -13,7 +12,6 @@ STANDARDS = {
         # No command is stored for the gripper: its state stands in.
         actions=(columns.tensor("action", 6), _STATE[6:7].then(gripper.invert)),
         states=(_STATE[:6], columns.zeros(), _STATE[6:7]),
-        convention=embodiment.end_effector(),
         doubts=(
             "gripper sign: the catalogue calls the state an open status, the reference inverts it",
             base.BGR_ALL,

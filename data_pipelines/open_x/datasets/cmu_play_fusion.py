@@ -9,7 +9,6 @@ STANDARDS = {
     "cmu_play_fusion": base.Standard(
         robot="franka",
         control_hz=5.0,
-        cameras=base.views(primary="image"),
         actions=(_ACTION[:3], _ACTION[5:]),
         states=(columns.tensor("observation/state", 8),),
         convention=embodiment.end_effector(

@@ -9,7 +9,6 @@ STANDARDS = {
     "cmu_stretch": base.Standard(
         robot="stretch",
         control_hz=10.0,
-        cameras=base.views(primary="image"),
         actions=(columns.tensor("action", 8)[:7],),  # the last is the terminate flag
         states=(_STATE[:3], columns.zeros(4), _STATE[3:]),
         convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),

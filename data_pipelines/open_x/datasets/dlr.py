@@ -12,7 +12,6 @@ _DOUBTS = ("rotation: Euler angles are zxy, left as stored",)
 _SARA = base.Standard(
     robot="dlr_sara",
     control_hz=10.0,
-    cameras=base.views(primary="image"),
     actions=(_ACTION,),
     states=(columns.tensor("observation/state", 6), columns.zeros(2)),
     convention=embodiment.end_effector(
@@ -30,7 +29,6 @@ STANDARDS = {
     "dlr_edan_shared_control_converted_externally_to_rlds": base.Standard(
         robot="dlr_edan",
         control_hz=5.0,
-        cameras=base.views(primary="image"),
         actions=(_ACTION[:6], _ACTION[6:].then(gripper.invert)),
         states=(columns.tensor("observation/state", 7), columns.zeros()),
         convention=embodiment.end_effector(motion=embodiment.UNKNOWN, rotation=_ROTATION),

@@ -9,7 +9,6 @@ from data_pipelines.open_x import base
 _SPLIT = base.Standard(
     robot="human",
     control_hz=2.0,
-    cameras=base.views(primary="image"),
     actions=None,
     states=None,
     convention=None,

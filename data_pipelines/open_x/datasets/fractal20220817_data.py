@@ -1,13 +1,11 @@
 """RT-1: kitchen tasks of the Everyday Robots arm (Google)."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 STANDARDS = {
     "fractal20220817_data": base.Standard(
         robot="google_robot",
         control_hz=3.0,
-        cameras=base.views(primary="image"),
         actions=(
             *columns.RT1_MOTION,
             columns.rt1_closedness(1).then(gripper.relative_to_absolute),
@@ -16,7 +14,6 @@ STANDARDS = {
             columns.tensor("observation/base_pose_tool_reached", 7),
             columns.tensor("observation/gripper_closed", 1),
         ),
-        convention=embodiment.end_effector(),
         language=base.NATURAL_INSTRUCTION,
         pair_offset=(2, 4),
         doubts=("the state's gripper is 1 closed, the action's 1 open",),

@@ -1,7 +1,6 @@
 """FurnitureBench: assembly with a Franka arm (KAIST)."""
 
 from data_pipelines.open_x import base, columns, gripper, rotation
-from defi_jax import embodiment
 
 _ACTION = columns.tensor("action", 8)  # xyz, quaternion, gripper
 _STATE = columns.tensor("observation/state", 35)
@@ -17,7 +16,6 @@ STANDARDS = {
             _ACTION[7:].within(-1, 1).then(gripper.clip, gripper.invert),
         ),
         states=(_STATE[:7], _STATE[34:]),
-        convention=embodiment.end_effector(),
         doubts=(
             "motion and gripper: velocities by the data set's own builder, though the registry "
             "calls them deltas and a command",

@@ -1,13 +1,11 @@
 """QT-Opt: bin picking with Kuka iiwa arms (Google). Only successful episodes are kept."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 STANDARDS = {
     "kuka": base.Standard(
         robot="kuka_iiwa",
         control_hz=10.0,
-        cameras=base.views(primary="image"),
         actions=(
             *columns.RT1_MOTION,
             columns.rt1_closedness(1).then(gripper.relative_to_absolute),
@@ -16,7 +14,6 @@ STANDARDS = {
             columns.tensor("observation/clip_function_input/base_pose_tool_reached", 7),
             columns.tensor("observation/gripper_closed", 1),
         ),
-        convention=embodiment.end_effector(),
         language=base.NATURAL_INSTRUCTION,
         success_flag="success",
         doubts=("the state's gripper is 1 closed, the action's 1 open",),

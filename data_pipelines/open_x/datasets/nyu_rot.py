@@ -9,7 +9,6 @@ STANDARDS = {
     "nyu_rot_dataset_converted_externally_to_rlds": base.Standard(
         robot="xarm",
         control_hz=3.0,
-        cameras=base.views(primary="image"),
         actions=(columns.tensor("action", 7),),
         states=(_STATE[:6], columns.zeros(), _STATE[6:]),
         convention=embodiment.end_effector(gripper="1 closes, 0 opens"),

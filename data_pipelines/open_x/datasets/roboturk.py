@@ -1,7 +1,6 @@
 """Teleoperated Sawyer arms, by crowd workers (Stanford)."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 STANDARDS = {
     "roboturk": base.Standard(
@@ -13,7 +12,6 @@ STANDARDS = {
             columns.rt1_closedness(1).then(gripper.clip, gripper.invert),
         ),
         states=(columns.zeros(8),),
-        convention=embodiment.end_effector(),
         language=base.NATURAL_INSTRUCTION,
     )
 }

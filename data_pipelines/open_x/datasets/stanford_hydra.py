@@ -1,7 +1,6 @@
 """HYDRA: long table-top tasks of a Franka arm (Stanford)."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 _ACTION = columns.tensor("action", 7)
 _STATE = columns.tensor("observation/state", 27)  # xyz, quaternion, Euler, joints, speeds, gripper
@@ -13,7 +12,6 @@ STANDARDS = {
         cameras=base.views(primary="image", wrist="wrist_image"),
         actions=(_ACTION[:6], _ACTION[6:].then(gripper.invert)),
         states=(_STATE[:3], _STATE[7:10], columns.zeros(), _STATE[24:25]),
-        convention=embodiment.end_effector(),
         doubts=(base.BGR_ALL,),
     )
 }

@@ -9,7 +9,6 @@ STANDARDS = {
     "stanford_kuka_multimodal_dataset_converted_externally_to_rlds": base.Standard(
         robot="kuka_iiwa",
         control_hz=20.0,
-        cameras=base.views(primary="image"),
         actions=(_ACTION[:3], columns.zeros(3), _ACTION[3:]),
         states=(
             columns.tensor("observation/ee_position", 3),

@@ -10,7 +10,6 @@ STANDARDS = {
     "stanford_mask_vit_converted_externally_to_rlds": base.Standard(
         robot="sawyer",
         control_hz=1.0,
-        cameras=base.views(primary="image"),
         actions=(_ACTION[:4], columns.zeros(2), _ACTION[4:]),
         states=(_STATE[:4], columns.zeros(3), _STATE[4:]),
         convention=embodiment.end_effector(

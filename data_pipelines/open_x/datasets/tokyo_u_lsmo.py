@@ -9,7 +9,6 @@ STANDARDS = {
     "tokyo_u_lsmo_converted_externally_to_rlds": base.Standard(
         robot="cobotta",
         control_hz=10.0,
-        cameras=base.views(primary="image"),
         actions=(columns.tensor("action", 7),),
         states=(_STATE[:6], columns.zeros(), _STATE[12:]),
         convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),

@@ -10,7 +10,6 @@ STANDARDS = {
     "ucsd_kitchen_dataset_converted_externally_to_rlds": base.Standard(
         robot="xarm",
         control_hz=2.0,
-        cameras=base.views(primary="image"),
         actions=(columns.tensor("action", 8)[:7],),  # the last is the terminate flag
         states=(columns.tensor("observation/state", 21)[:7], columns.zeros()),
         convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),
@@ -23,7 +22,6 @@ STANDARDS = {
     "ucsd_pick_and_place_dataset_converted_externally_to_rlds": base.Standard(
         robot="xarm",
         control_hz=3.0,
-        cameras=base.views(primary="image"),
         actions=(_VELOCITY[:3], columns.zeros(3), _VELOCITY[3:]),
         states=(_STATE[:6], columns.zeros(), _STATE[6:]),
         convention=embodiment.end_effector(

@@ -8,7 +8,6 @@ _STATE = columns.tensor("observation/state", 7)
 _PR2 = base.Standard(
     robot="pr2",
     control_hz=10.0,
-    cameras=base.views(primary="image"),
     actions=(columns.tensor("action", 8)[:7],),  # the last is the terminate flag
     states=(_STATE[:6], columns.zeros(), _STATE[6:]),
     convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),

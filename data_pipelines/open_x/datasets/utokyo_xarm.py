@@ -26,7 +26,6 @@ STANDARDS = {
     "utokyo_xarm_bimanual_converted_externally_to_rlds": base.Standard(
         robot="xarm",
         control_hz=10.0,
-        cameras=base.views(primary="image"),
         actions=(columns.tensor("action", 14)[7:],),  # the right arm; the left one is left out
         states=(columns.tensor("observation/pose_r", 6), columns.zeros(2)),
         convention=_CONVENTION,

@@ -1,7 +1,6 @@
 """Kitchen tasks of a Franka arm (UT Austin)."""
 
 from data_pipelines.open_x import base, columns, gripper
-from defi_jax import embodiment
 
 STANDARDS = {
     "viola": base.Standard(
@@ -13,7 +12,6 @@ STANDARDS = {
             columns.tensor("observation/joint_states", 7),
             columns.tensor("observation/gripper_states", 1),
         ),
-        convention=embodiment.end_effector(),
         language=base.NATURAL_INSTRUCTION,
         pair_offset=(14, 19),
     )
