@@ -6,6 +6,7 @@ Action-free video is an episode without actions, nothing else. `store` keeps epi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ TEMPORARY_PREFIX = ".writing-"
 CONVERSIONS = "conversions"
 # Likewise, where the source has one action fewer than frames: the last was made up.
 LAST_ACTION_IS_PADDING = "last_action_is_padding"
+
+# What `Episode` and `EpisodeMeta` share.
+SHARED = ("episode_id", "source", "embodiment", "instructions", "fps", "metadata")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,17 @@ class Episode:
         """Number of frames n."""
         return len(next(iter(self.frames.values())))
 
+    @functools.cached_property
+    def meta(self) -> EpisodeMeta:
+        """All but frames, actions and states."""
+        return EpisodeMeta(
+            **{name: getattr(self, name) for name in SHARED},
+            cameras=tuple(self.frames),
+            length=self.length,
+            has_actions=self.actions is not None,
+            has_states=self.states is not None,
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeMeta:
@@ -94,30 +109,28 @@ class Reject:
             object.__setattr__(self, name, text)
 
 
-def recorded_actions(actions: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
-    """Returns float32[n or n - 1, A], the actions that the source has, from float32[n, A]."""
-    return actions[:-1] if metadata.get(LAST_ACTION_IS_PADDING) else actions
+def recorded_actions(actions: np.ndarray | None, metadata: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns float32[n or n - 1, A], those that the source has, of float32[n, A]; None of None."""
+    is_padded = metadata.get(LAST_ACTION_IS_PADDING)
+    return actions[:-1] if is_padded and actions is not None else actions
 
 
 class EpisodeSource(Protocol):
-    """Random access to episodes: `EpisodeStore`, or a source that makes them up."""
+    """Random access to episodes: `EpisodeStore`, or a source that makes them up.
 
-    @property
-    def episode_ids(self) -> Sequence[str]:
-        """Ids of all episodes."""
-        ...
+    Attributes:
+        episode_ids: ids of all episodes.
+        lengths: int64[len], frames of each episode.
+        has_actions: bool[len], whether each episode has actions.
+    """
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64[len], frames of each episode."""
-        ...
+    episode_ids: Sequence[str]
+    lengths: np.ndarray
+    has_actions: np.ndarray
 
-    @property
-    def has_actions(self) -> np.ndarray:
-        """bool[len], whether each episode has actions."""
-        ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of episodes."""
+        return len(self.episode_ids)
 
     def has_camera(self, camera: str) -> np.ndarray:
         """Returns bool[len], whether each episode has the camera."""
@@ -129,7 +142,7 @@ class EpisodeSource(Protocol):
 
     def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns uint8[k, H, W, 3], the given frames in the given order."""
-        ...
+        return np.stack(list(self.fetch(i, camera, indices)))
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -20,8 +20,9 @@ from data_pipelines import episodes
 from defi_jax import errors
 
 KINDS = ("none", "normal", "bounds", "bounds_q99")
-COLUMNS = ("actions", "states")
 EPSILON = 1e-8  # official: Step2_GIDM/datasets/rlds/utils/data_utils.py:49-103
+
+Kept = TypeVar("Kept")
 
 _FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
@@ -88,36 +89,49 @@ def compute(values: np.ndarray, where: str = "") -> Statistics:
     )
 
 
-def of_source(source: episodes.EpisodeSource, where: str = "") -> dict[str, Statistics]:
-    """Returns the statistics of the columns that the source has, "actions" and "states".
+def of_episodes(
+    found: Iterable[tuple[str, np.ndarray | None, np.ndarray | None]], where: str = ""
+) -> dict[str, Statistics]:
+    """Returns the statistics of the columns that there are, "actions" and "states".
 
     Args:
-        source: the episodes.
+        found: id, recorded actions and states of each episode; sums depend on their order.
         where: what an error about all of them names.
 
     Raises:
         DataError: an episode's width differs from the others', or values are not finite.
     """
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-    for i in range(len(source)):
-        for name, column in (("actions", source.actions(i)), ("states", source.states(i))):
+    parts: dict[str, list[np.ndarray]] = {"actions": [], "states": []}
+    for episode_id, *columns in found:
+        for (name, earlier), column in zip(parts.items(), columns, strict=True):
             if column is None:
                 continue
-            if name == "actions":
-                column = episodes.recorded_actions(column, source.meta(i).metadata)
-            first = columns[name][0] if columns[name] else column
-            if column.shape[1] != first.shape[1]:
+            if earlier and column.shape[1] != earlier[0].shape[1]:
                 raise errors.DataError(
-                    f"{name} are {column.shape[1]} wide, {first.shape[1]} in earlier episodes",
-                    f"episode {source.meta(i).episode_id!r}",
+                    f"{name} are {column.shape[1]} wide, {earlier[0].shape[1]} in earlier episodes",
+                    f"episode {episode_id!r}",
                     "convert embodiments separately",
                 )
-            columns[name].append(column)
+            earlier.append(column)
     return {
-        name: compute(np.concatenate(parts), f"{name} of {where}")
-        for name, parts in columns.items()
-        if parts
+        name: compute(np.concatenate(own), f"{name} of {where}")
+        for name, own in parts.items()
+        if own
     }
+
+
+def of_source(source: episodes.EpisodeSource, where: str = "") -> dict[str, Statistics]:
+    """Returns `of_episodes` of all of a source."""
+    metas = (source.meta(i) for i in range(len(source)))
+    found = (
+        (
+            meta.episode_id,
+            episodes.recorded_actions(source.actions(i), meta.metadata),
+            source.states(i),
+        )
+        for i, meta in enumerate(metas)
+    )
+    return of_episodes(found, where)
 
 
 def cached(source: episodes.EpisodeSource, directory: pathlib.Path | None) -> dict[str, Statistics]:
@@ -125,19 +139,36 @@ def cached(source: episodes.EpisodeSource, directory: pathlib.Path | None) -> di
     if directory is None:
         return of_source(source)
     path = directory / f"statistics_{source.fingerprint()[:16]}.json"
-    if path.exists():
-        try:
-            content = json.loads(path.read_text())
-            return {name: Statistics.from_json(values) for name, values in content.items()}
-        except (ValueError, KeyError, TypeError) as error:
-            logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
-    found = of_source(source, str(directory))
-    content = {name: values.to_json() for name, values in found.items()}
+    kept = read_kept(path, parse)
+    if kept is None:
+        kept = of_source(source, str(directory))
+        keep(path, {name: values.to_json() for name, values in kept.items()})
+    return kept
+
+
+def parse(content: Mapping[str, Any]) -> dict[str, Statistics]:
+    """Returns the statistics of columns from their `to_json`, by name."""
+    return {name: Statistics.from_json(values) for name, values in content.items()}
+
+
+def read_kept(path: pathlib.Path, parse: Callable[[Any], Kept]) -> Kept | None:
+    """Returns what a JSON file keeps; None where it is absent or, with a warning, damaged."""
     try:
+        return parse(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
+        return None
+
+
+def keep(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON for `read_kept`; where that cannot be, it warns."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, json.dumps(content, indent=1))
     except OSError as error:
         logging.warning("statistics are not kept in %s: %s", path, error)
-    return found
 
 
 def merge(parts: Sequence[Statistics]) -> Statistics:

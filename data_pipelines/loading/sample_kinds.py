@@ -292,7 +292,8 @@ class Windows(SampleKind):
 
     def _actions(self, place: Place, t: int) -> Arrays:
         """Returns `actions` and `action_mask` from frame t on."""
-        meta, stored = place.meta, place.source.actions(place.episode)
+        meta = place.meta
+        stored = episodes.recorded_actions(place.source.actions(place.episode), meta.metadata)
         assert stored is not None, "`can_use` leaves episodes without actions out"
         horizon, width = self.config.action_horizon, self.config.action_dim
         if stored.shape[1] != width:
@@ -301,7 +302,7 @@ class Windows(SampleKind):
                 f"episode {meta.episode_id!r}",
                 "convert embodiments separately",
             )
-        following = episodes.recorded_actions(stored, meta.metadata)[t : t + horizon]
+        following = stored[t : t + horizon]
         actions = np.zeros((horizon, width), np.float32)
         actions[: len(following)] = self.normalizer.apply(following)
         return {"actions": actions, "action_mask": np.arange(horizon) < len(following)}

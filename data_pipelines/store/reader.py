@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from defi_jax import errors
 _META_NAMES = tuple(field.name for field in dataclasses.fields(episodes.EpisodeMeta))
 
 
-class EpisodeStore:
+class EpisodeStore(episodes.EpisodeSource):
     """Random access to the episodes of a directory, in the order of their ids.
 
     Reading is thread-safe. A store can be sent to another process, which opens its own files.
@@ -45,6 +44,9 @@ class EpisodeStore:
             raise errors.UserError("data directory holds no episodes", str(self.directory), fix)
         self._lines = self._merge_indexes()
         self._readers = shards.Readers(self._shards)
+        self.episode_ids = tuple(line["episode_id"] for line in self._lines)
+        self.lengths = np.array([line["length"] for line in self._lines], np.int64)
+        self.has_actions = np.array([line["has_actions"] for line in self._lines], bool)
 
     def _merge_indexes(self) -> list[dict[str, Any]]:
         merged: dict[str, dict[str, Any]] = {}
@@ -63,26 +65,8 @@ class EpisodeStore:
                 merged[line["episode_id"]] = line | {"shard": shard, "per_record": per_record}
         return [merged[episode_id] for episode_id in sorted(merged)]
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    @functools.cached_property
-    def episode_ids(self) -> tuple[str, ...]:
-        """Ids of all episodes, sorted."""
-        return tuple(line["episode_id"] for line in self._lines)
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """int64[len(self)], frames of each episode."""
-        return np.array([line["length"] for line in self._lines], np.int64)
-
-    @functools.cached_property
-    def has_actions(self) -> np.ndarray:
-        """bool[len(self)], whether each episode has actions."""
-        return np.array([line["has_actions"] for line in self._lines], bool)
-
     def has_camera(self, camera: str) -> np.ndarray:
-        """Returns bool[len(self)], whether each episode has the camera."""
+        """See `episodes.EpisodeSource`."""
         return np.array([camera in line["cameras"] for line in self._lines], bool)
 
     def meta(self, i: int) -> episodes.EpisodeMeta:
@@ -127,18 +111,10 @@ class EpisodeStore:
             raise self._damaged(line, f"its records lack frames {absent}")
         return [frames[int(t)] for t in indices]
 
-    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decodes the given frames only; see `frame_bytes`.
-
-        Returns:
-            uint8[k, H, W, 3] in the order of `indices`.
-        """
-        return np.stack(list(self.fetch(i, camera, indices)))
-
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
     ) -> Iterator[np.ndarray]:
-        """Reads the given frames now, but decodes each when it is taken; see `frames`."""
+        """See `episodes.EpisodeSource`; errors are those of `frame_bytes`."""
         encoded = self.frame_bytes(i, camera, indices)
         where = f"episode {self._lines[i]['episode_id']!r}, camera {camera!r} in {self.directory}"
         return image.decode_images(encoded, where=where)
@@ -156,15 +132,10 @@ class EpisodeStore:
         meta = self.meta(i)
         everything = range(meta.length)
         return episodes.Episode(
-            episode_id=meta.episode_id,
-            source=meta.source,
-            embodiment=meta.embodiment,
-            instructions=meta.instructions,
+            **{name: getattr(meta, name) for name in episodes.SHARED},
             frames={camera: self.frame_bytes(i, camera, everything) for camera in meta.cameras},
             actions=self.actions(i),
             states=self.states(i),
-            fps=meta.fps,
-            metadata=meta.metadata,
         )
 
     def fingerprint(self) -> str:

@@ -81,20 +81,8 @@ def unpack_column(packed: Mapping[str, Any] | None) -> np.ndarray | None:
 
 def index_line(episode: episodes.Episode, first_record: int, digest: str) -> str:
     """Returns the episode's line of the index, without line end."""
-    line = {
-        "episode_id": episode.episode_id,
-        "first_record": first_record,
-        "length": episode.length,
-        "cameras": list(episode.frames),
-        "source": episode.source,
-        "embodiment": episode.embodiment,
-        "instructions": list(episode.instructions),
-        "fps": float(episode.fps),
-        "has_actions": episode.actions is not None,
-        "has_states": episode.states is not None,
-        "metadata": dict(episode.metadata),
-        "sha256": digest,
-    }
+    line = {**vars(episode.meta), "first_record": first_record, "sha256": digest}
+    line |= {"fps": float(episode.fps), "metadata": dict(episode.metadata)}
     return json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

@@ -44,7 +44,7 @@ class Record:
     data: bytes | errors.DataError
 
 
-class EpisodeView:
+class EpisodeView(episodes.EpisodeSource):
     """One episode in memory as an `episodes.EpisodeSource` of length 1.
 
     Attributes:
@@ -58,51 +58,28 @@ class EpisodeView:
         self.lengths = np.array([episode.length], np.int64)
         self.has_actions = np.array([episode.actions is not None])
 
-    def __len__(self) -> int:
-        return 1
-
     def has_camera(self, camera: str) -> np.ndarray:
         """See `episodes.EpisodeSource`."""
         return np.array([camera in self._episode.frames])
 
     def meta(self, i: int) -> episodes.EpisodeMeta:
         """See `episodes.EpisodeSource`."""
-        del i
-        episode = self._episode
-        return episodes.EpisodeMeta(
-            episode_id=episode.episode_id,
-            source=episode.source,
-            embodiment=episode.embodiment,
-            instructions=episode.instructions,
-            cameras=tuple(episode.frames),
-            length=episode.length,
-            fps=episode.fps,
-            has_actions=episode.actions is not None,
-            has_states=episode.states is not None,
-            metadata=episode.metadata,
-        )
-
-    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `episodes.EpisodeSource`."""
-        return np.stack(list(self.fetch(i, camera, indices)))
+        return self._episode.meta
 
     def fetch(
         self, i: int, camera: str, indices: Sequence[int] | np.ndarray
     ) -> Iterator[np.ndarray]:
         """See `episodes.EpisodeSource`."""
-        del i
         encoded = self._episode.frames[camera]
         where = f"episode {self._episode.episode_id!r}, camera {camera!r}"
         return image.decode_images([encoded[int(t)] for t in indices], where=where)
 
     def actions(self, i: int) -> np.ndarray | None:
         """See `episodes.EpisodeSource`."""
-        del i
         return self._episode.actions
 
     def states(self, i: int) -> np.ndarray | None:
         """See `episodes.EpisodeSource`."""
-        del i
         return self._episode.states
 
     def fingerprint(self) -> str:

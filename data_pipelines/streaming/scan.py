@@ -7,14 +7,12 @@ its standardisation, because the dataset's own directory is often read-only.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
+from typing import Any
 
-import numpy as np
 import tqdm
 from absl import logging
-from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files, normalization
 from data_pipelines.sources import base, rlds
@@ -28,7 +26,7 @@ class Scan:
 
     Attributes:
         steps: number of steps.
-        statistics: statistics of actions and states, as `statistics.of_source` of the converted
+        statistics: statistics of actions and states, as `normalization.of_source` of the converted
             store.
     """
 
@@ -41,26 +39,16 @@ def digest(dataset: rlds.RldsSource) -> str:
     return files.digest([dataset.name, base.recipe(dataset)])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Columns:
-    """What a scan takes of an episode."""
-
-    episode_id: str
-    length: int
-    actions: np.ndarray | None
-    states: np.ndarray | None
-
-
 def known_steps(dataset: rlds.RldsSource) -> int:
     """Returns the number of steps where a scan is kept, and else 0."""
-    kept = _load(_path(dataset))
+    kept = normalization.read_kept(_path(dataset), _parse)
     return kept.steps if kept else 0
 
 
 def scan(dataset: rlds.RldsSource) -> Scan:
     """Reads all episodes, or what was kept of an earlier scan."""
     path = _path(dataset)
-    kept = _load(path)
+    kept = normalization.read_kept(path, _parse)
     if kept is not None:
         return kept
     workers = base.Workers(count=min(os.cpu_count() or 1, _MOST_PROCESSES))
@@ -73,46 +61,30 @@ def scan(dataset: rlds.RldsSource) -> Scan:
         path,
     )
     found = _compute(dataset, workers)
-    values = {name: column.to_json() for name, column in found.statistics.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rollout_files.write(path, json.dumps({"steps": found.steps, "statistics": values}))
-    except OSError as error:
-        logging.warning("statistics are not kept in %s: %s", path, error)
+    columns = {name: values.to_json() for name, values in found.statistics.items()}
+    normalization.keep(path, {"steps": found.steps, "statistics": columns})
     return found
 
 
-def _columns(episode: episodes.Episode) -> _Columns:
-    actions = episode.actions
-    if actions is not None:
-        actions = episodes.recorded_actions(actions, episode.metadata)
-    return _Columns(episode.episode_id, episode.length, actions, episode.states)
-
-
 def _compute(dataset: rlds.RldsSource, workers: base.Workers) -> Scan:
-    columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in normalization.COLUMNS}
+    rows: list[tuple[Any, ...]] = []
     steps = 0
     found = dataset.map(_columns, workers=workers)
     for episode in tqdm.tqdm(found, total=dataset.total, desc=dataset.name, unit="ep"):
         if isinstance(episode, episodes.Reject):
             logging.warning("%s: left out, %s", episode.item, episode.reason)
             continue
-        steps += episode.length
-        if episode.actions is not None:
-            columns["actions"][episode.episode_id] = episode.actions
-        if episode.states is not None:
-            columns["states"][episode.episode_id] = episode.states
-    # In the order of a store, so that sums are equal to the last bit.
-    return Scan(
-        steps=steps,
-        statistics={
-            name: normalization.compute(
-                np.concatenate([parts[key] for key in sorted(parts)]), f"{name} of {dataset.name}"
-            )
-            for name, parts in columns.items()
-            if parts
-        },
-    )
+        length, *columns = episode
+        rows.append(tuple(columns))
+        steps += length
+    rows.sort(key=lambda row: row[0])  # as in a store, so that sums are equal to the last bit
+    return Scan(steps=steps, statistics=normalization.of_episodes(rows, dataset.name))
+
+
+def _columns(episode: episodes.Episode) -> tuple[Any, ...]:
+    """Returns length, id, recorded actions and states of an episode."""
+    actions = episodes.recorded_actions(episode.actions, episode.metadata)
+    return episode.length, episode.episode_id, actions, episode.states
 
 
 def _path(dataset: rlds.RldsSource) -> pathlib.Path:
@@ -120,14 +92,7 @@ def _path(dataset: rlds.RldsSource) -> pathlib.Path:
     return pathlib.Path(home) / "defi_jax" / "streams" / f"{digest(dataset)[:24]}.json"
 
 
-def _load(path: pathlib.Path) -> Scan | None:
-    try:
-        content = json.loads(path.read_text())
-        columns = content["statistics"].items()
-        found = {name: normalization.Statistics.from_json(values) for name, values in columns}
-        return Scan(steps=int(content["steps"]), statistics=found)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logging.warning("statistics in %s are damaged (%s), computing them again", path, error)
-        return None
+def _parse(content: Any) -> Scan:
+    """Returns what a kept file holds."""
+    columns = normalization.parse(content["statistics"])
+    return Scan(steps=int(content["steps"]), statistics=columns)
