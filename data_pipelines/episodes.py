@@ -15,7 +15,6 @@ import numpy as np
 
 from defi_jax import errors
 
-TEMPORARY_PREFIX = ".writing-"
 # Key of an episode's metadata: what was done to its frames, in words that a manifest counts.
 CONVERSIONS = "conversions"
 # Likewise, where the source has one action fewer than frames: the last was made up.

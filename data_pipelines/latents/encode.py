@@ -9,6 +9,7 @@ No jax here: an `Encoder` is handed in, by defi_jax/training/caches/latents.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,13 +23,11 @@ import grain
 import numpy as np
 import tqdm
 from absl import logging
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files, pixels
 from data_pipelines.latents import cache as latent_cache
 from data_pipelines.store import shards
-from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
 FRAMES_PER_SHARD = 4096  # about: a shard holds whole episodes
@@ -232,28 +231,11 @@ class _Writer:
             return
         kind, _, number = name.partition("-")
         make = {"frames": self._frames, "texts": self._texts}[kind]
-        self._publish(index, make(int(number), report))
-
-    def _publish(self, index: pathlib.Path, content: Iterator[tuple[list[bytes], dict]]) -> None:
-        """Writes (records, index line) pairs; the shard appears whole or not at all."""
-        records = shards.records_path(index)
-        partial = [
-            path.with_name(store_writer.TEMPORARY_PREFIX + path.name) for path in (records, index)
-        ]
-        lines, first = [], 0
-        writer = array_record_module.ArrayRecordWriter(str(partial[0]), shards.WRITER_OPTIONS)
-        try:
-            for values, line in content:
-                for value in values:
-                    writer.write(value)
-                line |= {"first_record": first}
-                lines.append(json.dumps(line, sort_keys=True, ensure_ascii=False))
-                first += len(values)
-        finally:
-            writer.close()
-        header = {"records": first, "bytes": partial[0].stat().st_size}
-        partial[1].write_text(shards.index_text(header, lines), encoding="utf-8")
-        files.publish((partial[0], records), (partial[1], index))
+        shard = shards.ShardWriter(self._directory, name)
+        with contextlib.closing(shard):
+            for values, line in make(int(number), report):
+                shard.write(values, line)
+            shard.publish(index)
 
     def _frames(
         self, number: int, report: Callable[[int], Any]

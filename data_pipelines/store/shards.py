@@ -29,7 +29,7 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from data_pipelines import episodes
+from data_pipelines import episodes, files
 from data_pipelines.formats import array_records
 from defi_jax import errors
 
@@ -79,11 +79,46 @@ def unpack_column(packed: Mapping[str, Any] | None) -> np.ndarray | None:
     return np.frombuffer(packed["data"], "<f4").reshape(-1, packed["width"]).astype(np.float32)
 
 
-def index_line(episode: episodes.Episode, first_record: int, digest: str) -> str:
-    """Returns the episode's line of the index, without line end."""
-    line = {**vars(episode.meta), "first_record": first_record, "sha256": digest}
-    line |= {"fps": float(episode.fps), "metadata": dict(episode.metadata)}
-    return json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False)
+def index_line(episode: episodes.Episode, digest: str) -> dict[str, Any]:
+    """Returns the episode's line of the index, but for the number of its first record."""
+    changed = {"fps": float(episode.fps), "metadata": dict(episode.metadata), "sha256": digest}
+    return vars(episode.meta) | changed
+
+
+class ShardWriter:
+    """A shard that grows under temporary names, and appears whole or not at all.
+
+    Attributes:
+        lines: of the index so far.
+        num_bytes: of the records so far.
+    """
+
+    def __init__(self, directory: pathlib.Path, name: str):
+        self._records = _temporary(directory, name, RECORDS_SUFFIX)
+        self._index = _temporary(directory, name, INDEX_SUFFIX)
+        self._writer = array_record_module.ArrayRecordWriter(str(self._records), WRITER_OPTIONS)
+        self.lines: list[str] = []
+        self._num_records = self.num_bytes = 0
+
+    def write(self, records: Sequence[bytes], line: Mapping[str, Any]) -> None:
+        """Appends records, and to the index a line with the number of the first of them."""
+        for record in records:
+            self._writer.write(record)
+        line = {**line, "first_record": self._num_records}
+        self.lines.append(json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False))
+        self._num_records += len(records)
+        self.num_bytes += sum(map(len, records))
+
+    def publish(self, index: pathlib.Path, **facts: Any) -> None:
+        """Gives the files their names; `facts` go to the index's header."""
+        self.close()
+        header = {"records": self._num_records, "bytes": self._records.stat().st_size}
+        self._index.write_text(index_text(header | facts, self.lines), encoding="utf-8")
+        files.publish((self._records, records_path(index)), (self._index, index))
+
+    def close(self) -> None:
+        """Closes the records; what was not published stays under its temporary name."""
+        self._writer.close()
 
 
 def index_text(header: Mapping[str, Any], lines: Sequence[str]) -> str:
@@ -92,6 +127,16 @@ def index_text(header: Mapping[str, Any], lines: Sequence[str]) -> str:
     completed = {**header, "schema": SCHEMA_VERSION}
     completed["sha256"] = _index_digest(completed, body.encode())
     return json.dumps(completed, sort_keys=True) + "\n" + body
+
+
+def remove_partial(directory: pathlib.Path, name: str) -> None:
+    """Removes what a `ShardWriter` of this name left behind."""
+    for suffix in (RECORDS_SUFFIX, INDEX_SUFFIX):
+        _temporary(directory, name, suffix).unlink(missing_ok=True)
+
+
+def _temporary(directory: pathlib.Path, name: str, suffix: str) -> pathlib.Path:
+    return directory / f".writing-{name}{suffix}"
 
 
 def _index_digest(header: Mapping[str, Any], body: bytes) -> str:

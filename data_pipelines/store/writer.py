@@ -9,13 +9,9 @@ import pathlib
 import re
 from collections.abc import Collection
 
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
-
 from data_pipelines import episodes, files
 from data_pipelines.store import shards
 from defi_jax import errors
-
-TEMPORARY_PREFIX = ".writing-"
 
 
 class EpisodeWriter:
@@ -45,11 +41,9 @@ class EpisodeWriter:
         self._directory = pathlib.Path(directory)
         files.make_directory(self._directory)
         self._source = source
-        self._prefix = f"episodes-{shard}-"
+        self._name = f"episodes-{shard}"
         self._episodes_per_shard, self._shard_bytes = episodes_per_shard, shard_bytes
-        self._writer: array_record_module.ArrayRecordWriter | None = None
-        self._lines: list[str] = []
-        self._num_records = self._num_bytes = 0
+        self._shard: shards.ShardWriter | None = None
         self._remove_leftovers()
         self._known = self.done_ids() if known is None else set(known)
 
@@ -59,9 +53,11 @@ class EpisodeWriter:
     def __exit__(self, error_type, error, traceback) -> None:
         try:
             if error_type is None:
-                self.close()
+                self.flush()
         finally:
-            self._abandon()
+            if self._shard is not None:
+                self._shard.close()
+            self._remove_leftovers()
 
     def done_ids(self) -> set[str]:
         """Ids of all published episodes of the store, whoever wrote them."""
@@ -82,67 +78,34 @@ class EpisodeWriter:
                 f"{episode.episode_id!r} in {self._directory}",
                 "skip the ids of done_ids(), or give each episode its own",
             )
-        if self._writer is None:
-            self._writer = array_record_module.ArrayRecordWriter(
-                str(self._temporary(shards.RECORDS_SUFFIX)), shards.WRITER_OPTIONS
-            )
+        shard = self._shard = self._shard or shards.ShardWriter(self._directory, self._name)
         records = shards.episode_records(episode)
         digest = hashlib.sha256()
         for record in records:
-            self._writer.write(record)
             digest.update(record)
-        self._lines.append(shards.index_line(episode, self._num_records, digest.hexdigest()))
-        self._num_records += len(records)
-        self._num_bytes += sum(len(record) for record in records)
+        shard.write(records, shards.index_line(episode, digest.hexdigest()))
         self._known.add(episode.episode_id)
-        is_full = len(self._lines) >= self._episodes_per_shard
-        if is_full or self._num_bytes >= self._shard_bytes:
+        is_full = len(shard.lines) >= self._episodes_per_shard
+        if is_full or shard.num_bytes >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
         """Publishes the episodes written so far as a shard of their own."""
-        if self._writer is None:
+        if self._shard is None:
             return
-        self._writer.close()
-        self._writer = None
-        records = self._temporary(shards.RECORDS_SUFFIX)
-        index = self._temporary(shards.INDEX_SUFFIX)
-        header = {
-            "source": self._source,
-            "records": self._num_records,
-            "bytes": records.stat().st_size,
-            "frames_per_record": shards.FRAMES_PER_RECORD,
-            "episodes": len(self._lines),
-        }
-        index.write_text(shards.index_text(header, self._lines), encoding="utf-8")
-        target = self._directory / (self._next_name() + shards.RECORDS_SUFFIX)
-        files.publish((records, target), (index, shards.index_path(target)))
-        self._lines, self._num_records, self._num_bytes = [], 0, 0
-
-    def close(self) -> None:
-        """Publishes what was written."""
-        self.flush()
-
-    def _abandon(self) -> None:
-        """Drops what was not published yet."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._remove_leftovers()
-
-    def _temporary(self, suffix: str) -> pathlib.Path:
-        return self._directory / f"{TEMPORARY_PREFIX}{self._prefix}{suffix.lstrip('.')}"
+        # The first free name, so that a deleted shard is written again under its own.
+        names = (f"{self._name}-{number:05d}{shards.INDEX_SUFFIX}" for number in itertools.count())
+        self._shard.publish(
+            next(path for path in map(self._directory.joinpath, names) if not path.exists()),
+            source=self._source,
+            frames_per_record=shards.FRAMES_PER_RECORD,
+            episodes=len(self._shard.lines),
+        )
+        self._shard = None
 
     def _remove_leftovers(self) -> None:
-        """Removes this shard name's unpublished files of a killed run."""
-        for suffix in (shards.RECORDS_SUFFIX, shards.INDEX_SUFFIX):
-            self._temporary(suffix).unlink(missing_ok=True)
-        for path in self._directory.glob(f"{self._prefix}*{shards.RECORDS_SUFFIX}"):
+        """Removes this shard name's unpublished files, of this or of a killed run."""
+        shards.remove_partial(self._directory, self._name)
+        for path in self._directory.glob(f"{self._name}-*{shards.RECORDS_SUFFIX}"):
             if not shards.index_path(path).exists():
                 path.unlink()
-
-    def _next_name(self) -> str:
-        """Returns the first free one, so that a deleted shard is written again under its name."""
-        names = (f"{self._prefix}{number:05d}" for number in itertools.count())
-        suffix = shards.INDEX_SUFFIX
-        return next(name for name in names if not (self._directory / (name + suffix)).exists())
