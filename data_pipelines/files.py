@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from defi_rollout import files as rollout_files
 from etils import epath
 
 from defi_jax import errors
@@ -93,6 +94,12 @@ def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
 def holds_files(directory: pathlib.Path) -> bool:
     """Whether a directory is there and has files, other than hidden ones of killed runs."""
     return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file at once, for human eyes; names of folders in it need not be Unicode."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    rollout_files.write(path, text.encode(errors="backslashreplace"))
 
 
 def publish(*pairs: tuple[pathlib.Path, pathlib.Path]) -> None:

@@ -34,7 +34,7 @@ DTYPES = ("float16", "float32")
 AGAIN = "encode"  # what makes a damaged shard anew, in messages
 COMMAND = "python launch/data.py encode"
 
-_SHOWN = 24  # characters of a value in messages
+_OVERWRITE = f"run {COMMAND} --overwrite"
 
 
 class LatentCache:
@@ -180,24 +180,17 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.exists():
         raise errors.UserError("no latent cache", directory, f"write it with {COMMAND}")
-    try:
+    kinds, what = (OSError, ValueError, KeyError, TypeError), "latent cache's manifest"
+    with errors.DataError.instead_of(kinds, f"{what} cannot be read", path, _OVERWRITE):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         schema = manifest["schema"]
-        _ = [
-            manifest[key]
-            for key in ("complete", "store", "cameras", "dtype", "posterior", "given", "shards")
-        ]
+        for key in ("complete", "store", "cameras", "dtype", "posterior", "given", "shards"):
+            _ = manifest[key]
         _ = [manifest["encoder"][key] for key in ("latent_shape", "text_shape")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise errors.DataError(
-            f"latent cache's manifest cannot be read ({error})",
-            path,
-            f"run {COMMAND} --overwrite",
-        ) from error
     if schema != SCHEMA_VERSION:
         raise errors.UserError(
             f"latent cache of schema {schema}, this code reads {SCHEMA_VERSION}",
             directory,
-            f"run {COMMAND} --overwrite",
+            _OVERWRITE,
         )
     return manifest

@@ -23,7 +23,6 @@ import grain
 import numpy as np
 import tqdm
 from absl import logging
-from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files, pixels
 from data_pipelines.latents import cache as latent_cache
@@ -119,7 +118,8 @@ def encode(
     if process_index == 0:
         cache = latent_cache.LatentCache(directory, partial=True)  # every shard is there
         plan.check_damage(cache.num_damaged)
-        _write_manifest(directory, start | {"complete": True, "damaged": cache.num_damaged})
+        end = {"complete": True, "damaged": cache.num_damaged}
+        files.write_json(directory / latent_cache.MANIFEST, start | end)
     barrier("the cache is complete")
     return latent_cache.read_manifest(directory)
 
@@ -354,38 +354,17 @@ class FrameBatches:
         keys = np.zeros((self.batch_size, 2), np.uint32)
         good = np.zeros(self.batch_size, bool)
         for k, (i, camera, t) in enumerate(rows):
-            name = f"{self.source.meta(i).episode_id}/{camera}".encode()
+            episode_id = self.source.meta(i).episode_id
+            name = f"{episode_id}/{camera}".encode()
             keys[k] = int.from_bytes(hashlib.sha256(name).digest()[:4]), t
-        for part in _runs(rows):
-            good[part] = self._read(rows[part], frames[part])
+            fix = "run the same command again when they can: it goes on where it stopped"
+            unreadable = errors.UserError.instead_of(
+                OSError, "frames cannot be read", episode_id, fix
+            )
+            with contextlib.suppress(errors.DataError), unreadable:
+                frames[k] = pixels.resize(self.source.frames(i, camera, [t]), side)[0]
+                good[k] = True
         return {"frames": frames, "keys": keys, "good": good}
-
-    def _read(self, rows: Sequence[tuple[int, str, int]], out: np.ndarray) -> np.ndarray | bool:
-        """Fills `out`; says which frames could be read."""
-        i, camera, _ = rows[0]
-        try:
-            read = self.source.frames(i, camera, [t for _, _, t in rows])
-            out[:] = pixels.resize(read, self.image_size)
-            return True
-        except OSError as error:
-            raise errors.UserError(
-                f"frames cannot be read ({error})",
-                self.source.meta(i).episode_id,
-                "run the same command again when they can: it goes on where it stopped",
-            ) from error
-        except errors.DataError:
-            if len(rows) == 1:
-                return False
-        return np.array([self._read([row], out[k : k + 1]) for k, row in enumerate(rows)])
-
-
-def _runs(rows: Sequence[tuple[int, str, int]]) -> Iterator[slice]:
-    """Slices of rows of one episode and camera."""
-    start = 0
-    for stop in range(1, len(rows) + 1):
-        if stop == len(rows) or rows[stop][:2] != rows[start][:2]:
-            yield slice(start, stop)
-            start = stop
 
 
 def _begin(directory: pathlib.Path, start: Mapping[str, Any], overwrite: bool) -> None:
@@ -405,7 +384,7 @@ def _begin(directory: pathlib.Path, start: Mapping[str, Any], overwrite: bool) -
             "choose another --output",
         )
     files.make_directory(directory)
-    _write_manifest(directory, dict(start) | {"complete": False})
+    files.write_json(directory / latent_cache.MANIFEST, {**start, "complete": False})
 
 
 def _check_same(directory: pathlib.Path, start: Mapping[str, Any]) -> None:
@@ -418,8 +397,3 @@ def _check_same(directory: pathlib.Path, start: Mapping[str, Any]) -> None:
             directory,
             "choose another --output, or add --overwrite to delete that one",
         )
-
-
-def _write_manifest(directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    rollout_files.write(directory / latent_cache.MANIFEST, text)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from data_pipelines.open_x.datasets import libero, tdroid
+
 _LONG = "_dataset_converted_externally_to_rlds"
 _SHORT = "_converted_externally_to_rlds"
 
@@ -117,24 +119,9 @@ _ALONE = (
     "droid",
     "roboset",
     f"stanford_robocook{_SHORT}",
-    "tdroid_carrot_in_bowl",
-    "tdroid_pour_corn_in_pot",
-    "tdroid_flip_pot_upright",
-    "tdroid_move_object_onto_plate",
-    "tdroid_knock_object_over",
-    "tdroid_cover_object_with_towel",
+    *tdroid.STANDARDS,
     "droid_wipe",
-    "libero_spatial_no_noops",
-    "libero_object_no_noops",
-    "libero_goal_no_noops",
-    "libero_10_no_noops",
-    "libero_10_no_noops_mini",
-    "libero_goal_no_noops_mini",
-    "libero_goal_no_noops_half",
-    "libero_10_no_noops_half",
-    "libero_goal_no_noops_quad",
-    "libero_10_no_noops_quad",
-    "libero_combined",
+    *libero.STANDARDS,
 )
 
 

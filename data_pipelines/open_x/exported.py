@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from data_pipelines import episodes
 from data_pipelines.formats import json_files
@@ -18,7 +17,6 @@ from defi_jax import embodiment, errors
 
 FIELD = "episode_metadata/defi_jax_episode"
 ACTION, STATE, IMAGE = "action", "observation/state", "observation/image_"
-KEPT = ("source", "embodiment", "instructions", "fps", "metadata")  # of `episodes.Episode`
 
 
 def is_export(episode_fields: Mapping[str, base.Field]) -> bool:
@@ -28,9 +26,8 @@ def is_export(episode_fields: Mapping[str, base.Field]) -> bool:
 
 def describe(episode: episodes.Episode) -> str:
     """Returns the content of `FIELD`."""
-    kept: dict[str, Any] = {name: getattr(episode, name) for name in KEPT}
-    kept |= {"episode_id": episode.episode_id, "cameras": list(episode.frames)}
-    return json.dumps(kept, ensure_ascii=False)
+    kept = {name: getattr(episode, name) for name in episodes.SHARED}
+    return json.dumps(kept | {"cameras": list(episode.frames)}, ensure_ascii=False)
 
 
 def standard(step_fields: Mapping[str, base.Field]) -> base.Standard:
@@ -55,7 +52,9 @@ def restore(episode: episodes.Episode, where: str) -> episodes.Episode:
     Raises:
         DataError: the description is damaged.
     """
-    try:
+    what = f"'{FIELD}' is not as export writes it"
+    kinds = (KeyError, TypeError, ValueError)
+    with errors.DataError.instead_of(kinds, what, where, "export the store again"):
         kept = json_files.parse(episode.metadata[FIELD])
         frames = {
             camera: episode.frames[f"{IMAGE}{number}"]
@@ -70,10 +69,6 @@ def restore(episode: episodes.Episode, where: str) -> episodes.Episode:
             fps=kept["fps"],
             metadata={**kept["metadata"], "exported_id": kept["episode_id"]},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.DataError(
-            f"'{FIELD}' is not as export writes it ({error!r})", where, "export the store again"
-        ) from error
 
 
 def _column(fields: Mapping[str, base.Field], name: str) -> tuple[columns.Column] | None:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import tqdm
-from defi_rollout import files as rollout_files
 
 from data_pipelines import episodes, files
+from data_pipelines.formats import json_files
 from data_pipelines.sources import base
 from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
@@ -74,14 +73,14 @@ def _fill(
     source: base.Source, output: pathlib.Path, start: Mapping[str, Any], copy: Copy
 ) -> dict[str, Any]:
     """Writes what is missing; returns the manifest."""
-    _write_manifest(output, {**start, "complete": False})
+    files.write_json(output / MANIFEST, {**start, "complete": False})
     rejects = copy(source, output)
     store = _open_filled(output, source, rejects)
     tally = base.Tally()
     for found in (*map(store.meta, range(len(store))), *rejects):
         tally.add(found)
     end = {"complete": True, **tally.to_json(), "fingerprint": store.fingerprint()}
-    _write_manifest(output, manifest := {**start, **end})
+    files.write_json(output / MANIFEST, manifest := {**start, **end})
     return manifest
 
 
@@ -114,15 +113,10 @@ def read_manifest(store: str | os.PathLike) -> dict[str, Any] | None:
     path = pathlib.Path(store) / MANIFEST
     if not path.exists():
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("not an object")
-        return manifest
-    except (OSError, ValueError) as error:
-        raise errors.DataError(
-            f"manifest cannot be read ({error})", str(path), "delete it and convert again"
-        ) from error
+    manifest = json_files.load(path, what="manifest", fix="delete it and convert again")
+    if not isinstance(manifest, dict):
+        raise errors.DataError("manifest is no object", path, "delete it and convert again")
+    return manifest
 
 
 def _copy(source: base.Source, output: pathlib.Path, *, progress: bool) -> list[episodes.Reject]:
@@ -175,12 +169,6 @@ def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
             f"{output / MANIFEST}",
             "choose another --output, or delete this one",
         )
-
-
-def _write_manifest(output: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    # The name of a folder need not be Unicode.
-    rollout_files.write(output / MANIFEST, text.encode(errors="backslashreplace"))
 
 
 def _remove_empty(output: pathlib.Path, existed: bool) -> None:
