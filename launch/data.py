@@ -17,6 +17,7 @@ bench     --config=configs/gidm.py:small --config.data.{root,mixture}=... [--sec
 list      [--root=DIR]            stores, known datasets and mixtures
 """
 
+import inspect
 import json
 
 from absl import flags
@@ -25,44 +26,25 @@ from ml_collections import config_flags
 from defi_jax import cli, errors
 from tools.data import commands, convert_options
 
-_F = flags.FLAGS
 convert_options.define_flags()
 commands.define_flags()
-_CONFIG = config_flags.DEFINE_config_file(
+config_flags.DEFINE_config_file(
     "config", None, "preview, bench, encode: experiment whose batches or encoders to use."
 )
 
-_COMMANDS = {
-    "convert": lambda: commands.run_convert(convert_options.from_flags(), _F.runner, _F.beam_flags),
-    "build": lambda: commands.run_build(
-        _F.builder, convert_options.from_flags("build"), _F.file_format
-    ),
-    "stats": lambda: commands.run_stats(_F.store),
-    "validate": lambda: commands.run_validate(_F.store),
-    "preview": lambda: commands.run_preview(_F.store, _CONFIG.value, _F.output, _F.count),
-    "encode": lambda: commands.run_encode(
-        _CONFIG.value,
-        _F.store,
-        _F.output,
-        dtype=_F.dtype,
-        overwrite=_F.overwrite,
-        official_latents=_F.official_latents,
-        posterior=_F.posterior,
-        frames_per_device=_F.frames_per_device,
-    ),
-    "bench": lambda: commands.run_bench(_CONFIG.value, _F.seconds),
-    "export": lambda: commands.run_export(_F.store, _F.output, _F.name, _F.file_format),
-    "list": lambda: commands.run_list(_F.root),
-}
-
 
 def main(argv: list[str]) -> None:
-    """Runs the command that the first argument names."""
-    name = commands.choose(argv, _COMMANDS)
-    result, text = _COMMANDS[name]()
-    print(json.dumps(result, ensure_ascii=False) if _F.json else text)
+    """Runs the command that the first argument names; its parameters are flags."""
+    name = commands.choose(argv, commands.COMMANDS)
+    command, values = commands.COMMANDS[name], flags.FLAGS
+    wanted = inspect.signature(command).parameters
+    arguments = {key: values[key].value for key in wanted if key != "options"}
+    if "options" in wanted:
+        arguments["options"] = convert_options.from_flags(name)
+    result, text = command(**arguments)
+    print(json.dumps(result, ensure_ascii=False) if values.json else text)
     if name == "validate" and result["errors"]:
-        raise errors.CheckFailed(f"{result['errors']} errors", _F.store, "see the list above")
+        raise errors.CheckFailed(f"{result['errors']} errors", values.store, "see the list above")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ FILE_FLOORS = {
     ),
     "defi_jax.training": (
         "flops hardware metrics optimizer sharding warm_start watchdog",
-        "device_batches evaluation step",
+        "device_batches step",
         "periodic start",
         "loop",
     ),

@@ -1,5 +1,6 @@
 """Batches on their devices one step ahead, with the iterator state that belongs to the step."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -65,33 +66,29 @@ class DeviceBatches:
         return self._loader.state() if self._next is None else self._state_before_next
 
 
+@dataclasses.dataclass(frozen=True)
 class HeldOut:
     """The same few device batches of a held-out split, as often as they are asked for.
 
-    Args:
+    Attributes:
         loader: has `first(n)`, which yields its first n batches; None for no evaluation.
         num_batches: how many; 0 for no evaluation.
         spec: abstract global batch.
         mesh: where the batches go.
     """
 
-    def __init__(
-        self,
-        loader: batch_lib.HeldOutLoader | None,
-        num_batches: int,
-        spec: Any,
-        mesh: jax.sharding.Mesh,
-    ):
-        self._loader, self._num_batches = loader, num_batches
-        self._spec, self._mesh = spec, mesh
+    loader: batch_lib.HeldOutLoader | None
+    num_batches: int
+    spec: Any
+    mesh: jax.sharding.Mesh
 
     def __bool__(self) -> bool:
-        return self._loader is not None and self._num_batches > 0
+        return self.loader is not None and self.num_batches > 0
 
     def __iter__(self) -> Iterator[Any]:
-        assert self._loader is not None
-        for batch in self._loader.first(self._num_batches):
-            yield _put(batch, self._spec, self._mesh)
+        assert self.loader is not None
+        for batch in self.loader.first(self.num_batches):
+            yield _put(batch, self.spec, self.mesh)
 
 
 def _put(batch: Any, spec: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -7,7 +7,7 @@ ignores final_scale, "tri_stage" ignores warmup_steps: its phases are shares of 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -33,12 +33,7 @@ _STACKED_MATRICES = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_
 def make_schedule(config: Any, steps: int) -> optax.Schedule:
     """Learning rate by update number for the `optimizer` section `config` of a run of `steps`."""
     makers = {"constant": _constant, "warmup_cosine": _warmup_cosine, "tri_stage": _tri_stage}
-    if config.schedule not in makers:
-        raise errors.UserError(
-            f"unknown schedule {config.schedule!r}",
-            "optimizer.schedule",
-            f"use one of {', '.join(sorted(makers))}",
-        )
+    _check_known("schedule", config.schedule, makers, "optimizer.schedule")
     return makers[config.schedule](config, steps)
 
 
@@ -50,16 +45,17 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     scratch it needs about half of the samples.
     """
     makers = {"adamw": _adamw, "muon": _muon}
-    if config.name not in makers:
-        raise errors.UserError(
-            f"unknown optimizer {config.name!r}",
-            "optimizer.name",
-            f"use one of {', '.join(sorted(makers))}",
-        )
+    _check_known("optimizer", config.name, makers, "optimizer.name")
     update = makers[config.name](config, make_schedule(config, steps))
     if config.grad_clip_norm <= 0:
         return update
     return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), update)
+
+
+def _check_known(what: str, name: str, known: Iterable[str], key: str) -> None:
+    if name not in known:
+        choices = f"use one of {', '.join(sorted(known))}"
+        raise errors.UserError(f"unknown {what} {name!r}", key, choices)
 
 
 def _adamw(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,12 +12,16 @@ from defi_jax import errors
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import device_batches, evaluation, metrics, watchdog
+from defi_jax.training import device_batches, metrics, watchdog
 
 
 def is_due(now: int, every: int) -> bool:
     """Whether something done every `every` steps (0: never) is due after `now` steps."""
     return every > 0 and now > 0 and now % every == 0
+
+
+class _StopRequested(Exception):
+    """Carries a request to stop out of an objective's evaluation."""
 
 
 class Duties:
@@ -45,23 +49,33 @@ class Duties:
         self._writer.close()
 
     def evaluate(self, now: int, state: TrainState) -> None:
-        """Evaluates, unless that was done at this step before the run was interrupted."""
+        """Evaluates, unless that was done at this step before the run was interrupted.
+
+        A request to stop cuts it short between two batches; nothing is written then.
+        """
         self.report_pending()
         if now == self._facts["last_eval_step"] or not self._held_out:
             return
         start = time.monotonic()
-        with self._watch.phase("eval"):
-            done = evaluation.run(
-                self._objective,
-                state,
-                self._held_out,
-                rng=jax.random.key(self._config.seed),
-                writer=self._writer,
-                stop_requested=self._watch.stop_requested,
-            )
-        if done:
+        rng = jax.random.key(self._config.seed)  # always the same, so that results can be compared
+        try:
+            with self._watch.phase("eval"):
+                output = self._objective.evaluate(state.all_params(), self._watched_batches(), rng)
+                self._writer.scalars(now, "eval", output.scalars)
+                self._writer.media(now, "eval", output.images, output.videos)
+        except _StopRequested:
+            logging.info("evaluation at step %d cut short: asked to stop", now)
+        else:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in output.scalars.items())
+            logging.info("eval at step %d  %s", now, shown)
             self._facts = {**self._facts, "last_eval_step": now}
         self._progress.pause(time.monotonic() - start)
+
+    def _watched_batches(self) -> Iterator[Any]:
+        for batch in self._held_out:
+            if self._watch.stop_requested():
+                raise _StopRequested
+            yield batch
 
     def save(self, now: int, state: TrainState, data_state: Any) -> None:
         """Starts a checkpoint; the Checkpointer waits for the last one when it closes."""

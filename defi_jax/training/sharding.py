@@ -5,7 +5,6 @@ of `partition.over_examples` the compiler inserts the collectives.
 """
 
 import dataclasses
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -111,18 +110,6 @@ def leaf_spec(path: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) ->
     if not re.match(SHARDED_GROUPS, path):
         raise ValueError(f"no placement rule covers {path!r} {tuple(shape)}")
     return partition.param_spec(path, shape, mesh_shape)
-
-
-def log_placement(placement: Placement, what: str = "train state") -> None:
-    """One line with the size per device and the largest copied leaf."""
-    path, size = placement.largest_replicated
-    logging.info(
-        "%s: %.1f MiB per device; largest replicated leaf %s (%.2f MiB)",
-        what,
-        placement.bytes_per_device / 2**20,
-        path or "none",
-        size / 2**20,
-    )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+import flax.traverse_util
 import jax
 from etils import epath
 
@@ -78,21 +79,16 @@ def check_same_run(config: Any, workdir: epath.Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists() or not manager.committed_steps(workdir):
         return
-    try:
-        theirs = json.loads(path.read_text())
-        ours = json.loads(json.dumps(config.to_dict()))
-        found = {name: _leaves(theirs[name], name) for name in _OF_A_RUN}
-    except (ValueError, KeyError, TypeError) as error:
-        raise errors.DataError(
-            f"the run's config cannot be read ({error})",
-            str(path),
-            "restore it from a copy, name another --workdir, or give --overwrite",
-        ) from error
-    changed = []
-    for name in _OF_A_RUN:
-        have, want = found[name], _leaves(ours[name], name)
-        keys = sorted(key for key in have.keys() | want.keys() if have.get(key) != want.get(key))
-        changed += [f"{key} {have.get(key)}, not {want.get(key)}" for key in keys]
+    ours = _of_a_run(json.loads(json.dumps(config.to_dict())))
+    what, kinds = "the run's config cannot be read", (ValueError, KeyError, TypeError)
+    fix = "restore it from a copy, name another --workdir, or give --overwrite"
+    with errors.DataError.instead_of(kinds, what, path, fix):
+        theirs = _of_a_run(json.loads(path.read_text()))
+    changed = [
+        f"{key} {theirs.get(key)}, not {ours.get(key)}"
+        for key in {**ours, **theirs}
+        if theirs.get(key) != ours.get(key)
+    ]
     if changed:
         raise errors.UserError(
             f"the workdir holds a run of another config ({errors.listed(changed, 3)})",
@@ -101,11 +97,10 @@ def check_same_run(config: Any, workdir: epath.Path) -> None:
         )
 
 
-def _leaves(value: Any, path: str) -> dict[str, Any]:
-    """Values of a JSON tree of objects by dotted key."""
-    if not isinstance(value, dict):
-        return {path: value}
-    return {k: v for name in value for k, v in _leaves(value[name], f"{path}.{name}").items()}
+def _of_a_run(config: Any) -> dict[str, Any]:
+    """What a run keeps of its config, by dotted key."""
+    kept = {name: config[name] for name in _OF_A_RUN}
+    return flax.traverse_util.flatten_dict(kept, sep=".")
 
 
 def enable_compilation_cache(directory: str) -> None:
@@ -205,4 +200,10 @@ def log_facts(
     logging.info(
         "%s: %.2f M parameters trained, %.2f M frozen", objective.name, trained / 1e6, frozen / 1e6
     )
-    sharding.log_placement(placement)
+    path, size = placement.largest_replicated
+    logging.info(
+        "train state: %.1f MiB per device; largest replicated leaf %s (%.2f MiB)",
+        placement.bytes_per_device / 2**20,
+        path or "none",
+        size / 2**20,
+    )

@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,14 +46,15 @@ def apply(
     parts = {"params": state.params, "frozen": state.frozen, "ema_params": state.ema_params}
     flat = {name: params_lib.flatten(tree or {}) for name, tree in parts.items()}
     for start in starts:
-        found = _read(start)
-        ours = [p for p in (*flat["params"], *flat["frozen"]) if _is_below(p, start.ours)]
+        arrays, names = _read(start)
         leaves = flat["params"] | flat["frozen"]
-        _check(start, found, {path: leaves[path] for path in ours})
-        for path, place in found.items():
+        wanted = {p: leaf.shape for p, leaf in leaves.items() if _is_below(p, start.ours)}
+        found = {p: tensor_files.spec_of(arrays, name).shape for p, name in names.items()}
+        _check(start, found, wanted)
+        for path, name in names.items():
             for part in flat.values():
                 if path in part:
-                    part[path] = _put(place, part[path])
+                    part[path] = _put(arrays, name, part[path])
         logging.info(
             "%s: %d arrays of %s from %s", start.flag, len(found), start.ours, start.source
         )
@@ -64,17 +65,6 @@ def apply(
         frozen=nested["frozen"],
         ema_params=None if state.ema_params is None else nested["ema_params"],
     )
-
-
-class _Place(NamedTuple):
-    """One array of a source, read on demand."""
-
-    arrays: Mapping[str, Any]
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tensor_files.spec_of(self.arrays, self.name).shape
 
 
 def _open(source: str) -> Mapping[str, Any]:
@@ -88,8 +78,8 @@ def _open(source: str) -> Mapping[str, Any]:
     return safetensors.numpy.load(path.read_bytes())  # a bucket's file has no slices
 
 
-def _read(start: base.WarmStart) -> dict[str, _Place]:
-    """Returns the arrays of a source by our paths."""
+def _read(start: base.WarmStart) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Returns the arrays of a source, read on demand, and their names there by our paths."""
     if not epath.Path(start.source).is_dir():
         raise errors.UserError(
             f"no such directory for {start.flag}",
@@ -98,19 +88,18 @@ def _read(start: base.WarmStart) -> dict[str, _Place]:
         )
     _check_config(start)
     arrays = _open(start.source)
-    found = {}
+    names = {}
     for path in arrays:
         if _is_below(path, start.theirs):
             rest = path[len(start.theirs) :].strip("/")
-            ours = "/".join(part for part in (start.ours, rest) if part)
-            found[ours] = _Place(arrays, path)
-    if not found:
+            names["/".join(part for part in (start.ours, rest) if part)] = path
+    if not names:
         raise errors.UserError(
             f"{start.flag} holds nothing below '{start.theirs}'",
             start.source,
             f"it holds {', '.join(sorted({path.split('/')[0] for path in arrays}))}",
         )
-    return found
+    return arrays, names
 
 
 def _check_config(start: base.WarmStart) -> None:
@@ -142,14 +131,11 @@ def _recorded_config(source: str) -> Mapping[str, Any] | None:
     for record, part in ((path / RECORD_FILE, ""), (path.parent / RECORD_FILE, path.name)):
         if not record.exists():
             continue
-        try:
+        kinds, fix = (ValueError, KeyError, TypeError, RecursionError), "import the release again"
+        with errors.DataError.instead_of(kinds, "damaged record", record, fix):
             parts = json.loads(record.read_text())["parts"]
             if part in parts:
                 return dict(parts[part]["config"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise errors.DataError(
-                f"damaged record ({error})", str(record), "import the release again"
-            ) from error
     return None
 
 
@@ -163,13 +149,16 @@ def _is_same(left: Any, right: Any) -> bool:
     return left == right
 
 
-def _check(start: base.WarmStart, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check(
+    start: base.WarmStart, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]
+) -> None:
+    """Raises UserError unless paths and shapes agree."""
     problems = [f"missing {path}" for path in sorted(wanted.keys() - found.keys())]
     problems += [f"unknown {path}" for path in sorted(found.keys() - wanted.keys())]
     problems += [
-        f"{path} is {tuple(found[path].shape)}, the config wants {tuple(wanted[path].shape)}"
+        f"{path} is {tuple(found[path])}, the config wants {tuple(wanted[path])}"
         for path in sorted(wanted.keys() & found.keys())
-        if found[path].shape != wanted[path].shape
+        if tuple(found[path]) != tuple(wanted[path])
     ]
     if problems:
         raise errors.UserError(
@@ -179,7 +168,7 @@ def _check(start: base.WarmStart, found: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-def _put(place: _Place, like: jax.Array) -> jax.Array:
+def _put(arrays: Mapping[str, Any], name: str, like: jax.Array) -> jax.Array:
     """Places an array as `like`, in its dtype; each process reads only its own shards."""
     read: dict[str, np.ndarray] = {}
 
@@ -187,7 +176,7 @@ def _put(place: _Place, like: jax.Array) -> jax.Array:
         # Devices that hold the same part share one read.
         key = str(index)
         if key not in read:
-            value = tensor_files.read_slice(place.arrays, place.name, index or ...)
+            value = tensor_files.read_slice(arrays, name, index or ...)
             read[key] = np.asarray(value, like.dtype)
         return read[key]
 

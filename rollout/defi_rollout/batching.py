@@ -13,8 +13,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,45 +27,28 @@ _log = logging.getLogger(__name__)
 _Inputs = dict[str, np.ndarray]
 
 
-class BatchedPolicy(Protocol):
-    """What the batcher needs of a policy; see `policy.Policy`."""
-
-    def prepare(self, obs: Any, noise: Any) -> tuple[_Inputs, bool]:
-        """Returns arrays whose first axis is B, and whether the observation was batched."""
-        ...
-
-    def run(self, inputs: _Inputs) -> np.ndarray:
-        """Returns float32 [B, S, A]."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(kw_only=True, eq=False)
 class _Request:
     """One robot's observation; `noise` is the robot's own and tells robots apart."""
 
     obs: Mapping[str, Any]
     noise: Any
     answer: concurrent.futures.Future
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Prepared:
-    inputs: _Inputs
-    rows: int
-    is_batched: bool
-    request: _Request
+    inputs: _Inputs = dataclasses.field(default_factory=dict)  # when prepared, and the next two
+    rows: int = 0
+    is_batched: bool = False
 
 
 class Batcher:
     """Runs a policy in a thread of its own.
 
     Args:
-        policy: called from that thread only.
+        policy: a `policy.Policy`, of which `prepare` and `run` are called from that thread only.
         max_rows: most rows of one call, at least 1.
         max_waiting: most observations that wait; more are refused.
     """
 
-    def __init__(self, policy: BatchedPolicy, *, max_rows: int = 8, max_waiting: int = 256):
+    def __init__(self, policy: Any, *, max_rows: int = 8, max_waiting: int = 256):
         self._policy, self._max_rows = policy, max_rows
         self._sizes = batch_sizes(max_rows)
         self._waiting: queue.Queue[_Request | None] = queue.Queue(max_waiting)
@@ -103,8 +86,7 @@ class Batcher:
 
     def _serve(self) -> None:
         while (requests := self._gather()) is not None:
-            prepared = [one for one in map(self._prepare, requests) if one is not None]
-            for group in _split(prepared, self._max_rows):
+            for group in _split(filter(self._prepare, requests), self._max_rows):
                 self._answer(group)
 
     def _gather(self) -> list[_Request] | None:
@@ -131,22 +113,22 @@ class Batcher:
         self._recent = (self._recent[1], {id(request.noise) for request in found})
         return found
 
-    def _prepare(self, request: _Request) -> _Prepared | None:
+    def _prepare(self, request: _Request) -> bool:
+        """Fills in the inputs; False where there is nothing to run."""
         if not request.answer.set_running_or_notify_cancel():
-            return None
+            return False
         try:
-            inputs, is_batched = self._policy.prepare(request.obs, request.noise)
-            rows = len(next(iter(inputs.values())))
-            if rows > self._max_rows:
-                raise errors.UserError(
-                    f"{rows} rows", "observation", f"send at most {self._max_rows} (--max_batch)"
-                )
+            request.inputs, request.is_batched = self._policy.prepare(request.obs, request.noise)
+            request.rows = len(next(iter(request.inputs.values())))
+            if request.rows > self._max_rows:
+                fix = f"send at most {self._max_rows} (--max_batch)"
+                raise errors.UserError(f"{request.rows} rows", "observation", fix)
         except Exception as error:  # the robot that sent it is told, the others go on
             request.answer.set_exception(error)
-            return None
-        return _Prepared(inputs=inputs, rows=rows, is_batched=is_batched, request=request)
+            return False
+        return True
 
-    def _answer(self, group: list[_Prepared]) -> None:
+    def _answer(self, group: list[_Request]) -> None:
         rows = sum(one.rows for one in group)
         size = next(size for size in self._sizes if size >= rows)
         started = time.perf_counter()
@@ -154,25 +136,21 @@ class Batcher:
             actions = self._policy.run(_joined([one.inputs for one in group], size - rows))
         except Exception as error:
             if len(group) == 1:
-                group[0].request.answer.set_exception(error)
+                group[0].answer.set_exception(error)
                 return
             for one in group:  # whose fault it was is found alone
                 self._answer([one])
             return
         seconds = time.perf_counter() - started
-        self.calls, self.rows, self.seconds = (
-            self.calls + 1,
-            self.rows + rows,
-            self.seconds + seconds,
-        )
+        self.calls += 1
+        self.rows += rows
+        self.seconds += seconds
         ends = itertools.accumulate(one.rows for one in group)
         for one, end in zip(group, ends, strict=True):
             own = actions[end - one.rows : end]
-            one.request.answer.set_result(
-                {
-                    "actions": own if one.is_batched else own[0],
-                    "policy_timing": {"infer_ms": 1000 * seconds},
-                }
+            timing = {"infer_ms": 1000 * seconds}
+            one.answer.set_result(
+                {"actions": own if one.is_batched else own[0], "policy_timing": timing}
             )
 
 
@@ -182,8 +160,8 @@ def batch_sizes(max_rows: int) -> tuple[int, ...]:
     return (*powers, max_rows)
 
 
-def _split(prepared: list[_Prepared], max_rows: int) -> list[list[_Prepared]]:
-    groups: list[list[_Prepared]] = []
+def _split(prepared: Iterable[_Request], max_rows: int) -> list[list[_Request]]:
+    groups: list[list[_Request]] = []
     rows = max_rows
     for one in prepared:
         if rows + one.rows > max_rows:

@@ -92,8 +92,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 def render_manifest(document: Mapping[str, Any]) -> bytes:
     """Bytes of bundle.json for a document without its own digest."""
-    sealed = dict(document) | {"digest": _digest(document)}
-    return _render(sealed).encode()
+    return _render({**document, "digest": hashlib.sha256(_render(document)).hexdigest()})
 
 
 def hash_file(path: pathlib.Path) -> spec.FileEntry:
@@ -106,30 +105,21 @@ def hash_file(path: pathlib.Path) -> spec.FileEntry:
     return spec.FileEntry(bytes=size, sha256=digest.hexdigest())
 
 
-def _render(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_render(document).encode()).hexdigest()
+def _render(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def _parse_manifest(content: bytes, where: pathlib.Path) -> dict[str, Any]:
     """Strict JSON: no NaN, and exactly the bytes that the exporter wrote."""
-    try:
-        document = json.loads(content.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise errors.BundleError(f"damaged ({error})", where, _COPY_AGAIN) from error
-    if not isinstance(document, dict):
-        raise errors.BundleError("damaged (not an object)", where, _COPY_AGAIN)
-    body = {key: value for key, value in document.items() if key != "digest"}
-    if render_manifest(body) != content:
-        raise errors.BundleError("damaged (its digest does not match)", where, _COPY_AGAIN)
-    return body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    with errors.BundleError.instead_of((ValueError, RecursionError), "damaged", where, _COPY_AGAIN):
+        document = json.loads(content.decode())
+        if not isinstance(document, dict):
+            raise ValueError("not an object")
+        body = {key: value for key, value in document.items() if key != "digest"}
+        if render_manifest(body) != content:
+            raise ValueError("its digest does not match")
+        return body
 
 
 def _check_names(directory: pathlib.Path, files: Mapping[str, spec.FileEntry]) -> None:
@@ -165,10 +155,8 @@ def _check_file(path: pathlib.Path, entry: spec.FileEntry) -> None:
 
 def _open_regular(path: pathlib.Path):
     """Opens a plain file for reading; links, folders and devices are refused."""
-    try:
+    with errors.BundleError.instead_of(OSError, "cannot read", path, _COPY_AGAIN):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise errors.BundleError(f"cannot read ({error.strerror})", path, _COPY_AGAIN) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise errors.BundleError("not a plain file", path, _COPY_AGAIN)

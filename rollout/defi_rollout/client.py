@@ -172,25 +172,22 @@ class Client:
         try:
             self._connection.send(message)
             answer = self._connection.recv(timeout=self._infer_timeout)
-        except TimeoutError as error:
-            self._connection = self._dropped()
-            raise ConnectionLost(
-                f"no answer within {self._infer_timeout:g} s", self._url, "look at its log"
-            ) from error
         except (OSError, websockets.exceptions.WebSocketException) as error:
-            self._connection = self._dropped()
-            raise ConnectionLost(
-                f"the connection broke ({error})", self._url, "look at the server's log"
-            ) from error
+            self._drop()
+            is_late = isinstance(error, TimeoutError)
+            late, broken = f"no answer within {self._infer_timeout:g} s", "the connection broke"
+            what = late if is_late else f"{broken} ({error})"
+            raise ConnectionLost(what, self._url, "look at the server's log") from error
         if isinstance(answer, str):
             if "bundle" not in self.metadata:  # openpi's server hangs up after an error
-                self._connection = self._dropped()
+                self._drop()
             raise ServerError("the server says: " + answer.strip(), self._url)
         return answer
 
-    def _dropped(self) -> None:
+    def _drop(self) -> None:
         """Gives up a connection whose other end may never answer, without waiting for it."""
         threading.Thread(target=self._connection.close, daemon=True).start()
+        self._connection = None
 
     def _checked(self, message: bytes) -> dict[str, Any]:
         """The answer, or an error: a broken server must not move the robot."""

@@ -60,7 +60,7 @@ class ChunkExecutor:
         return self._left.popleft()
 
 
-class PrefetchExecutor:
+class PrefetchExecutor(ChunkExecutor):
     """Asks for the next chunk `lead` actions before it is needed, so that the robot never waits.
 
     A chunk's first `lead` actions belong to steps that the last chunk has done already: they are
@@ -76,18 +76,16 @@ class PrefetchExecutor:
     def __init__(self, actor: Actor, execute_horizon: int, lead: int):
         _check_at_least(lead, 1, "lead")
         _check_at_least(execute_horizon, lead, "execute_horizon")
-        self._actor, self._execute_horizon, self._lead = actor, execute_horizon, lead
-        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        super().__init__(actor, execute_horizon)
+        self._lead, self._pool = lead, concurrent.futures.ThreadPoolExecutor(1)
         self._next: concurrent.futures.Future | None = None
-        self._left: collections.deque[np.ndarray] = collections.deque()
 
     def reset(self) -> None:
         """Waits for a call in progress, forgets all chunks and starts a new episode."""
         if self._next is not None:
             concurrent.futures.wait([self._next])
         self._next = None
-        self._left.clear()
-        self._actor.reset()
+        super().reset()
 
     def next_action(self, observe: Callable[[], Any]) -> np.ndarray:
         """The next action, float32 [A]; `observe` is called once a chunk, in this thread."""

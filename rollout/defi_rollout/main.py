@@ -147,12 +147,11 @@ def _serve(flags: argparse.Namespace) -> int:
 
 
 def _read_token(path: pathlib.Path) -> str:
-    try:
+    where, fix = f"--token_file={path}", "write one token"
+    with errors.UserError.instead_of((OSError, UnicodeDecodeError), "cannot read", where, fix):
         token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"cannot read ({error})", f"--token_file={path}", "") from error
     if not token.isascii() or not token.isprintable() or not token:
-        raise errors.UserError("not one line of ASCII", f"--token_file={path}", "write one token")
+        raise errors.UserError("not one line of ASCII", where, fix)
     return token
 
 
@@ -176,21 +175,18 @@ def _evaluate(flags: argparse.Namespace) -> int:
         seed=flags.seed,
         language=flags.language,
     )
-    results = runner.evaluate(
-        runner.Options(
-            bundle_path=pathlib.Path(flags.bundle),
-            benchmark=registry.get_benchmark(flags.benchmark),
-            plan=plan,
-            output=flags.output,
-            num_workers=flags.workers,
-            resume=flags.resume,
-            execute_horizon=flags.execute_horizon,
-        )
-    )
+    summary = runner.evaluate(
+        pathlib.Path(flags.bundle),
+        registry.get_benchmark(flags.benchmark),
+        plan,
+        flags.output,
+        num_workers=flags.workers,
+        resume=flags.resume,
+        execute_horizon=flags.execute_horizon,
+    )["summary"]
     if flags.json:
-        _print_json(results["summary"])
+        _print_json(summary)
         return 0
-    summary = results["summary"]
     low, high = summary["ci95"]
     print(f"success {summary['success_rate']:.1%} of {summary['episodes']} episodes")
     print(f"95 % interval {low:.1%} to {high:.1%}")

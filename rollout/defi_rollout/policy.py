@@ -152,14 +152,20 @@ class Policy:
             )
         return self.spec.unnormalise(normalised)
 
-    def example_inputs(self, rows: int) -> Inputs:
-        """Returns the bundle's own example, repeated to so many rows, to compile for them."""
-        inputs = self._example_inputs()
+    def example_inputs(self, rows: int | None = None) -> Inputs:
+        """Returns the bundle's own example, or its first row so many times, to compile for them."""
+        example = self._example
+        images, _ = self._read_images({c.key: example[c.key] for c in self.spec.cameras})
+        noise = {f"noise/{name}": example[f"noise/{name}"] for name in self.spec.noise}
+        text = self._read_text({PROMPT: self.spec.example_prompt}, len(images))
+        inputs = {"images": images, **text, **noise}
+        if rows is None:
+            return inputs
         return {key: np.repeat(value[:1], rows, axis=0) for key, value in inputs.items()}
 
     def run_example(self) -> float:
         """Runs the bundle's own example; returns the relative L2 distance to its known answer."""
-        actions = self.run(self._example_inputs())
+        actions = self.run(self.example_inputs())
         expected = self._example["expected/actions"]
         return float(np.linalg.norm(actions - expected) / max(np.linalg.norm(expected), 1e-12))
 
@@ -174,13 +180,6 @@ class Policy:
             "control_hz": self.spec.control_hz,
             "bundle": self.digest,
         }
-
-    def _example_inputs(self) -> Inputs:
-        rows = self._example["expected/actions"].shape[0]
-        images, _ = self._read_images({c.key: self._example[c.key] for c in self.spec.cameras})
-        noise = {f"noise/{n}": self._example[f"noise/{n}"] for n in self.spec.noise}
-        text = self._read_text({PROMPT: self.spec.example_prompt}, rows)
-        return {"images": images, **text, **noise}
 
     def _read_images(self, obs: Observation) -> tuple[np.ndarray, bool]:
         """Images at the model's size, uint8 [B, cams, H, W, 3], and whether they were batched."""
@@ -298,12 +297,10 @@ def _check_seed(seed: Any, key: str = SEED) -> int:
 
 
 def _load_tensors(source: bundle.Bundle, name: str) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(source.path(name))
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise errors.BundleError(
-            f"not a safetensors file ({error})", source.path(name), "export the bundle again"
-        ) from error
+    path, kinds = source.path(name), (safetensors.SafetensorError, KeyError, ValueError)
+    fix = "export the bundle again"
+    with errors.BundleError.instead_of(kinds, "not a safetensors file", path, fix):
+        return safetensors.numpy.load_file(path)
 
 
 def _load_program(source: bundle.Bundle, params: Mapping[str, np.ndarray]) -> Callable:

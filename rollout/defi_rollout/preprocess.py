@@ -23,13 +23,9 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if image.shape[:2] == size:
         return image
-    try:
+    what = f"images of {image.shape[:2]} must be resized to {size}"
+    fix = "pip install pillow, or send images of the model's size"
+    with errors.UserError.instead_of(ImportError, what, "Pillow is missing", fix):
         from PIL import Image
-    except ImportError as error:
-        raise errors.UserError(
-            f"images of {image.shape[:2]} must be resized to {size}",
-            "Pillow is missing",
-            "pip install pillow, or send images of the model's size",
-        ) from error
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized)

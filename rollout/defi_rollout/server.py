@@ -97,7 +97,8 @@ class Server:
             UserError: the address cannot be listened at.
         """
         options = self._options
-        try:
+        where, fix = f"{options.host}:{options.port}", "choose another --port"
+        with errors.UserError.instead_of(OSError, "cannot listen", where, fix):
             listener = await websocket.serve(
                 self._handle,
                 options.host,
@@ -107,12 +108,6 @@ class Server:
                 max_size=options.max_message_bytes,
                 max_queue=2,
             )
-        except OSError as error:
-            raise errors.UserError(
-                f"cannot listen ({error.strerror})",
-                f"{options.host}:{options.port}",
-                "choose another --port",
-            ) from error
         listening(next(iter(listener.sockets)).getsockname()[1])
         await self._stopping.wait()
         listener.close(close_connections=False)

@@ -9,9 +9,8 @@ Legend: S action-chunk length, A action dimension, H W image size, L text tokens
 
 import dataclasses
 import math
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -205,10 +204,9 @@ class BundleSpec:
 
     def unnormalise(self, actions: np.ndarray) -> np.ndarray:
         """Maps normalised actions [..., A] to the robot's units, clipped to its limits, float32."""
-        scale = np.asarray(self.action_statistics.scale, np.float32)
-        offset = np.asarray(self.action_statistics.offset, np.float32)
-        low = np.asarray(self.action_spec.low, np.float32)
-        high = np.asarray(self.action_spec.high, np.float32)
+        statistics, limits = self.action_statistics, self.action_spec
+        numbers = (statistics.scale, statistics.offset, limits.low, limits.high)
+        scale, offset, low, high = (np.asarray(values, np.float32) for values in numbers)
         return np.clip(actions.astype(np.float32) * scale + offset, low, high)
 
     def observation_spec(self) -> dict[str, dict[str, Any]]:
@@ -262,20 +260,15 @@ def _decode_container(kind: Any, value: Any, where: str) -> Any:
 
 
 def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
-    accepts, convert = _SCALARS[kind]
+    accepted = (int, float) if kind is float else kind
     # bool is a subclass of int in Python, not in JSON.
-    if not isinstance(value, accepts) or isinstance(value, bool) != (kind is bool):
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         raise errors.BundleError(f"expected {kind.__name__}, got {value!r}", where, _FIX)
     if kind in (int, float) and not math.isfinite(value):
         raise errors.BundleError(f"{value!r} is not finite", where, _FIX)
     if kind is int and value < 0:
         raise errors.BundleError(f"{value!r} is negative", where, _FIX)
-    return convert(value)
-
-
-_SCALARS: Mapping[type, tuple[Any, Callable]] = types.MappingProxyType(
-    {bool: (bool, bool), int: (int, int), float: ((int, float), float), str: (str, str)}
-)
+    return kind(value)
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
@@ -284,6 +277,6 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(typing.cast(type, kind), value, where)
-    if kind in _SCALARS:
+    if kind in (bool, int, float, str):
         return _decode_scalar(kind, value, where)
     return _decode_container(kind, value, where)

@@ -10,6 +10,7 @@ ftfy, and HTML entities twice.
 Legend: B texts, L tokens.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -82,14 +83,9 @@ class Tokenizer:
     def describe(self) -> dict[str, Any]:
         """JSON-able facts on which ids depend; the digest identifies the vocabulary."""
         rule, paths = self.text, [self.path]
-        facts = {
-            "name": rule.name,
-            "length": rule.length,
-            "lower_case": rule.lower_case,
-            "strip_punctuation": rule.strip_punctuation,
-        }
-        if rule.name != "bytes":
-            facts["pad_id"] = rule.pad_id
+        names = ["name", "length", "lower_case", "strip_punctuation"]
+        names += ["pad_id"] if rule.name != "bytes" else []
+        facts = {name: getattr(rule, name) for name in names}
         if rule.file:
             paths += [self.path.with_name(_MERGES)] if self.path.name == _PAIR else []
             content = b"".join(_read(path) for path in paths)
@@ -174,17 +170,15 @@ def _read(path: pathlib.Path) -> bytes:
 @functools.lru_cache(maxsize=8)
 def _load_clip(path: str, vocab_size: int | None, end_ids: tuple[int, ...]) -> Any:
     library, file = _import("tokenizers"), pathlib.Path(path)
-    try:
-        if file.name == _PAIR:
-            tokenizer = _clip_from_pair(library, file, file.with_name(_MERGES))
+    content, is_pair = _read(file), file.name == _PAIR
+    merges = _read(file.with_name(_MERGES)) if is_pair else b""
+    with _refusal(Exception, path, "CLIP"):  # the library raises bare Exception
+        if is_pair:
+            tokenizer = _clip_from_pair(library, content, merges)
         else:
-            tokenizer = library.Tokenizer.from_str(_read(file).decode())
+            tokenizer = library.Tokenizer.from_str(content.decode())
             tokenizer.no_truncation()
             tokenizer.no_padding()
-    except errors.UserError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        raise _refused(path, error, "CLIP") from error
     size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id(_CLIP_END)
     _check_fits(path, size, vocab_size, end, end_ids)
     return tokenizer
@@ -192,11 +186,9 @@ def _load_clip(path: str, vocab_size: int | None, end_ids: tuple[int, ...]) -> A
 
 @functools.lru_cache(maxsize=8)
 def _load_sentencepiece(path: str, vocab_size: int | None, end_ids: tuple[int, ...]) -> Any:
-    library = _import("sentencepiece")
-    try:
-        processor = library.SentencePieceProcessor(model_proto=_read(pathlib.Path(path)))
-    except RuntimeError as error:
-        raise _refused(path, error, "T5") from error
+    library, content = _import("sentencepiece"), _read(pathlib.Path(path))
+    with _refusal(RuntimeError, path, "T5"):
+        processor = library.SentencePieceProcessor(model_proto=content)
     _check_fits(path, processor.get_piece_size(), vocab_size, processor.eos_id(), end_ids)
     return processor
 
@@ -224,12 +216,12 @@ def _check_fits(
         raise errors.UserError(what, path, "use the tokenizer of the weights' own release")
 
 
-def _clip_from_pair(library: Any, vocab: pathlib.Path, merges: pathlib.Path) -> Any:
+def _clip_from_pair(library: Any, vocab: bytes, merges: bytes) -> Any:
     """Builds the tokenizer that the slow reference describes, from its two files."""
-    lines = _read(merges).decode().splitlines()
+    lines = merges.decode().splitlines()
     pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     model = library.models.BPE(
-        json.loads(_read(vocab)), pairs, unk_token=_CLIP_END, end_of_word_suffix="</w>"
+        json.loads(vocab), pairs, unk_token=_CLIP_END, end_of_word_suffix="</w>"
     )
     tokenizer = library.Tokenizer(model)
     tokenizer.add_special_tokens(
@@ -258,19 +250,15 @@ def _warn_of_cuts(path: str, length: int) -> None:
     )
 
 
-def _refused(path: str, error: Exception, release: str) -> errors.DataError:
-    return errors.DataError(
-        f"tokenizer file is refused ({error})",
-        path,
-        f"use the file of the {release} release, or export the bundle again",
-    )
+def _refusal(
+    kind: type[Exception], path: str, release: str
+) -> contextlib.AbstractContextManager[None]:
+    fix = f"use the file of the {release} release, or export the bundle again"
+    return errors.DataError.instead_of(kind, "tokenizer file is refused", path, fix)
 
 
 def _import(package: str) -> Any:
     """Imports a library that only pretrained text encoders need."""
-    try:
+    what, fix = "the tokenizer needs a package", f"pip install {package}"
+    with errors.UserError.instead_of(ImportError, what, package, fix):
         return importlib.import_module(package)
-    except ImportError as error:
-        raise errors.UserError(
-            "the tokenizer needs a package", package, f"pip install {package}"
-        ) from error

@@ -39,12 +39,9 @@ def pack(value: Any) -> bytes:
     Raises:
         WireError: a type or dtype that the format does not hold, such as object arrays.
     """
-    try:
+    kinds = (TypeError, ValueError, OverflowError)
+    with WireError.instead_of(kinds, "cannot be sent", "message", _FIX):
         return cast(bytes, msgpack.packb(value, default=_encode))
-    except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, errors.UserError):
-            raise
-        raise WireError(f"cannot be sent ({error})", "message", _FIX) from error
 
 
 def unpack(message: bytes) -> Any:
@@ -53,7 +50,8 @@ def unpack(message: bytes) -> Any:
     Raises:
         WireError: anything but a whole message of this format.
     """
-    try:
+    kinds = (ValueError, msgpack.UnpackException, RecursionError)
+    with WireError.instead_of(kinds, "not msgpack", "message", _FIX):
         value = msgpack.unpackb(
             message,
             object_pairs_hook=_decode_map,
@@ -63,8 +61,6 @@ def unpack(message: bytes) -> Any:
             max_str_len=_MAX_TEXT,
             max_bin_len=len(message),
         )
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise WireError("not msgpack ({})".format(error or "too deep"), "message", _FIX) from error
     _check_depth(value, _MAX_DEPTH)
     return value
 
@@ -119,11 +115,9 @@ def _decode_scalar(entry: dict[bytes, Any]) -> np.generic:
     data = entry[b"data"]
     if not isinstance(data, (bool, int, float)):
         raise WireError("a scalar that is not a number", "message", _FIX)
-    try:
-        with np.errstate(over="raise"):
-            return dtype.type(data)
-    except (ValueError, ArithmeticError) as error:
-        raise WireError(f"a scalar out of its range ({error})", "message", _FIX) from error
+    kinds, what = (ValueError, ArithmeticError), "a scalar out of its range"
+    with WireError.instead_of(kinds, what, "message", _FIX), np.errstate(over="raise"):
+        return dtype.type(data)
 
 
 def _decode_dtype(entry: dict[bytes, Any], keys: set[bytes]) -> np.dtype:

@@ -1,4 +1,8 @@
-"""What `launch/data.py` does: each function returns a JSON-able result and a text for people."""
+"""What `launch/data.py` does: each function returns a JSON-able result and a text for people.
+
+Their parameters are the flags of the same names, whose help is in `define_flags`; `options` are
+those of `convert_options`, and `config` is an experiment, None where none is given.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +59,6 @@ def run_convert(
     options: convert_options.ConvertOptions, runner: str = "", beam_flags: Sequence[str] = ()
 ) -> Result:
     """Makes an episode store, from a dataset on disk or from the simulator.
-
-    Args:
-        options: what to convert.
-        runner: runner of Apache Beam, see `beam.copy`; "" for this machine's processes.
-        beam_flags: flags of Beam and the runner.
 
     Raises:
         UserError: unknown source, or a path is missing.
@@ -135,12 +134,6 @@ def run_validate(store: str) -> Result:
 def run_preview(store: str, config: Any, output: str, count: int) -> Result:
     """Writes a contact sheet as PNG: of a store, or of what a config's model receives.
 
-    Args:
-        store: directory; used without a config.
-        config: the experiment, or None.
-        output: file to write.
-        count: examples at most.
-
     Raises:
         UserError: neither store nor config, no output, or it cannot be written.
     """
@@ -152,14 +145,10 @@ def run_preview(store: str, config: Any, output: str, count: int) -> Result:
     else:
         batch = next(open_loader(config, _image_objective(config)).first(1))
         sheet = preview.batch_sheet(batch, count=count)
-    path = pathlib.Path(output)
-    try:
+    path, what, fix = pathlib.Path(output), "sheet cannot be written", "choose another --output"
+    with errors.UserError.instead_of(OSError, what, output, fix):
         path.parent.mkdir(parents=True, exist_ok=True)
         rollout_files.write(path, image.encode_png(sheet))
-    except OSError as error:
-        raise errors.UserError(
-            f"sheet cannot be written ({error.strerror})", output, "choose another --output"
-        ) from error
     height, width = sheet.shape[:2]
     return {"output": output, "width": width, "height": height}, f"wrote {output}"
 
@@ -175,12 +164,7 @@ def _image_objective(config: Any) -> Any:
 
 
 def open_loader(config: Any, objective: Any) -> loader.Loader:
-    """Opens the loader that training uses, as the only process of a run.
-
-    Args:
-        config: the experiment.
-        objective: made from it (`defi_jax.objectives.make`).
-    """
+    """Opens the loader that training with this objective uses, as the only process of a run."""
     from data_pipelines.loading import loader  # takes a second, the other commands need it not
 
     return loader.make_loader(
@@ -197,10 +181,6 @@ def open_loader(config: Any, objective: Any) -> loader.Loader:
 
 def run_bench(config: Any, seconds: float) -> Result:
     """Measures the loader of an experiment; see `bench.run`.
-
-    Args:
-        config: the experiment.
-        seconds: seconds of wall time in the loader.
 
     Raises:
         UserError: no experiment, or its mixture holds no encoded frames.
@@ -237,21 +217,13 @@ def run_encode(
     posterior: str,
     frames_per_device: int,
 ) -> Result:
-    """Writes the latent caches of a config's mixture, one a store; see `encode.encode`.
-
-    Args:
-        config: the experiment whose encoders to use.
-        store: one store instead of the mixture; "" for that.
-        output: directory of the caches.
-        dtype: dtype of what is stored.
-        overwrite: whether a cache of something else is deleted.
-        official_latents: the video layout whose latents, samples, are taken as they are, or "".
-        posterior: "mode" or "sample", of latents that are computed.
-        frames_per_device: encoded at once.
+    """Writes the latent caches of a config's mixture (or `store`), one a store; see `encode`.
 
     Raises:
         UserError: there is no experiment, no place to write to, or stores are absent.
     """
+    import jax
+
     from data_pipelines.latents import encode
     from defi_jax import objectives, processes
     from defi_jax.training.caches import latents as latent_cache
@@ -279,20 +251,16 @@ def run_encode(
                 overwrite=overwrite,
                 max_bad_fraction=config.data.max_bad_fraction,
                 given=given,
-                **_place(),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                barrier=processes.barrier,
             )
-    seconds = time.monotonic() - start
-    return {"output": output, "seconds": seconds, "caches": caches}, _cache_lines(caches, output)
-
-
-def _place() -> dict[str, Any]:
-    """Which of how many processes this is."""
-    import jax
-
-    from defi_jax import processes
-
-    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return place | {"barrier": processes.barrier}
+    lines = [
+        f"{name}: {m['frames']} frames ({m['damaged']} damaged), {m['texts']} texts"
+        for name, m in caches.items()
+    ]
+    result = {"output": output, "seconds": time.monotonic() - start, "caches": caches}
+    return result, "\n".join([*lines, f"train with --config.data.latents={output}"])
 
 
 def _open_pixels(config: Any, store: str) -> list[mixtures.Component]:
@@ -304,16 +272,8 @@ def _open_pixels(config: Any, store: str) -> list[mixtures.Component]:
     return mixtures.open_components(config_lib.DataConfig.of(config.data))
 
 
-def _cache_lines(caches: Mapping[str, Any], output: str) -> str:
-    lines = [
-        f"{name}: {m['frames']} frames ({m['damaged']} damaged), {m['texts']} texts"
-        for name, m in caches.items()
-    ]
-    return "\n".join([*lines, f"train with --config.data.latents={output}"])
-
-
 def run_build(
-    builder_name: str, options: convert_options.ConvertOptions, file_format: str | None
+    builder: str, options: convert_options.ConvertOptions, file_format: str | None
 ) -> Result:
     """Writes human video as a TFDS dataset, by the builder of this name.
 
@@ -322,13 +282,13 @@ def run_build(
     """
     from data_pipelines.tfds_builders import human_video  # registers the builders
 
-    if builder_name not in human_video.BUILDERS:
-        hint = cli.nearest(builder_name, human_video.BUILDERS)
-        raise errors.UserError(f"unknown builder '{builder_name}'", "--builder", hint)
+    if builder not in human_video.BUILDERS:
+        hint = cli.nearest(builder, human_video.BUILDERS)
+        raise errors.UserError(f"unknown builder '{builder}'", "--builder", hint)
     _require(options.input, "--input")
     _require(options.output, "--output")
     start = time.monotonic()
-    builder = human_video.BUILDERS[builder_name](
+    made = human_video.BUILDERS[builder](
         input_dir=options.input,
         data_dir=options.output,
         options=options.clip_options(),
@@ -339,24 +299,17 @@ def run_build(
         file_format=file_format or "array_record",
     )
     with contextlib.redirect_stdout(sys.stderr):  # where TFDS says what it does
-        builder.download_and_prepare()
-    found = dict(builder.info.metadata or {})
+        made.download_and_prepare()
+    found = dict(made.info.metadata or {})
     lines = [
         f"{split}: {convert.summary(counts, time.monotonic() - start, where='metadata.json')}"
         for split, counts in found.items()
     ]
-    return {"directory": builder.data_dir, "splits": found}, "\n".join([*lines, builder.data_dir])
+    return {"directory": made.data_dir, "splits": found}, "\n".join([*lines, made.data_dir])
 
 
 def run_export(store: str, output: str, name: str, file_format: str | None) -> Result:
-    """Writes a store as a TFDS dataset; see `export.export_tfds`.
-
-    Args:
-        store: directory.
-        output: TFDS's data_dir.
-        name: name of the dataset; "" for the store's.
-        file_format: "array_record", or "tfrecord" where it is None.
-    """
+    """Writes a store as a TFDS dataset below `output`; see `export.export_tfds`."""
     file_format = file_format or "tfrecord"
     _require(store, "--store")
     _require(output, "--output")
@@ -374,7 +327,7 @@ def run_export(store: str, output: str, name: str, file_format: str | None) -> R
     return result, text
 
 
-def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> str:
+def choose(argv: Sequence[str], table: Mapping[str, Callable[..., Result]]) -> str:
     """Returns the command that the command line names.
 
     Raises:
@@ -389,8 +342,12 @@ def choose(argv: Sequence[str], table: Mapping[str, Callable[[], Result]]) -> st
 
 def run_list(root: str) -> Result:
     """Lists the episode stores below a directory, and what can be converted and mixed."""
-    stores, damaged = [], {}
-    for path in _stores(pathlib.Path(root)) if root else []:
+    stores, damaged, directory = [], {}, pathlib.Path(root)
+    if root and not directory.is_dir():
+        raise errors.UserError("no such directory", root, "check --root")
+    for path in sorted(directory.iterdir()) if root else []:
+        if not any(path.glob("episodes-*.index.jsonl")):
+            continue
         try:
             stores.append(_describe_store(path))
         except errors.DataError as error:
@@ -410,12 +367,6 @@ def run_list(root: str) -> Result:
     lines += [f"{name}: damaged, {text}" for name, text in damaged.items()]
     lines += [f"{key}: {', '.join(result[key]) or 'none'}" for key in list(result)[2:]]
     return result, "\n".join(lines)
-
-
-def _stores(root: pathlib.Path) -> list[pathlib.Path]:
-    if not root.is_dir():
-        raise errors.UserError("no such directory", str(root), "check --root")
-    return [path for path in sorted(root.iterdir()) if any(path.glob("episodes-*.index.jsonl"))]
 
 
 def _describe_store(path: pathlib.Path) -> Mapping[str, Any]:
@@ -442,3 +393,16 @@ def _require_experiment(config: Any) -> None:
         raise errors.UserError(
             "no experiment", "--config", "give --config=configs/{gfdm,gidm,joint}.py[:preset]"
         )
+
+
+COMMANDS: dict[str, Callable[..., Result]] = {
+    "convert": run_convert,
+    "build": run_build,
+    "stats": run_stats,
+    "validate": run_validate,
+    "preview": run_preview,
+    "encode": run_encode,
+    "bench": run_bench,
+    "export": run_export,
+    "list": run_list,
+}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import typing
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from absl import flags
 
@@ -26,88 +27,87 @@ _VIDEOS = ("human_video", "video_layout", "build")
 _FRAMES = ("calvin", "lerobot", *_VIDEOS)
 _FILES = ("rlds", *_FRAMES)
 SOURCES = ("rlds", "human_video", "video_layout", "calvin", "lerobot", "metaworld")
-_SPLITS = ("rlds", "human_video", "video_layout", "calvin", "lerobot")
+_SPLITS = SOURCES[:-1]
+_RLDS, _CALVIN, _LEROBOT, _METAWORLD = ("rlds",), ("calvin",), ("lerobot",), ("metaworld",)
 
-_text, _list, _enum, _whole, _real, _switch = "string", "list", "enum", "integer", "float", "bool"
+# How absl names the kinds of flags, by the types of their values.
+_KINDS: dict[Any, str] = {
+    str: "string",
+    Sequence[str]: "list",
+    bool: "bool",
+    int: "integer",
+    int | None: "integer",
+    float: "float",
+    float | None: "float",
+}
 
 
-def _flag(kind: str, used_by: Sequence[str], *arguments: Any) -> Any:
-    """Returns a field that is a flag.
+def _flag(used_by: Sequence[str], default: Any, text: str, *least: float) -> Any:
+    """Returns a field that is a flag of its type; a `Literal` lists the choices.
 
     Args:
-        kind: suffix of `flags.DEFINE_<kind>`.
         used_by: the sources, or the command, that read it.
-        *arguments: what that takes after the name: default, help, and choices or the least value.
+        default: its value where it is not given.
+        text: its help.
+        *least: the least value of a number, where there is one.
     """
-    return dataclasses.field(metadata={"kind": kind, "used_by": used_by, "args": arguments})
+    return dataclasses.field(
+        default=default, metadata={"used_by": used_by, "text": text, "least": least}
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Flags of `launch/data.py convert` and `build`, and who uses each."""
 
-    source: str = _flag(_text, SOURCES, "", "kind of the raw data.")
-    output: str  # a flag that other commands share
-    input: str = _flag(_text, _FILES, "", "directory of the raw data.")
-    name: str = _flag(_text, _FILES, "", "name of the dataset instead of its own.")
+    source: str = _flag(SOURCES, "", "kind of the raw data.")
+    output: str = ""  # a flag that other commands share
+    input: str = _flag(_FILES, "", "directory of the raw data.")
+    name: str = _flag(_FILES, "", "name of the dataset instead of its own.")
     splits: Sequence[str] = _flag(
-        _list, _SPLITS, [], "splits to read; rlds: train by default, `all` for all."
+        _SPLITS, (), "splits to read; rlds: train by default, `all` for all."
     )
-    embodiment: str = _flag(
-        _text, ("lerobot", *_VIDEOS), "", "who acts in videos; human without actions."
-    )
+    embodiment: str = _flag(("lerobot", *_VIDEOS), "", "who acts in videos; human without actions.")
     captions: str = _flag(
-        _text, ("human_video", "build"), "", "caption file of a video folder; '' searches."
+        ("human_video", "build"), "", "caption file of a video folder; '' searches."
     )
-    shorter_side: int = _flag(_whole, _FRAMES, 256, "shrink video frames to this, pixels.", 16)
-    square_crop: bool = _flag(_switch, _FRAMES, False, "keep the centre square of video frames.")
-    every: int = _flag(_whole, _FRAMES, 1, "keep every n-th video frame.", 1)
+    shorter_side: int = _flag(_FRAMES, 256, "shrink video frames to this, pixels.", 16)
+    square_crop: bool = _flag(_FRAMES, False, "keep the centre square of video frames.")
+    every: int = _flag(_FRAMES, 1, "keep every n-th video frame.", 1)
     sample_fps: float | None = _flag(
-        _real, _FRAMES, None, "video frames to keep a second, by their times.", 0
+        _FRAMES, None, "video frames to keep a second, by their times.", 0
     )
-    max_frames: int | None = _flag(_whole, _FRAMES, None, "video frames kept a clip.", 1)
+    max_frames: int | None = _flag(_FRAMES, None, "video frames kept a clip.", 1)
     fps: float | None = _flag(
-        _real, ("rlds", "lerobot", *_VIDEOS), None, "true frame rate of the videos, Hz.", 0.01
+        ("rlds", "lerobot", *_VIDEOS), None, "true frame rate of the videos, Hz.", 0.01
     )
-    image_format: Literal["jpeg", "png"] = _flag(
-        _enum, _FRAMES, "jpeg", ["jpeg", "png"], "of decoded frames."
-    )
-    calvin_part: Literal["language", "play"] = _flag(
-        _enum, ("calvin",), "language", ["language", "play"], "calvin: what to read."
-    )
-    calvin_language: str = _flag(
-        _text, ("calvin",), "", "calvin: folder of the language annotation."
-    )
+    image_format: Literal["jpeg", "png"] = _flag(_FRAMES, "jpeg", "of decoded frames.")
+    calvin_part: Literal["language", "play"] = _flag(_CALVIN, "language", "calvin: what to read.")
+    calvin_language: str = _flag(_CALVIN, "", "calvin: folder of the language annotation.")
     calvin_actions: Literal["rel_actions", "actions"] = _flag(
-        _enum,
-        ("calvin",),
-        "rel_actions",
-        ["rel_actions", "actions"],
-        "calvin: relative or absolute.",
+        _CALVIN, "rel_actions", "calvin: relative or absolute."
     )
-    primary: str = _flag(_text, ("lerobot",), "", "lerobot: camera that becomes 'static'.")
-    wrist: str = _flag(_text, ("lerobot",), "", "lerobot: camera that becomes 'gripper'.")
+    primary: str = _flag(_LEROBOT, "", "lerobot: camera that becomes 'static'.")
+    wrist: str = _flag(_LEROBOT, "", "lerobot: camera that becomes 'gripper'.")
     subtasks: Literal["cut", "first"] = _flag(
-        _enum, ("lerobot",), "cut", ["cut", "first"], "lerobot: several tasks in an episode."
+        _LEROBOT, "cut", "lerobot: several tasks in an episode."
     )
-    item_seconds: float = _flag(_real, _FILES, 600, "time limit of a clip or episode.", 1)
-    item_memory_mb: int = _flag(_whole, _FILES, 2048, "memory limit of a clip or episode.", 64)
-    tasks: Sequence[str] = _flag(_list, ("metaworld",), [], "metaworld: tasks.")
-    episodes: int = _flag(_whole, ("metaworld",), 50, "metaworld: episodes a task.", 1)
-    image_size: int = _flag(_whole, ("metaworld",), 64, "metaworld: side of a picture, pixels.", 8)
-    seed: int = _flag(_whole, ("metaworld",), 0, "metaworld: seed of starts and noise.", 0)
-    workers: int = _flag(_whole, (*_FILES, "metaworld"), 2, "parallel processes.", 1)
-    strip_actions: bool = _flag(_switch, (*_SPLITS, "metaworld"), False, "write action-free video.")
-    max_damaged: int = _flag(_whole, ("rlds",), 0, "rlds: damaged records to leave out at most.", 0)
-    dataset_version: str = _flag(
-        _text, ("rlds",), "", "rlds: version's folder; the newest by default."
-    )
-    allow_missing_shards: bool = _flag(_switch, ("rlds",), False, "rlds: read a partial download.")
-    standardization: str = _flag(_text, ("rlds",), "", "rlds: .py file with STANDARDS of your own.")
+    item_seconds: float = _flag(_FILES, 600, "time limit of a clip or episode.", 1)
+    item_memory_mb: int = _flag(_FILES, 2048, "memory limit of a clip or episode.", 64)
+    tasks: Sequence[str] = _flag(_METAWORLD, (), "metaworld: tasks.")
+    episodes: int = _flag(_METAWORLD, 50, "metaworld: episodes a task.", 1)
+    image_size: int = _flag(_METAWORLD, 64, "metaworld: side of a picture, pixels.", 8)
+    seed: int = _flag(_METAWORLD, 0, "metaworld: seed of starts and noise.", 0)
+    workers: int = _flag((*_FILES, "metaworld"), 2, "parallel processes.", 1)
+    strip_actions: bool = _flag((*_SPLITS, "metaworld"), False, "write action-free video.")
+    max_damaged: int = _flag(_RLDS, 0, "rlds: damaged records to leave out at most.", 0)
+    dataset_version: str = _flag(_RLDS, "", "rlds: version's folder; the newest by default.")
+    allow_missing_shards: bool = _flag(_RLDS, False, "rlds: read a partial download.")
+    standardization: str = _flag(_RLDS, "", "rlds: .py file with STANDARDS of your own.")
     camera_fields: Sequence[str] = _flag(
-        _list, ("rlds",), [], "rlds: camera=field to read as action-free video."
+        _RLDS, (), "rlds: camera=field to read as action-free video."
     )
-    text_field: str = _flag(_text, ("rlds",), "", "rlds: field of the instruction of such video.")
+    text_field: str = _flag(_RLDS, "", "rlds: field of the instruction of such video.")
 
     def origin(self) -> dict[str, Any]:
         """What decides the content of a store converted from files; paths by name, to move them."""
@@ -138,15 +138,8 @@ class ConvertOptions:
 
     def clip_options(self) -> video_clips.ClipOptions:
         """How frames are stored."""
-        return video_clips.ClipOptions(
-            shorter_side=self.shorter_side,
-            square_crop=self.square_crop,
-            every=self.every,
-            sample_fps=self.sample_fps,
-            max_frames=self.max_frames,
-            image_format=self.image_format,
-            fps=self.fps,
-        )
+        names = {field.name for field in dataclasses.fields(video_clips.ClipOptions)}
+        return video_clips.ClipOptions(**{k: v for k, v in vars(self).items() if k in names})
 
 
 def open_source(options: ConvertOptions) -> base.Source:
@@ -210,10 +203,17 @@ def workers(options: ConvertOptions) -> base.Workers:
 
 def define_flags() -> None:
     """Defines one flag for each option; `--output` is shared with other commands."""
+    hints = typing.get_type_hints(ConvertOptions)
     for field in dataclasses.fields(ConvertOptions):
-        if field.metadata:
-            define = getattr(flags, f"DEFINE_{field.metadata['kind']}")
-            define(field.name, *field.metadata["args"])
+        if not field.metadata:
+            continue
+        hint, text = hints[field.name], field.metadata["text"]
+        if typing.get_origin(hint) is Literal:
+            choices: Any = typing.get_args(hint)
+            flags.DEFINE_enum(field.name, cast(Any, field.default), choices, text)
+        else:
+            define = getattr(flags, f"DEFINE_{_KINDS[hint]}")
+            define(field.name, field.default, text, *field.metadata["least"])
     flags.DEFINE_string("runner", "", "convert: by Apache Beam: direct, dataflow, spark, flink.")
     flags.DEFINE_list("beam_flags", [], "convert: of Beam, such as --region=...")
     flags.DEFINE_string("builder", "", "build: something_something_v2, video_folder, ...")
@@ -234,18 +234,14 @@ def from_flags(command: str = "convert") -> ConvertOptions:
     fields = dataclasses.fields(ConvertOptions)
     values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in fields}
     kind = command if command == "build" else values["source"]
-    known = kind == "build" or kind in SOURCES
     unused = [
         f"--{field.name}"
         for field in fields
-        if known and field.metadata and kind not in field.metadata["used_by"]
+        if field.metadata and kind not in field.metadata["used_by"]
         if flags.FLAGS[field.name].present
     ]
-    if unused:
+    if unused and kind in ("build", *SOURCES):  # `run_convert` names an unknown source
         user = command if kind == command else f"--source={kind}"
-        raise errors.UserError(
-            f"{user} does not use {', '.join(unused)}",
-            "command line",
-            "leave it out",
-        )
+        what = f"{user} does not use {', '.join(unused)}"
+        raise errors.UserError(what, "command line", "leave it out")
     return ConvertOptions(**values)

@@ -7,8 +7,10 @@ bundle/bundle.json               exported policy
 evaluation/results.json          episodes in closed loop
 """
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from defi_jax import errors
@@ -37,11 +39,8 @@ class RunFiles:
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Lines of a stage's metrics, in the order of the steps."""
-        path = self._need(f"{stage}/{metrics.FILE}", self._train(stage))
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except ValueError as error:
-            raise _damaged(path, self._train(stage)) from error
+        with self._readable(f"{stage}/{metrics.FILE}", self._train(stage)) as text:
+            return [json.loads(line) for line in text.splitlines()]
 
     def last_evaluation(self, stage: str) -> dict[str, Any]:
         """The last line of a stage's held-out metrics."""
@@ -85,11 +84,15 @@ class RunFiles:
         return found[-1]
 
     def _json(self, name: str, command: str) -> Any:
-        path = self._need(name, command)
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise _damaged(path, command) from error
+        with self._readable(name, command) as text:
+            return json.loads(text)
+
+    @contextlib.contextmanager
+    def _readable(self, name: str, command: str) -> Iterator[str]:
+        """Yields a file's text; that it is no JSON is said with what makes the file again."""
+        path, fix = self._need(name, command), f"make it again: {command}"
+        with errors.DataError.instead_of(ValueError, "not readable as JSON", path, fix):
+            yield path.read_text()
 
     def _need(self, name: str, command: str) -> pathlib.Path:
         path = self.root / name
@@ -115,7 +118,3 @@ class RunFiles:
 
 def _missing(path: pathlib.Path, command: str) -> errors.UserError:
     return errors.UserError("the report lacks a file", str(path), f"make it: {command}")
-
-
-def _damaged(path: pathlib.Path, command: str) -> errors.DataError:
-    return errors.DataError("not readable as JSON", str(path), f"make it again: {command}")

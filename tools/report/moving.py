@@ -53,12 +53,9 @@ def write(root: pathlib.Path, output: pathlib.Path) -> int:
     ahead = data["frame_stride"] * (data["num_frames"] - 1)
     labels = [row["instruction"] for row in rows] + [f"imagined, {ahead} steps on"] * len(rows)
     gif = _animate([*films, *imagined], labels, len(rows))
-    try:
+    what = "moving picture cannot be written"
+    with errors.UserError.instead_of(OSError, what, output, "choose another"):
         output.write_bytes(gif)
-    except OSError as error:
-        raise errors.UserError(
-            f"moving picture cannot be written ({error.strerror})", str(output), "choose another"
-        ) from error
     return len(gif)
 
 

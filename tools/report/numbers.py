@@ -29,6 +29,11 @@ _SHOWN_PER_OUTCOME = 2  # films of successes, and of failures, for each task
 _SMOOTHING = 15  # a smoothed curve averages over this fraction of its points
 _ACTION_MAE = "action_mae/dim"
 
+# What is taken over from `scores.summarise`, and from results.json.
+_SUMMARY = ("success_rate", "successes", "episodes", "ci95", "success_by_task")
+_SUMMARY += ("policy_latency_ms_p50",)
+_IDENTITY = ("protocol", "bundle_sha256", "simulator", "renderer")
+
 
 def compute(files: files_lib.RunFiles) -> dict[str, Any]:
     """Returns the content of report.json, without the seconds of the report itself.
@@ -43,22 +48,21 @@ def compute(files: files_lib.RunFiles) -> dict[str, Any]:
     metadata = {s: manager.load_metadata(str(files.root / s)) for s in files_lib.STAGES}
     sources = _sources(metadata)
     bundle, results = files.bundle(), files.results()
+    rows = [*results["episodes"], *results["language_episodes"]]
+    summary = scores.summarise(rows)
     return {
-        **_success(results),
-        "language": _language(results),
-        "policy_latency_ms_p50": _latency(_all_rows(results)),
+        **{name: summary[name] for name in _SUMMARY},
+        "tasks": [_task(name, results["episodes"]) for name in summary["success_by_task"]],
+        "language": _language(summary["language"]),
         "phase_seconds": phases,
         **_held_out(files, bundle["action_spec"]["names"]),
         "trained_on": {source["name"]: source["frames"] for source in sources},
         "sources": sources,
         "stages": stages,
-        "shown": _shown(results),
+        "shown": _shown(rows),
         "seed": configs["joint"]["seed"],
         "evaluation_seed": results["seed"],
-        "protocol": results["protocol"],
-        "bundle_sha256": results["bundle_sha256"],
-        "simulator": results["simulator"],
-        "renderer": results["renderer"],
+        **{name: results[name] for name in _IDENTITY},
         "commit": _commit(pathlib.Path(__file__).parent),
         "versions": {"python": platform.python_version(), **metadata["joint"]["versions"]},
         "machine": {"cores": _num_cores(), "memory_gib": round(_memory_gib(), 1)},
@@ -154,33 +158,14 @@ def _held_out(files: files_lib.RunFiles, action_names: Sequence[str]) -> dict[st
 # ---- closed loop ----
 
 
-def _all_rows(results: Mapping[str, Any]) -> list[Row]:
-    return [*results["episodes"], *results["language_episodes"]]
-
-
-def _success(results: Mapping[str, Any]) -> dict[str, Any]:
-    rows = results["episodes"]
-    tasks = [_task(name, [r for r in rows if r["task"] == name]) for name in _names(rows)]
-    return {
-        **_rate(rows),
-        "success_by_task": {task["task"]: task["success_rate"] for task in tasks},
-        "tasks": tasks,
-    }
-
-
-def _task(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _task(name: str, episodes: Sequence[Row]) -> dict[str, Any]:
+    rows = [row for row in episodes if row["task"] == name]
     starts = sorted({row["start"] for row in rows})
-    by_start = {start: _rate([r for r in rows if r["start"] == start]) for start in starts}
-    return {"task": name, **_rate(rows), "by_start": by_start}
-
-
-def _rate(rows: Sequence[Row]) -> dict[str, Any]:
-    successes = sum(row["success"] for row in rows)
+    by_start = {start: [row for row in rows if row["start"] == start] for start in starts}
     return {
-        "success_rate": successes / max(len(rows), 1),
-        "successes": successes,
-        "episodes": len(rows),
-        "ci95": list(scores.wilson_interval(successes, len(rows))),
+        "task": name,
+        **scores.rate(rows),
+        "by_start": {start: scores.rate(own) for start, own in by_start.items()},
     }
 
 
@@ -188,30 +173,19 @@ def _names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["task"] for row in rows))
 
 
-def _language(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The language table; None when it was not played."""
-    language = scores.summarise_language(_all_rows(results))
+def _language(language: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The language table with its interval; None when it was not played."""
     if language is None:
         return None
     total = language["instructed_episodes"]
-    hits = round(language["instructed"] * total)
-    return {
-        **language,
-        "ci95": list(scores.wilson_interval(hits, total)),
-        "text_blind_at_most": TEXT_BLIND_AT_MOST,
-    }
+    interval = scores.wilson_interval(round(language["instructed"] * total), total)
+    return {**language, "ci95": list(interval), "text_blind_at_most": TEXT_BLIND_AT_MOST}
 
 
-def _latency(rows: Iterable[Row]) -> float | None:
-    """Median over the episodes of their median time of one inference, milliseconds."""
-    times = [row["infer_ms_p50"] for row in rows if row["infer_ms_p50"] is not None]
-    return statistics.median(times) if times else None
-
-
-def _shown(results: Mapping[str, Any]) -> dict[str, list[Row]]:
+def _shown(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows whose films the page shows: successes and failures of each task, and for the language
     test one start of each task under all its instructions."""
-    filmed = [_brief(row) for row in _all_rows(results) if row["video"]]
+    filmed = [_brief(row) for row in rows if row["video"]]
     standard = [row for row in filmed if row["condition"] == base.STANDARD]
     rollouts = []
     for name in _names(standard):

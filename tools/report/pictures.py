@@ -4,6 +4,7 @@ Legend: T frames, H W image size, C colour channels.
 """
 
 import base64
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -26,28 +27,19 @@ _MIME = {".mp4": "video/mp4", ".gif": "image/gif"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Future:
-    """One held-out clip, true and predicted, as data URIs."""
-
-    true_strip: str
-    predicted_strip: str
-    true_film: str
-    predicted_film: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Pictures:
     """All data URIs of a page.
 
     Attributes:
         sheets: contact sheet by source.
-        futures: held-out clips.
+        futures: held-out clips, each {"true_strip", "predicted_strip", "true_film",
+            "predicted_film"}.
         codes: by code, frame pairs to which the GIDM gives it; empty without a codebook.
         films: video by episode id; episodes whose film would make the page too large are absent.
     """
 
     sheets: dict[str, str]
-    futures: list[Future]
+    futures: list[dict[str, str]]
     codes: list[list[str]]
     films: dict[str, str]
 
@@ -65,7 +57,7 @@ def collect(files: files_lib.RunFiles, report: dict[str, Any]) -> Pictures:
     pairs = _pairs(files) if has_codes else []
     codes = [[_webp(_beside(pair)) for pair in row] for row in pairs]
     used = sum(map(len, sheets.values())) + sum(len(uri) for row in codes for uri in row)
-    used += sum(len(uri) for future in futures for uri in dataclasses.astuple(future))
+    used += sum(len(uri) for future in futures for uri in future.values())
     rows = {row["id"]: row for row in report["shown"]["rollouts"] + report["shown"]["language"]}
     films = {}
     for name, row in rows.items():
@@ -117,41 +109,33 @@ def split_pairs(picture: np.ndarray, side: int) -> list[list[np.ndarray]]:
 
 def _clips(files: files_lib.RunFiles) -> list[tuple[np.ndarray, np.ndarray]]:
     path = files.picture("gfdm", "true_above_predicted")
-    try:
+    with _expected(path):
         return split_clips(_read(path), files.config("gfdm")["data"]["num_frames"])
-    except ValueError as error:
-        raise _strange(path, error) from error
 
 
 def _pairs(files: files_lib.RunFiles) -> list[list[np.ndarray]]:
     path = files.picture("gidm", "pairs_by_code")
-    try:
+    with _expected(path):
         return split_pairs(_read(path), files.config("gidm")["data"]["image_size"])
-    except ValueError as error:
-        raise _strange(path, error) from error
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
-    try:
-        with PIL.Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise _strange(path, error) from error
+    with _expected(path), PIL.Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
-def _strange(path: pathlib.Path, error: Exception) -> errors.DataError:
-    return errors.DataError(
-        f"unexpected picture ({error})", str(path), "evaluate that stage again with this code"
-    )
+def _expected(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    fix = "evaluate that stage again with this code"
+    return errors.DataError.instead_of((OSError, ValueError), "unexpected picture", path, fix)
 
 
-def _future(true: np.ndarray, predicted: np.ndarray) -> Future:
-    return Future(
-        true_strip=_webp(_beside(true)),
-        predicted_strip=_webp(_beside(predicted)),
-        true_film=_animation(true),
-        predicted_film=_animation(predicted),
-    )
+def _future(true: np.ndarray, predicted: np.ndarray) -> dict[str, str]:
+    return {
+        "true_strip": _webp(_beside(true)),
+        "predicted_strip": _webp(_beside(predicted)),
+        "true_film": _animation(true),
+        "predicted_film": _animation(predicted),
+    }
 
 
 def _beside(frames: np.ndarray) -> np.ndarray:

@@ -63,6 +63,26 @@ class Episode:
     ends_on: tuple[str, ...]
     film: bool
 
+    def row(self) -> dict[str, Any]:
+        """Its row of the results before it is played, without "status"."""
+        return {
+            "id": self.id,
+            "task": self.task,
+            "condition": self.condition,
+            "instruction": self.instruction,
+            "seed": self.seed,
+            "start": self.start,
+            "start_digest": None,
+            "start_unseen": None,
+            "scored_task": self.scored_task,
+            "success": False,
+            "first_success": {},
+            "steps": 0,
+            "infer_ms_p50": None,
+            "seconds": 0.0,
+            "video": None,
+        }
+
 
 class Environment(Protocol):
     """A simulator with one task loaded."""

@@ -71,24 +71,25 @@ class MetaWorld:
 
     def check(self, bundle_spec: spec.BundleSpec) -> None:
         """Refuses other robots and unknown cameras; names a missing simulator or GL library."""
+        here = f"--benchmark={self.name}"
         if bundle_spec.embodiment["name"] != metaworld_env.EMBODIMENT:
             raise errors.UserError(
                 f"the bundle drives {bundle_spec.embodiment['name']!r}",
-                f"--benchmark={self.name}",
+                here,
                 f"give a bundle trained for {metaworld_env.EMBODIMENT!r}",
             )
         for camera in bundle_spec.cameras:
             known = metaworld_env.CAMERA_KEYS.get(camera.name) == camera.key
-            if not known or (camera.height, camera.width) != _camera_size(bundle_spec):
+            if not known or {camera.height, camera.width} != {bundle_spec.cameras[0].height}:
                 raise errors.UserError(
                     f"camera {camera.name!r} ({camera.key}, {camera.height}x{camera.width})",
-                    f"--benchmark={self.name}",
+                    here,
                     f"it offers {dict(metaworld_env.CAMERA_KEYS)}, square and of one size",
                 )
         if bundle_spec.action_spec.dim != metaworld_env.ACTION_DIM:
             raise errors.UserError(
                 f"{bundle_spec.action_spec.dim} action dimensions",
-                f"--benchmark={self.name}",
+                here,
                 f"it takes {metaworld_env.ACTION_DIM}",
             )
         self.simulator()
@@ -101,19 +102,13 @@ class MetaWorld:
     def make_environment(self, task: str, bundle_spec: spec.BundleSpec) -> base.Environment:
         """Loads `task` with the bundle's cameras."""
         cameras = [camera.name for camera in bundle_spec.cameras]
-        size = _camera_size(bundle_spec)[0]
+        size = bundle_spec.cameras[0].height  # of all, see `check`
         return _Environment(metaworld_env.MetaWorldEnv(task, image_size=size, cameras=cameras))
 
     def simulator(self) -> dict[str, str]:
         """Versions of Meta-World and MuJoCo; wheels carry no commit."""
-        try:
+        with metaworld_env.needs_simulator():
             versions = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
-        except importlib.metadata.PackageNotFoundError as error:
-            raise errors.UserError(
-                "the simulator is not installed",
-                error.name or "metaworld",
-                "pip install 'defi-rollout[metaworld]'",
-            ) from error
         return {
             "name": "metaworld",
             "version": f"{versions['metaworld']} (mujoco {versions['mujoco']})",
@@ -145,12 +140,6 @@ class _Environment:
 
     def close(self) -> None:
         self._env.close()
-
-
-def _camera_size(bundle_spec: spec.BundleSpec) -> tuple[int, int]:
-    """Height and width that every camera must have: Meta-World draws squares of one size."""
-    side = bundle_spec.cameras[0].height
-    return side, side
 
 
 def _episode(name: str, index: int, run_seed: int) -> base.Episode:

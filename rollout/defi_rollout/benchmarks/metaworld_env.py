@@ -13,6 +13,7 @@ Control runs at 80 Hz. An action is float32 [4] in [-1, 1]: hand motion in x, y,
 step; x to the robot's right, y away from it, z up) and gripper effort (+1 closes).
 """
 
+import contextlib
 import hashlib
 import importlib
 import sys
@@ -56,14 +57,18 @@ _STATIC_FOVY = 45.0
 _FIRST_UNSUPPORTED_MUJOCO = (3, 17)
 
 
+def needs_simulator() -> contextlib.AbstractContextManager[None]:
+    """Says what to install where an import in the block fails."""
+    fix = "pip install 'defi-rollout[metaworld]'"
+    return errors.UserError.instead_of(
+        ImportError, "the simulator is not installed", "metaworld", fix
+    )
+
+
 def _import_mujoco() -> Any:
     """Imports mujoco, refusing versions that metaworld 3.0.0 cannot run on."""
-    try:
+    with needs_simulator():
         import mujoco
-    except ImportError as error:
-        raise errors.UserError(
-            "the simulator is not installed", "mujoco", "pip install 'defi-rollout[metaworld]'"
-        ) from error
     version = tuple(int(part) for part in mujoco.__version__.split(".")[:2])
     if version >= _FIRST_UNSUPPORTED_MUJOCO:
         raise errors.UserError(
@@ -93,11 +98,8 @@ class MetaWorldEnv:
     def __init__(
         self, task: str, *, image_size: int = 64, cameras: Sequence[str] = ("static", "gripper")
     ):
-        self.task, self.spec, self._pair = (
-            task,
-            metaworld_tasks.get_task(task),
-            metaworld_tasks.pair_of(task),
-        )
+        self.task, self.spec = task, metaworld_tasks.get_task(task)
+        self._pair = metaworld_tasks.pair_of(task)
         self._image_size, self._cameras = image_size, tuple(cameras)
         for camera in self._cameras:
             if camera not in CAMERA_KEYS:
@@ -269,12 +271,8 @@ class MetaWorldEnv:
 
 def _make_upstream(task: str) -> tuple[Any, Any]:
     """Builds the upstream environment, ready to be reset, and its scripted expert."""
-    try:
+    with needs_simulator():
         from metaworld import env_dict, policies
-    except ImportError as error:
-        raise errors.UserError(
-            "the simulator is not installed", "metaworld", "pip install 'defi-rollout[metaworld]'"
-        ) from error
     env = env_dict.ENV_CLS_MAP[task]()
     # Upstream's set_task unpickles a task record. Its effects are set here: no pickle in our code.
     env._set_task_called = True

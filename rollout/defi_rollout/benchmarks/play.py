@@ -89,16 +89,9 @@ def play(
     elif not succeeded:
         # What the policy saw has been drawn anyway: every failure can be looked at.
         film, fps = camera.drawn, fps * benchmark.film_every / execute_horizon
-    return {
-        "id": episode.id,
-        "task": episode.task,
-        "condition": episode.condition,
-        "instruction": episode.instruction,
-        "seed": episode.seed,
-        "start": episode.start,
+    return episode.row() | {
         "start_digest": digest,
         "start_unseen": digest not in training_starts,
-        "scored_task": episode.scored_task,
         "success": succeeded,
         "first_success": first_success,
         "steps": step,

@@ -24,25 +24,33 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def rate(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many episodes, how many of them succeeded, the share, and its 95 % interval."""
+    successes = sum(row["success"] for row in rows)
+    return {
+        "episodes": len(rows),
+        "successes": successes,
+        "success_rate": successes / max(len(rows), 1),
+        "ci95": list(wilson_interval(successes, len(rows))),
+    }
+
+
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Success rates over the standard rows, and the language table over those it needs."""
     standard = [row for row in rows if row["condition"] == base.STANDARD]
-    low, high = wilson_interval(sum(row["success"] for row in standard), len(standard))
     latencies = [row["infer_ms_p50"] for row in rows if row["infer_ms_p50"] is not None]
     return {
-        "episodes": len(standard),
-        "success_rate": _rate(standard),
-        "ci95": [low, high],
+        **rate(standard),
         "success_by_task": _rate_by(standard, lambda row: row["task"]),
         "success_by_start": _rate_by(standard, lambda row: row["start"]),
         "statuses": dict(collections.Counter(row["status"] for row in rows)),
         "seen_starts": sum(row["start_unseen"] is False for row in rows),
         "policy_latency_ms_p50": statistics.median(latencies) if latencies else None,
-        "language": summarise_language(rows),
+        "language": _language(rows),
     }
 
 
-def summarise_language(rows: Sequence[Row]) -> dict[str, Any] | None:
+def _language(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The language table: which of two opposite tasks came first, by instruction.
 
     Half-way starts of a pair of tasks leave open what to do. Each was played with its task's
@@ -71,7 +79,7 @@ def summarise_language(rows: Sequence[Row]) -> dict[str, Any] | None:
     hits = [_first_task(row) == row["scored_task"] for row in instructed]
     return {
         "instructed": sum(hits) / len(hits),
-        "instructed_success": _rate(instructed),
+        "instructed_success": rate(instructed)["success_rate"],
         "instructed_episodes": len(hits),
         "conditions": {_named(c): _language_cell(played, c) for c in conditions},
         "table": table,
@@ -108,12 +116,8 @@ def _reached(row: Row) -> dict[str, int]:
     return {task: step for task, step in row["first_success"].items() if step is not None}
 
 
-def _rate(rows: Sequence[Row]) -> float:
-    return sum(row["success"] for row in rows) / max(len(rows), 1)
-
-
 def _rate_by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, float]:
     groups = collections.defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
-    return {name: _rate(group) for name, group in groups.items()}
+    return {name: rate(group)["success_rate"] for name, group in groups.items()}

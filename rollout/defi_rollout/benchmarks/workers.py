@@ -3,7 +3,7 @@
 The parent hands out one episode at a time. A worker that dies or hangs costs that episode one
 attempt; a second death makes a row of status "crashed". Nothing is shared but the messages:
 
-    worker -> parent   ("ready", facts), ("row", row), ("error", text), ("fatal", UserError)
+    worker -> parent   ("ready", None), ("row", row), ("error", text), ("fatal", UserError)
     parent -> worker   Episode, or None to end
 """
 
@@ -27,6 +27,8 @@ START_SECONDS = 1800.0  # loading and compiling the largest policy
 EPISODE_SECONDS = 900.0  # one episode, its simulator's start included
 _POLL_SECONDS = 1.0
 
+Row = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -45,16 +47,8 @@ class Job:
     output: pathlib.Path
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """One episode's row, and what its worker told of the machine."""
-
-    row: dict[str, Any]
-    facts: dict[str, Any]
-
-
-def play_all(job: Job, episodes: Sequence[base.Episode], num_workers: int) -> Iterator[Result]:
-    """Plays all `episodes`; yields their results in the order in which they end.
+def play_all(job: Job, episodes: Sequence[base.Episode], num_workers: int) -> Iterator[Row]:
+    """Plays all `episodes`; yields their rows in the order in which they end.
 
     Raises:
         UserError: a worker met an expected error, such as a damaged bundle.
@@ -69,10 +63,10 @@ def play_all(job: Job, episodes: Sequence[base.Episode], num_workers: int) -> It
         while remaining:
             multiprocessing.connection.wait([w.connection for w in pool], _POLL_SECONDS)
             for worker in pool:
-                result = worker.advance(queue)
-                if result is not None:
+                row = worker.advance(queue)
+                if row is not None:
                     remaining -= 1
-                    yield result
+                    yield row
     finally:
         for worker in pool:
             worker.stop()
@@ -95,7 +89,7 @@ class _Worker:
         self._failed_starts = 0
         self._start()
 
-    def advance(self, queue: collections.deque) -> Result | None:
+    def advance(self, queue: collections.deque) -> Row | None:
         """Reads at most one message and hands out the next episode; a row when one is complete."""
         try:
             message = self.connection.recv() if self.connection.poll() else None
@@ -108,19 +102,20 @@ class _Worker:
         kind, content = message
         if kind == "fatal":
             raise content
-        result = None
+        row = None
         if kind == "ready":
-            self._facts = content
+            self._is_ready = True
         elif kind == "row":
-            result = self._complete(content)
+            _, attempt = self._current()
+            row = content | {"status": "ok" if attempt == 1 else "retried", "error": None}
         else:
-            result = self._give_back(queue, "failed", content)
+            row = self._give_back(queue, "failed", content)
         self._assign(queue)
-        return result
+        return row
 
     def stop(self) -> None:
         """Ends the process: politely when idle, at once when it plays."""
-        if self._task is not None or self._facts is None:
+        if self._task is not None or not self._is_ready:
             self._process.kill()
         else:
             self._send(None)
@@ -136,7 +131,7 @@ class _Worker:
         self._process.start()
         theirs.close()  # so that the worker's death closes the pipe
         self._task: tuple[base.Episode, int] | None = None
-        self._facts: dict[str, Any] | None = None
+        self._is_ready = False
         self._deadline = time.monotonic() + START_SECONDS
 
     def _assign(self, queue: collections.deque) -> None:
@@ -152,20 +147,15 @@ class _Worker:
         except ConnectionError:
             logging.info("a worker died between two episodes")  # the next poll buries it
 
-    def _complete(self, row: dict[str, Any]) -> Result:
-        _, attempt = self._current()
-        status = "ok" if attempt == 1 else "retried"
-        return Result(row=row | {"status": status, "error": None}, facts=self._facts or {})
-
-    def _bury(self, queue: collections.deque, reason: str) -> Result | None:
+    def _bury(self, queue: collections.deque, reason: str) -> Row | None:
         """Replaces the process; its episode is tried again or becomes a row."""
         self._process.kill()
         self._process.join()
         self.connection.close()
-        result = None
+        row = None
         if self._task is not None:
-            result = self._give_back(queue, "crashed", reason)
-        elif self._facts is None:
+            row = self._give_back(queue, "crashed", reason)
+        elif not self._is_ready:
             self._failed_starts += 1
         if self._failed_starts >= MAX_ATTEMPTS:
             raise errors.CheckFailed(
@@ -174,42 +164,21 @@ class _Worker:
                 "run `python -m defi_rollout doctor` and see the messages above",
             )
         self._start()
-        return result
+        return row
 
-    def _give_back(self, queue: collections.deque, status: str, reason: str) -> Result | None:
+    def _give_back(self, queue: collections.deque, status: str, reason: str) -> Row | None:
         episode, attempt = self._current()
         logging.warning("%s: %s (attempt %d)", episode.id, reason.splitlines()[-1], attempt)
         if attempt < MAX_ATTEMPTS:
             queue.appendleft((episode, attempt + 1))
             return None
-        row = _lost_row(episode) | {"status": status, "error": reason}
-        return Result(row=row, facts=self._facts or {})
+        # What could not be played counts as not solved.
+        return episode.row() | {"status": status, "error": reason}
 
     def _current(self) -> tuple[base.Episode, int]:
         if self._task is None:
             raise RuntimeError("a worker answered without an episode")
         return self._task
-
-
-def _lost_row(episode: base.Episode) -> dict[str, Any]:
-    """Row of an episode that could not be played: it counts as not solved."""
-    return {
-        "id": episode.id,
-        "task": episode.task,
-        "condition": episode.condition,
-        "instruction": episode.instruction,
-        "seed": episode.seed,
-        "start": episode.start,
-        "start_digest": None,
-        "start_unseen": None,
-        "scored_task": episode.scored_task,
-        "success": False,
-        "first_success": {},
-        "steps": 0,
-        "infer_ms_p50": None,
-        "seconds": 0.0,
-        "video": None,
-    }
 
 
 def _run_worker(
@@ -240,7 +209,7 @@ def _serve(connection: multiprocessing.connection.Connection, job: Job) -> None:
     source = bundle.read_bundle(job.bundle_path)
     policy = policy_lib.Policy.load(job.bundle_path)
     training_starts = frozenset(source.spec.training_starts)
-    connection.send(("ready", {}))
+    connection.send(("ready", None))
     environment, loaded = None, None
     while (episode := connection.recv()) is not None:
         try:

@@ -21,15 +21,15 @@ def importable_fake(monkeypatch):
 def _options(bundle_path, output, tasks, *, episodes=2, resume=False, workers=1, **fake):
     import fake_benchmark
 
-    return runner.Options(
-        bundle_path=bundle_path,
-        benchmark=fake_benchmark.FakeBenchmark(**fake),
-        plan=base.Plan(tasks=tasks, episodes=episodes, seed=0, language=False),
-        output=output,
-        num_workers=workers,
-        resume=resume,
-        execute_horizon=0,
-    )
+    return {
+        "bundle_path": bundle_path,
+        "benchmark": fake_benchmark.FakeBenchmark(**fake),
+        "plan": base.Plan(tasks=tasks, episodes=episodes, seed=0, language=False),
+        "output": output,
+        "num_workers": workers,
+        "resume": resume,
+        "execute_horizon": 0,
+    }
 
 
 def _without_times(results):
@@ -43,7 +43,7 @@ def _without_times(results):
 @pytest.mark.slow
 def test_results_hold_what_the_design_promises(tiny_bundle, tmp_path):
     output = tmp_path / "out"
-    results = runner.evaluate(_options(tiny_bundle, output, ("win", "lose"), workers=2))
+    results = runner.evaluate(**_options(tiny_bundle, output, ("win", "lose"), workers=2))
     assert results == json.loads((output / "results.json").read_text())
     assert results["summary"]["success_rate"] == 0.5
     assert results["summary"]["success_by_task"] == {"win": 1.0, "lose": 0.0}
@@ -66,7 +66,7 @@ def test_lost_episodes_become_rows_and_the_others_are_played(tiny_bundle, tmp_pa
     options = _options(
         tiny_bundle, tmp_path / "out", tasks, episodes=1, marker=str(tmp_path / "died")
     )
-    rows = {row["task"]: row for row in runner.evaluate(options)["episodes"]}
+    rows = {row["task"]: row for row in runner.evaluate(**options)["episodes"]}
     assert {task: row["status"] for task, row in rows.items()} == {
         "die": "crashed",
         "raise": "failed",
@@ -79,17 +79,19 @@ def test_lost_episodes_become_rows_and_the_others_are_played(tiny_bundle, tmp_pa
 
 @pytest.mark.slow
 def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
-    straight = runner.evaluate(_options(tiny_bundle, tmp_path / "straight", ("slow",), episodes=6))
+    straight = runner.evaluate(
+        **_options(tiny_bundle, tmp_path / "straight", ("slow",), episodes=6)
+    )
     output = tmp_path / "killed"
     script = (
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
         "import pathlib, fake_benchmark\n"
         "from defi_rollout.benchmarks import base, runner\n"
         "if __name__ == '__main__':\n"
-        f"    runner.evaluate(runner.Options(bundle_path=pathlib.Path({str(tiny_bundle)!r}),\n"
+        f"    runner.evaluate(bundle_path=pathlib.Path({str(tiny_bundle)!r}),\n"
         "        benchmark=fake_benchmark.FakeBenchmark(), num_workers=1, resume=False,\n"
         "        plan=base.Plan(tasks=('slow',), episodes=6, seed=0, language=False),\n"
-        f"        output=pathlib.Path({str(output)!r}), execute_horizon=0))\n"
+        f"        output=pathlib.Path({str(output)!r}), execute_horizon=0)\n"
     )
     (tmp_path / "run.py").write_text(script)
     process = subprocess.Popen([sys.executable, str(tmp_path / "run.py")])
@@ -102,7 +104,7 @@ def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
     with rows.open("a") as file:
         file.write('{"id": "slow-5", "task"')  # as a kill in the middle of a line leaves it
     assert not (output / "results.json").exists()
-    resumed = runner.evaluate(_options(tiny_bundle, output, ("slow",), episodes=6, resume=True))
+    resumed = runner.evaluate(**_options(tiny_bundle, output, ("slow",), episodes=6, resume=True))
     assert _without_times(resumed) == _without_times(straight)
     assert rows.read_text().count("\n") == 6
 
@@ -111,7 +113,7 @@ def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
 def test_start_seen_in_training_fails_the_check_but_keeps_the_rows(tiny_bundle, tmp_path):
     options = _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1, starts_seen=True)
     with pytest.raises(errors.CheckFailed, match="seen in training"):
-        runner.evaluate(options)
+        runner.evaluate(**options)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["episodes"][0]["start_unseen"] is False
 
@@ -122,16 +124,16 @@ def test_output_of_another_run_is_refused(tiny_bundle, tmp_path):
     output.mkdir()
     (output / "run.json").write_text("{}")
     with pytest.raises(errors.UserError, match="add --resume"):
-        runner.evaluate(options)
+        runner.evaluate(**options)
     with pytest.raises(errors.UserError, match="bundle_sha256"):
-        runner.evaluate(_options(tiny_bundle, output, ("win",), episodes=1, resume=True))
+        runner.evaluate(**_options(tiny_bundle, output, ("win",), episodes=1, resume=True))
 
 
 def test_directory_with_other_files_is_refused(tiny_bundle, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(errors.UserError, match="not empty"):
-        runner.evaluate(_options(tiny_bundle, tmp_path / "out", ("win",)))
+        runner.evaluate(**_options(tiny_bundle, tmp_path / "out", ("win",)))
 
 
 def test_finished_run_resumes_without_playing(tiny_bundle, tmp_path, monkeypatch):
@@ -150,11 +152,10 @@ def test_finished_run_resumes_without_playing(tiny_bundle, tmp_path, monkeypatch
         "video": None,
         "first_success": {"win": 5},
     }
-    result = runner.workers.Result(row=row, facts={})
-    monkeypatch.setattr(runner.workers, "play_all", lambda *_: iter([result]))
-    first = runner.evaluate(options)
+    monkeypatch.setattr(runner.workers, "play_all", lambda *_: iter([row]))
+    first = runner.evaluate(**options)
     monkeypatch.setattr(runner.workers, "play_all", lambda *_: pytest.fail("played again"))
     again = runner.evaluate(
-        _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1, resume=True)
+        **_options(tiny_bundle, tmp_path / "out", ("win",), episodes=1, resume=True)
     )
     assert again == first

@@ -1,0 +1,42 @@
+import contextlib
+import itertools
+import types
+
+import jax
+import toy_run
+
+from defi_jax.training import device_batches, periodic, sharding, step
+
+
+def evaluate(tmp_path, stop_after):
+    """Evaluates at step 3; returns whether the run's facts say so."""
+    config, objective = toy_run.config(), toy_run.ToyObjective(hidden=8)
+    state = step.init_state(jax.random.key(0), objective=objective, config=config)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    spec = objective.batch_spec(2)
+    held_out = device_batches.HeldOut(toy_run.ToyLoader(spec), 4, spec, mesh)
+    asked, saved = itertools.count(), []
+    watch = types.SimpleNamespace(
+        phase=lambda name: contextlib.nullcontext(),
+        stop_requested=lambda: next(asked) >= stop_after,
+    )
+    checkpoints = types.SimpleNamespace(
+        save=lambda state, metadata, data_state: saved.append(metadata)
+    )
+    facts = {"step": 0, "last_eval_step": -1}
+    run = periodic.Duties(config, objective, tmp_path, watch, checkpoints, facts, held_out)
+    run.evaluate(3, state)
+    run.save(3, state, {})
+    return saved[0]["last_eval_step"] == 3
+
+
+def test_results_are_written(tmp_path):
+    assert evaluate(tmp_path, stop_after=99)
+    assert '"split": "eval"' in (tmp_path / "metrics.jsonl").read_text()
+    assert len(list((tmp_path / "media").iterdir())) == 3
+
+
+def test_a_request_to_stop_cuts_it_short_and_writes_nothing(tmp_path):
+    assert not evaluate(tmp_path, stop_after=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert not (tmp_path / "media").exists()
