@@ -4,7 +4,6 @@ Scalars are lines `{"step": ..., "time": ..., "split": ..., name: value}`; `time
 since 1970. Pictures go to `media/<split>_<name>_<step>.png`, videos to the same as .gif and .mp4.
 """
 
-import contextlib
 import io
 import json
 import logging
@@ -163,8 +162,14 @@ class Progress:
 
 class _TensorBoard:
     def __init__(self, directory: str):
-        with _needs("tensorboardX", "logging.tensorboard"):
+        try:
             import tensorboardX
+        except ImportError as error:
+            raise errors.UserError(
+                "tensorboardX is not installed",
+                "logging.tensorboard",
+                "pip install tensorboardX, or --config.logging.tensorboard=False",
+            ) from error
         self._writer = tensorboardX.SummaryWriter(directory)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -185,8 +190,14 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, config: Any, name: str):
-        with _needs("wandb", "logging.wandb"):
+        try:
             import wandb
+        except ImportError as error:
+            raise errors.UserError(
+                "wandb is not installed",
+                "logging.wandb",
+                "pip install wandb, or --config.logging.wandb=False",
+            ) from error
         self._wandb = wandb
         self._run = wandb.init(project="defi-jax", name=name, config=config.to_dict())
 
@@ -211,12 +222,6 @@ def format_seconds(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def _needs(package: str, key: str) -> contextlib.AbstractContextManager[None]:
-    """Says of a package that is imported within which key of the config wants it."""
-    what, fix = f"{package} is not installed", f"pip install {package}, or --config.{key}=False"
-    return errors.UserError.instead_of(ImportError, what, key, fix)
 
 
 def _finite_mean(values: list[float]) -> float:
