@@ -62,8 +62,8 @@ FILE_FLOORS = {
     "data_pipelines.open_x": (
         "columns gripper rotation",
         "base",
-        "episode exported lookup",
-        "table",
+        "episode exported registry",
+        "documentation",
     ),
     "data_pipelines.sources": (
         "synthetic video_folder workers",

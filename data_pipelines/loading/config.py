@@ -20,7 +20,7 @@ from defi_rollout import tokenizers
 
 from data_pipelines import normalization
 from data_pipelines.loading import named_mixtures
-from data_pipelines.open_x import base, lookup
+from data_pipelines.open_x import base, registry
 from data_pipelines.sources import rlds_directory
 from defi_jax import cli, errors
 
@@ -232,7 +232,7 @@ class DataConfig:
         Raises:
             UserError: `per_dataset` names data sets that nobody knows.
         """
-        standards, found = lookup.standards(self.standardization), {}
+        standards, found = registry.standards(self.standardization), {}
         for name, source in sources.items():
             own = self.of_dataset(name)
             low, high = own.pair_offset if len(own.pair_offset) == 2 else base.DEFAULT_OFFSET

@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import episodes
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from defi_jax import embodiment, errors
 
 Sources = Mapping[str, episodes.EpisodeSource]  # by name of the component
@@ -21,7 +21,7 @@ def check_mix(sources: Sources, where: str) -> None:
     """
     known, unknown = {}, {}
     for name, meta in _kinds(sources).items():
-        convention = lookup.convention_of(meta)
+        convention = registry.convention_of(meta)
         if convention is None:
             unknown[name] = (meta.source, meta.embodiment)
         else:
@@ -42,7 +42,7 @@ def check_mix(sources: Sources, where: str) -> None:
 def check_robot(sources: Sources, robot: str) -> None:
     """Checks that the sources' actions are those of a robot; see `embodiment.check_robot`."""
     for name, meta in _kinds(sources).items():
-        convention = lookup.convention_of(meta)
+        convention = registry.convention_of(meta)
         if convention is not None:
             embodiment.check_robot(robot, convention, name)
 

@@ -34,7 +34,7 @@ def standard(step_fields: Mapping[str, base.Field]) -> base.Standard:
     """Returns how an export with these fields is read; `restore` does the rest."""
     actions, states = _column(step_fields, ACTION), _column(step_fields, STATE)
     cameras = [name for name in step_fields if name.startswith(IMAGE)]
-    # What the actions mean follows from the restored source or robot (`lookup.convention_of`).
+    # What the actions mean follows from the restored source or robot (`registry.convention_of`).
     convention = None if actions is None else embodiment.end_effector()
     return base.Standard(
         robot=embodiment.UNKNOWN,

@@ -19,7 +19,7 @@ import tree
 from data_pipelines import episodes
 from data_pipelines.open_x import base as standardize_base
 from data_pipelines.open_x import episode as episode_builder
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.sources import base, dlimp_dataset
 from defi_jax import errors
 
@@ -41,7 +41,7 @@ class TrajectorySource:
     def __init__(self, raw: Any, *, dataset: str, total: int = 0):
         self.name, self.total = dataset, total
         self._raw = raw
-        self._standard = lookup.find(dataset)
+        self._standard = registry.find(dataset)
 
     def read(self, skip: Collection[str] = frozenset()) -> base.Results:
         """See `base.Source.read`.

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from data_pipelines.open_x import base, exported, lookup
+from data_pipelines.open_x import base, exported, registry
 from data_pipelines.sources import rlds_directory
 from defi_jax import cli, embodiment, errors
 
@@ -18,7 +18,7 @@ ADAPT = "convert the version it was written for, or adapt data_pipelines/open_x/
 
 def choose_name(info: rlds_directory.DatasetInfo, options: rlds_directory.RldsOptions) -> str:
     """Returns the folder's name, or the one in `dataset_info.json` where only that is known."""
-    known = lookup.standards(options.standardization)
+    known = registry.standards(options.standardization)
     return info.name if info.name in known and info.folder not in known else info.folder
 
 
@@ -38,7 +38,7 @@ def find(
         raise errors.UserError(
             "text_field and fps are of action-free video", info.folder, "give camera_fields, too"
         )
-    known = lookup.standards(options.standardization)
+    known = registry.standards(options.standardization)
     if name not in known:
         raise _unknown_dataset(info, name, options)
     if options.standardization and not own_file_text(name, options):
@@ -48,8 +48,8 @@ def find(
 
 def own_file_text(name: str, options: rlds_directory.RldsOptions) -> str:
     """Returns the text of the file of one's own that says how a dataset is read, "" without."""
-    path, package = options.standardization, lookup.standards("")
-    is_own = path and lookup.standards(path).get(name) is not package.get(name)
+    path, package = options.standardization, registry.standards("")
+    is_own = path and registry.standards(path).get(name) is not package.get(name)
     return pathlib.Path(path).read_text(encoding="utf-8") if is_own else ""
 
 
@@ -97,7 +97,7 @@ def fps_field(info: rlds_directory.DatasetInfo) -> str:
 def _unknown_dataset(
     info: rlds_directory.DatasetInfo, name: str, options: rlds_directory.RldsOptions
 ) -> errors.UserError:
-    known = lookup.standards(options.standardization)
+    known = registry.standards(options.standardization)
     names = name if name == info.name else f"{name}' or '{info.name}"
     return errors.UserError(
         f"no standardisation for dataset '{names}'",

@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from data_pipelines.formats import image as image_lib
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.store import convert, reader
 from defi_jax import embodiment, errors
 
@@ -192,7 +192,7 @@ def _check_grippers(store: reader.EpisodeStore) -> Iterator[Finding]:
         meta = store.meta(int(i))
         members.setdefault((meta.source, meta.embodiment), []).append(int(i))
     for (source, robot), indices in members.items():
-        convention = lookup.convention_of(store.meta(indices[0]))
+        convention = registry.convention_of(store.meta(indices[0]))
         try:
             grippers = _grippers(store, indices, convention)
         except errors.DataError:

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from data_pipelines.loading import named_mixtures
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
 
@@ -74,7 +74,7 @@ def test_fractal_is_joint_with_other_data_alone(preset):
     assert changed == always | (
         {"data.action_dim": 7} if preset == "tiny" else {"data.cameras": ("static",)}
     )
-    convention = lookup.find("fractal20220817_data").convention
+    convention = registry.find("fractal20220817_data").convention
     assert len(convention.action_names) == fractal.data.action_dim
 
 

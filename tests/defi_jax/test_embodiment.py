@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from defi_jax import embodiment, errors
 
 
@@ -11,7 +11,7 @@ from defi_jax import embodiment, errors
     [("google_robot", "fractal20220817_data"), ("widowx250", "bridge_dataset")],
 )
 def test_open_x_robots_are_as_their_data_set_stores_them(robot, dataset):
-    known, standard = embodiment.get(robot, 7), lookup.find(dataset)
+    known, standard = embodiment.get(robot, 7), registry.find(dataset)
     facts = [field.name for field in dataclasses.fields(embodiment.Convention)]
     for fact in facts:
         assert getattr(known, fact) == getattr(standard.convention, fact)

@@ -23,7 +23,7 @@ from data_pipelines.formats import image
 from data_pipelines.latents import cache
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import mixtures, named_mixtures
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.sources import video_layout
 from data_pipelines.store import beam, convert, export, reader, validate
 from defi_jax import cli, errors
@@ -356,7 +356,7 @@ def run_list(root: str) -> Result:
         "stores": stores,
         "damaged": damaged,
         "sources": list(convert_options.SOURCES),
-        "rlds_datasets": sorted(lookup.standards()),
+        "rlds_datasets": sorted(registry.standards()),
         "mixtures": sorted(named_mixtures.NAMED),
     }
     lines = [

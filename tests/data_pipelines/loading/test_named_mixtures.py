@@ -1,7 +1,7 @@
 import pytest
 
 from data_pipelines.loading import named_mixtures
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 
 # Datasets and total weight of the published tables, entries that repeat a dataset not counted.
 COUNTS = {
@@ -56,7 +56,7 @@ def test_members_can_be_converted(name):
     mixture = named_mixtures.NAMED[name]
     assert mixture.by_size == (name != "defi_gfdm_video")
     if mixture.by_size:
-        unknown = mixture.weights.keys() - lookup.standards().keys()
+        unknown = mixture.weights.keys() - registry.standards().keys()
         assert unknown <= OCTO_ONLY
 
 

@@ -9,7 +9,7 @@ from defi_rollout import tokenizers
 
 from data_pipelines.formats import image
 from data_pipelines.loading import loader
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds
 from defi_jax import errors
 from tests.data_pipelines import loaders, tfds_directory
@@ -21,7 +21,7 @@ CAMERA = "observation/image"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(lookup, "_own_files", {})
+    monkeypatch.setattr(registry, "_own_files", {})
 
 
 def _frame(number: int, step: int) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipelines.formats import image
 from data_pipelines.loading import streams
-from data_pipelines.open_x import base, columns, lookup
+from data_pipelines.open_x import base, columns, registry
 from data_pipelines.sources import rlds, rlds_directory
 from data_pipelines.store import convert
 from data_pipelines.store import reader as store_reader
@@ -29,7 +29,7 @@ def _row(name: str) -> expected.Row:
 def _wanted(name: str, seed: int) -> dict:
     """The episode that a seed must become: kept steps, actions, states, colours by raw field."""
     layout, row = catalogue.layouts()[name], _row(name)
-    raw = catalogue.raw_steps(layout, seed, _lows(lookup.find(name)))
+    raw = catalogue.raw_steps(layout, seed, _lows(registry.find(name)))
     kept = slice(1, -1) if row.dropped else slice(None)
     numbers = {path: values for path, values in raw.items() if isinstance(values, np.ndarray)}
     return {
@@ -56,7 +56,7 @@ def assert_read(root: pathlib.Path, name: str, file_format: str) -> store_reader
     Returns:
         The converted store.
     """
-    layout, standard = catalogue.layouts()[name], lookup.find(name)
+    layout, standard = catalogue.layouts()[name], registry.find(name)
     options = rlds_directory.RldsOptions(splits=layout.splits)
     episodes = 2 if len(layout.splits) == 1 else 1  # of each split
     catalogue.write(root, layout, _lows(standard), episodes=episodes, file_format=file_format)

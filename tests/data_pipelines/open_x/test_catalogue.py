@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from tests.data_pipelines.open_x import catalogue, layout_checks
 
 
@@ -12,7 +12,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def test_every_registered_dataset_has_a_layout():
-    assert set(catalogue.layouts()) == set(lookup.standards(""))
+    assert set(catalogue.layouts()) == set(registry.standards(""))
     for name, layout in catalogue.layouts().items():
         assert layout.source and isinstance(layout.verified, bool), name
     unverified = {name for name, layout in catalogue.layouts().items() if not layout.verified}

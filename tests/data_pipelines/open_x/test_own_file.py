@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds, rlds_directory
 from defi_jax import errors
 from tests.data_pipelines import tfds_directory
@@ -17,7 +17,7 @@ DOCS = pathlib.Path(__file__).parents[3] / "docs" / "open_x.md"
 
 @pytest.fixture(autouse=True)
 def _no_own_files(monkeypatch):
-    monkeypatch.setattr(lookup, "_own_files", {})
+    monkeypatch.setattr(registry, "_own_files", {})
 
 
 def _write_example(root: pathlib.Path) -> pathlib.Path:
@@ -54,7 +54,7 @@ def test_the_documented_example_reads_the_example_builders_layout(tmp_path):
     np.testing.assert_allclose(found.actions[:, 0], [0, 0.1, 0.2, 0.3])
     np.testing.assert_allclose(found.actions[:, 6], [1, 0.9, 0.8, 0.7])
     assert found.states.shape == (4, 10) and set(found.frames) == {"static", "gripper"}
-    assert lookup.convention_of(_meta(found)).action_names[-1] == "gripper"
+    assert registry.convention_of(_meta(found)).action_names[-1] == "gripper"
 
 
 def _meta(episode):
@@ -66,7 +66,7 @@ def test_another_text_of_the_file_is_another_recipe(tmp_path, monkeypatch):
     directory, path = _write_example(tmp_path), tmp_path / "example_dataset.py"
     recipes = []
     for text in (block, block, block.replace("gripper.invert", "gripper.clip")):
-        monkeypatch.setattr(lookup, "_own_files", {})  # as in another process
+        monkeypatch.setattr(registry, "_own_files", {})  # as in another process
         path.write_text(text)
         options = rlds_directory.RldsOptions(standardization=str(path))
         recipes.append(rlds.RldsSource(directory, options).recipe)
@@ -76,10 +76,10 @@ def test_another_text_of_the_file_is_another_recipe(tmp_path, monkeypatch):
 def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from data_pipelines.open_x import lookup\n"
-        "STANDARDS = {'bridge_dataset': lookup.standards()['viola']}\n"
+        "from data_pipelines.open_x import registry\n"
+        "STANDARDS = {'bridge_dataset': registry.standards()['viola']}\n"
     )
-    assert lookup.standards(str(path))["bridge_dataset"] is lookup.find("viola")
+    assert registry.standards(str(path))["bridge_dataset"] is registry.find("viola")
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_a_file_that_cannot_be_used_is_one_error(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(errors.UserError, match=message):
-        lookup.standards(str(path))
+        registry.standards(str(path))

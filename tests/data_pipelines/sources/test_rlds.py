@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image, tfrecord
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.sources import base, rlds
 from defi_jax import errors
 
@@ -136,9 +136,9 @@ def test_later_episode_in_another_range_is_rejected(write_rlds, episode):
 
 def test_failures_are_left_out_where_the_dataset_says_so(write_rlds, episode, monkeypatch):
     standard = dataclasses.replace(
-        lookup.find("bridge_dataset"), success_flag="episode_metadata/episode_id"
+        registry.find("bridge_dataset"), success_flag="episode_metadata/episode_id"
     )
-    monkeypatch.setattr(lookup, "standards", lambda own_file: {"bridge_dataset": standard})
+    monkeypatch.setattr(registry, "standards", lambda own_file: {"bridge_dataset": standard})
     failed = episode(0) | {"episode_metadata/episode_id": np.array([0])}
     rejected, good = rlds.RldsSource(write_rlds([[failed, episode(1)]])).read()
     assert "'episode_metadata/episode_id' flag is false" in rejected.reason and good.length == 4

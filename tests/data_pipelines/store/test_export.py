@@ -4,7 +4,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.open_x import lookup
+from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds, rlds_directory, rlds_record
 from data_pipelines.store import export, reader
 from data_pipelines.store import writer as store_writer
@@ -62,7 +62,7 @@ def test_an_export_is_read_back_as_it_was(tmp_path, shard_bytes, file_format):
         np.testing.assert_array_equal(other.states, one.states)
         assert other.metadata == {**one.metadata, "exported_id": one.episode_id}
     again = _store(tmp_path / "again", other)
-    assert lookup.convention_of(again.meta(0)) == lookup.convention_of(
+    assert registry.convention_of(again.meta(0)) == registry.convention_of(
         reader.EpisodeStore(tmp_path / "s").meta(0)
     )
 

@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines import normalization
 from data_pipelines.loading import config, sample_kinds
-from data_pipelines.open_x import gripper, lookup
+from data_pipelines.open_x import gripper, registry
 from data_pipelines.sources import rlds, rlds_directory
 
 SHARED = pathlib.Path(__file__).parents[5] / "shared"
@@ -27,7 +27,7 @@ def _raw_steps(steps: int) -> dict:
 
 
 def test_first_and_last_step_go_and_motion_is_relabelled():
-    trajectory = lookup.find("bridge_dataset").standardize(_raw_steps(5))
+    trajectory = registry.find("bridge_dataset").standardize(_raw_steps(5))
     assert trajectory.kept == range(1, 4)
     # States 0, 1, 4, 9, 16: reached motion after steps 1, 2, 3 is 3, 5, 7; recorded 0.9s are gone.
     np.testing.assert_array_equal(trajectory.actions[:, 0], [3, 5, 7])
@@ -41,7 +41,7 @@ def test_first_and_last_step_go_and_motion_is_relabelled():
 
 def test_two_steps_are_too_few():
     with pytest.raises(ValueError, match="fewer than three"):
-        lookup.find("bridge_dataset").standardize(_raw_steps(2))
+        registry.find("bridge_dataset").standardize(_raw_steps(2))
 
 
 @pytest.fixture(scope="module")

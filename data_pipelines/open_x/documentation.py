@@ -1,11 +1,11 @@
-"""All standards as tables for docs/open_x.md: python -m data_pipelines.open_x.table"""
+"""All standards as tables for docs/open_x.md: python -m data_pipelines.open_x.documentation"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 
-from data_pipelines.open_x import base, columns, lookup
+from data_pipelines.open_x import base, columns, registry
 
 
 def markdown() -> str:
@@ -16,7 +16,7 @@ def markdown() -> str:
 
 def _groups() -> list[tuple[str, base.Standard]]:
     """Returns (names, standard); names that share one are together."""
-    named = sorted(lookup.standards("").items(), key=lambda item: (id(item[1]), item[0]))
+    named = sorted(registry.standards("").items(), key=lambda item: (id(item[1]), item[0]))
     grouped = itertools.groupby(named, key=lambda item: id(item[1]))
     groups = [list(members) for _, members in grouped]
     return sorted((", ".join(f"`{name}`" for name, _ in group), group[0][1]) for group in groups)

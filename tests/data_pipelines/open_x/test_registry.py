@@ -3,7 +3,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_pipelines.open_x import columns, lookup, table
+from data_pipelines.open_x import columns, documentation, registry
 from defi_jax import errors
 from tests.data_pipelines.open_x import expected
 from tests.fixtures import make_versions
@@ -14,13 +14,13 @@ NATURAL = "observation/natural_language_instruction"
 
 
 def test_all_datasets_are_registered():
-    assert set(lookup.standards("")) == set(expected.ROWS) | set(expected.ALIASES)
+    assert set(registry.standards("")) == set(expected.ROWS) | set(expected.ALIASES)
     assert len(expected.ROWS) == 81
 
 
 @pytest.mark.parametrize("name", expected.ROWS)
 def test_every_dataset_becomes_what_the_table_says(name):
-    row, standard = expected.ROWS[name], lookup.find(name)
+    row, standard = expected.ROWS[name], registry.find(name)
     views = [standard.cameras.get(view) for view in ("static", "secondary", "gripper")]
     wanted = [None if view == "-" else f"observation/{view}" for view in row.views.split()]
     assert views == wanted
@@ -45,7 +45,7 @@ def test_every_dataset_becomes_what_the_table_says(name):
 
 
 def test_instructions_come_from_the_published_fields():
-    natural = {name for name, s in lookup.standards("").items() if s.language == NATURAL}
+    natural = {name for name, s in registry.standards("").items() if s.language == NATURAL}
     assert natural == {
         "fractal20220817_data",
         "kuka",
@@ -62,13 +62,13 @@ def test_instructions_come_from_the_published_fields():
         "columbia_cairlab_pusht_real",
         "bc_z",
     }
-    others = {s.language for s in lookup.standards("").values()} - {NATURAL}
+    others = {s.language for s in registry.standards("").values()} - {NATURAL}
     assert others == {"language_instruction", "observation/instruction"}
 
 
 def test_pair_offsets_follow_the_official_windows():
     found = {}
-    for name, standard in lookup.standards("").items():
+    for name, standard in registry.standards("").items():
         found.setdefault(standard.pair_offset, set()).add(name)
     assert {len(name) > 0 for name in found.pop((9, 9))} == {True}
     assert found == {
@@ -93,7 +93,7 @@ def test_pair_offsets_follow_the_official_windows():
 
 
 def test_language_table_texts_end_at_the_first_zero():
-    standard = lookup.find("language_table")
+    standard = registry.find("language_table")
     steps = make_versions.raw_steps(standard)
     points = np.zeros((STEPS, 512), np.int32)
     text = "schieb den grünen Würfel"
@@ -106,7 +106,7 @@ def test_language_table_texts_end_at_the_first_zero():
 
 
 def test_values_outside_of_the_documented_range_name_the_field():
-    standard = lookup.find("viola")
+    standard = registry.find("viola")
     steps = make_versions.raw_steps(standard)
     steps["action/gripper_closedness_action"] = steps["action/gripper_closedness_action"] * 255
     with pytest.raises(columns.SurpriseError, match=r"closedness_action' .*documents -1 to 1"):
@@ -115,9 +115,10 @@ def test_values_outside_of_the_documented_range_name_the_field():
 
 def test_unknown_dataset_names_the_nearest():
     with pytest.raises(errors.UserError, match="did you mean taco_play"):
-        lookup.find("taco_plai")
+        registry.find("taco_plai")
 
 
 def test_the_documented_table_is_that_of_the_standards():
     documented = (ROOT / "docs" / "open_x.md").read_text(encoding="utf-8")
-    assert table.markdown() in documented, "write it anew: python -m data_pipelines.open_x.table"
+    again = "write it anew: python -m data_pipelines.open_x.documentation"
+    assert documentation.markdown() in documented, again
