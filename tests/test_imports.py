@@ -51,12 +51,12 @@ FILE_FLOORS = {
         "video",
     ),
     "data_pipelines.loading": (
-        "meaning named_mixtures",
+        "meaning named_mixtures request",
         "config",
         "sample_kinds",
-        "mixtures",
-        "batches",
-        "features streams",
+        "mixtures reading",
+        "store_batches stream_batches",
+        "features",
         "loader",
     ),
     "data_pipelines.open_x": (

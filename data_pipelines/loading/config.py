@@ -1,4 +1,4 @@
-"""What a run asks of its data: the `data` section of its experiment, and its share of the batches.
+"""The `data` section of an experiment: what a run asks of its data.
 
 Each key of the section stands here with its default, what it means and what it decides. Checks, the
 fingerprint of a run's data and docs/data_keys.md all follow from `DataConfig`:
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from defi_rollout import tokenizers
 
 from data_pipelines import normalization
 from data_pipelines.loading import named_mixtures
@@ -24,7 +23,6 @@ from data_pipelines.open_x import base, registry
 from data_pipelines.sources import rlds_directory
 from defi_jax import cli, errors
 
-SPLITS = ("train", "eval")
 OFFICIAL_OFFSET = ("dataset",)  # as pair_offset: the official one of each data set
 
 
@@ -346,64 +344,6 @@ def _check_range(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise errors.UserError(
             f"impossible {value}", f"data.{key}", f"give at least {least}{most_text}"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a run asks of its loader.
-
-    Attributes:
-        tokenizers: by text role; "gfdm", "gidm" or for joint "gfdm", "gidm" and "goal".
-        split: "train", or "eval" for the held-out episodes without any augmentation.
-        seed: seed of order and draws.
-        global_batch: samples of a batch over all processes.
-        process_index: this process.
-        process_count: number of processes, divides `global_batch`.
-    """
-
-    tokenizers: Mapping[str, tokenizers.Tokenizer]
-    split: str
-    seed: int
-    global_batch: int
-    process_index: int
-    process_count: int
-
-    def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split {self.split!r}")
-        if self.global_batch % self.process_count:
-            count = self.process_count
-            what = f"global_batch {self.global_batch} is not a multiple of {count} processes"
-            raise errors.UserError(what, "global_batch", f"give a multiple of {count}")
-
-    @property
-    def train(self) -> bool:
-        """Whether it is the training split."""
-        return self.split == "train"
-
-    @property
-    def local_batch(self) -> int:
-        """Samples of this process."""
-        return self.global_batch // self.process_count
-
-    def takes(self, episode_id: str, holdout_percent: float) -> bool:
-        """Whether an episode belongs to the split."""
-        return is_held_out(episode_id, holdout_percent) != self.train
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Returns what decides the batches, JSON-able; not who reads which share of them."""
-        return {
-            "split": self.split,
-            "seed": self.seed,
-            "global_batch": self.global_batch,
-            "tokenizers": {role: own.describe() for role, own in self.tokenizers.items()},
-        }
-
-
-def is_held_out(episode_id: str, percent: float) -> bool:
-    """Whether the episode belongs to the held-out split, by a hash of its id alone."""
-    fine, coarse = divmod(zlib.crc32(episode_id.encode()) % 10_000, 100)
-    return coarse + fine / 100 < percent  # whole percents by the last two digits alone
 
 
 def table() -> str:

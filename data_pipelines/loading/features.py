@@ -15,8 +15,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines.loading import batches as batches_lib
-from data_pipelines.loading import sample_kinds
+from data_pipelines.loading import reading as reading_lib
+from data_pipelines.loading import sample_kinds, store_batches
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -52,8 +52,8 @@ class FeatureRows:
 
 
 def use_rows(
-    batches: batches_lib.StoreBatches, path: str | os.PathLike
-) -> batches_lib.StoreBatches:
+    batches: store_batches.StoreBatches, path: str | os.PathLike
+) -> store_batches.StoreBatches:
     """Returns the batches with the features of a .npy file that has a row a sample.
 
     Raises:
@@ -74,7 +74,7 @@ def use_rows(
 
 
 def read_all(
-    batches: batches_lib.StoreBatches, spec: batch_lib.JointBatch
+    batches: store_batches.StoreBatches, spec: batch_lib.JointBatch
 ) -> Iterator[dict[str, Any]]:
     """Yields every sample once, by row, with images; see `EachOnce`.
 
@@ -95,7 +95,7 @@ def read_all(
         blank={name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in blank.items()},
     )
     options = grain.ReadOptions(
-        num_threads=batches_lib.READ_THREADS, prefetch_buffer_size=batches_lib.READ_AHEAD
+        num_threads=store_batches.READ_THREADS, prefetch_buffer_size=reading_lib.READ_AHEAD
     )
     iterator = iter(grain.MapDataset.source(every).to_iter_dataset(options))
     try:
@@ -117,8 +117,8 @@ class EachOnce:
         blank: arrays of a sample that is not there.
     """
 
-    sets: tuple[batches_lib.SampleSet, ...]
-    reading: batches_lib.Reading
+    sets: tuple[store_batches.SampleSet, ...]
+    reading: reading_lib.Reading
     batch_size: int
     blank: sample_kinds.Arrays
 

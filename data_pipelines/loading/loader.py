@@ -1,7 +1,7 @@
 """The data loader: the data section of an experiment -> batches of its objective.
 
     config -> components of the mixture -> sample kinds -> order -> places -> samples -> batches
-    (`config`, `mixtures`, `sample_kinds`, `batches`)
+    (`config`, `mixtures`, `sample_kinds`, `reading`)
 
 Batch k is a pure function of the config, the seed and k. The state is therefore one number, and
 resuming is exact with any number of workers, processes or hosts that divides the global batch.
@@ -14,8 +14,8 @@ paraphrase is then the same in every epoch.
 
 Where <data.root>/<name> (or data.root itself, when it has that name) is an RLDS directory for every
 name of the mixture, its files are streamed without conversion. The same standardisation, sample
-kinds and reading run in both, so a sample has the same pixels, actions and text; `streams` says
-what differs.
+kinds and reading run in both, so a sample has the same pixels, actions and text; `stream_batches`
+says what differs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import files
-from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import features, meaning, mixtures, sample_kinds, streams
+from data_pipelines.loading import (
+    features,
+    meaning,
+    mixtures,
+    sample_kinds,
+    store_batches,
+    stream_batches,
+)
+from data_pipelines.loading import reading as reading_lib
+from data_pipelines.loading import request as request_lib
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -46,14 +54,14 @@ def make_loader(data_config: Any, batch_spec: batch_lib.Batch, **request: Any) -
     Args:
         data_config: the experiment's `data` section.
         batch_spec: abstract batch of the objective, of any batch size; batches are checked.
-        **request: see `config.Request`.
+        **request: see `request.Request`.
 
     Raises:
         UserError: stores are absent, a number is impossible, or nothing is held out.
         DataError: a component lacks what the batch needs, or is damaged.
     """
     config = config_lib.DataConfig.of(data_config)
-    asked = config_lib.Request(**request)
+    asked = request_lib.Request(**request)
     return Loader(config, batch_spec, mixtures.prepare(config, batch_spec, asked), asked)
 
 
@@ -73,20 +81,20 @@ class Loader:
         config: config_lib.DataConfig,
         batch_spec: batch_lib.Batch,
         prepared: mixtures.Prepared,
-        request: config_lib.Request,
+        request: request_lib.Request,
     ):
         self._config, self._request = config, request
         self._spec = batch_lib.with_batch_size(batch_spec, request.local_batch)
         self._components = prepared.components
         self.kinds, self.normalizer = prepared.kinds, prepared.normalizer
-        reading = batches_lib.Reading(kinds=prepared.kinds, request=request)
+        reading = reading_lib.Reading(kinds=prepared.kinds, request=request)
         # What workers return lives in shared memory that is lost at exit.
         self._copies = config.workers > 0 and not prepared.is_streamed
-        self.batches: batches_lib.StoreBatches | streams.StreamBatches
+        self.batches: store_batches.StoreBatches | stream_batches.StreamBatches
         if prepared.is_streamed:
-            self.batches = streams.StreamBatches(config, prepared.components, reading)
+            self.batches = stream_batches.StreamBatches(config, prepared.components, reading)
         else:
-            self.batches = batches_lib.StoreBatches.of(config, prepared.components, reading)
+            self.batches = store_batches.StoreBatches.of(config, prepared.components, reading)
         decides = {**prepared.fingerprint, **request.fingerprint()}
         self._pipeline = {key: _digest(value) for key, value in decides.items()}
         self._iterator: Any = None
@@ -145,13 +153,13 @@ class Loader:
         self.batches = features.use_rows(self._stores, path)
 
     @property
-    def _stores(self) -> batches_lib.StoreBatches:
+    def _stores(self) -> store_batches.StoreBatches:
         """What has samples that are numbered.
 
         Raises:
             UserError: data are streamed.
         """
-        if isinstance(self.batches, streams.StreamBatches):
+        if isinstance(self.batches, stream_batches.StreamBatches):
             raise errors.UserError(
                 "features of streamed data cannot be kept",
                 "cache_features",
@@ -186,7 +194,7 @@ class Loader:
             "still_pairs": dict(self.still_pairs),
             "pipeline": self._pipeline,
         }
-        if isinstance(self.batches, streams.StreamBatches):
+        if isinstance(self.batches, stream_batches.StreamBatches):
             state["positions"] = self.batches.positions()
         return state
 
@@ -211,7 +219,7 @@ class Loader:
         self._next_batch = state["next_batch"]
         self.bad_samples = collections.Counter(state["bad_samples"])
         self.still_pairs = collections.Counter(state["still_pairs"])
-        if isinstance(self.batches, streams.StreamBatches):
+        if isinstance(self.batches, stream_batches.StreamBatches):
             self.batches.go_to(state["positions"])
 
     def describe(self) -> list[dict[str, Any]]:
@@ -229,7 +237,7 @@ class Loader:
             self._finalizer()
         self._iterator = None
 
-    def _count(self, replaced: batches_lib.Replaced) -> None:
+    def _count(self, replaced: reading_lib.Replaced) -> None:
         """Counts replaced samples and stops when too many are damaged."""
         for name, count in replaced.still.items():
             self.still_pairs[name] += count

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.formats import image
-from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import loader as loader_lib
+from data_pipelines.loading import store_batches
 from data_pipelines.store import reader
 from defi_jax import errors
 
@@ -79,7 +79,7 @@ def run(one: loader_lib.Loader, *, image_size: int, seconds: float) -> Result:
     Raises:
         UserError: it reads no encoded frames.
     """
-    if not isinstance(one.batches, batches_lib.StoreBatches):
+    if not isinstance(one.batches, store_batches.StoreBatches):
         raise errors.UserError(
             "streamed data are not measured", "data.root", "bench reads episode stores"
         )
@@ -110,7 +110,7 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _frames_of(batches: batches_lib.StoreBatches) -> list[bytes]:
+def _frames_of(batches: store_batches.StoreBatches) -> list[bytes]:
     """Returns the encoded frames of the first batches."""
     encoded: list[bytes] = []
     sets = []

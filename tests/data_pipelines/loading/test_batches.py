@@ -5,8 +5,9 @@ import zlib
 import numpy as np
 import pytest
 
-from data_pipelines.loading import batches as batches_lib
-from data_pipelines.loading import config, features, mixtures, sample_kinds
+from data_pipelines.loading import features, mixtures, sample_kinds, store_batches
+from data_pipelines.loading import reading as reading_lib
+from data_pipelines.loading import request as request_lib
 from data_pipelines.sources import synthetic
 from defi_jax import errors
 
@@ -14,23 +15,23 @@ from defi_jax import errors
 def _set(name, counts, weight=1.0):
     source = synthetic.SyntheticSource(image_size=8, action_dim=2, num_episodes=len(counts))
     component = mixtures.Component(name=name, weight=weight, source=source, directory=None)
-    return batches_lib.SampleSet.of(component, np.arange(len(counts)), np.array(counts))
+    return store_batches.SampleSet.of(component, np.arange(len(counts)), np.array(counts))
 
 
 def test_sample_set_by_hand():
     component = _set("a", [1]).component
-    samples = batches_lib.SampleSet.of(component, np.array([4, 5, 7]), np.array([3, 0, 2]))
+    samples = store_batches.SampleSet.of(component, np.array([4, 5, 7]), np.array([3, 0, 2]))
     assert len(samples) == 5
     places = [samples.place(k) for k in range(5)]
     assert [(p.episode, p.sample) for p in places] == [(4, 0), (4, 1), (4, 2), (7, 0), (7, 1)]
     assert [place.row for place in places] == [0, 1, 2, 3, 4]
     assert samples.episodes.tolist() == [4, 7]
-    assert len(batches_lib.SampleSet.of(component, np.array([1]), np.array([0]))) == 0
+    assert len(store_batches.SampleSet.of(component, np.array([1]), np.array([0]))) == 0
 
 
 def test_every_sample_exactly_once_an_epoch_and_parts_by_weight():
     parts = [_set("a", [5, 4], weight=3.0), _set("b", [6], weight=1.0)]
-    order = batches_lib.order(parts, seed=1)
+    order = store_batches.order(parts, seed=1)
     drawn = [order[k] for k in range(72)]
     shares = collections.Counter(number for number, _ in drawn)
     assert shares == {0: 54, 1: 18}
@@ -43,22 +44,22 @@ def test_every_sample_exactly_once_an_epoch_and_parts_by_weight():
 
 def test_order_depends_on_the_seed():
     parts = [_set("a", [50])]
-    one, two, other = (batches_lib.order(parts, seed) for seed in (1, 1, 2))
+    one, two, other = (store_batches.order(parts, seed) for seed in (1, 1, 2))
     drawn = [[order[k] for k in range(50)] for order in (one, two, other)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_held_out_split_is_by_id_alone():
     ids = [f"episode {k}" for k in range(2000)]
-    share = np.mean([config.is_held_out(name, 10) for name in ids])
+    share = np.mean([request_lib.is_held_out(name, 10) for name in ids])
     assert 0.07 < share < 0.13
-    assert not any(config.is_held_out(name, 0) for name in ids)
-    assert all(config.is_held_out(name, 100) for name in ids)
-    small = np.mean([config.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
+    assert not any(request_lib.is_held_out(name, 0) for name in ids)
+    assert all(request_lib.is_held_out(name, 100) for name in ids)
+    small = np.mean([request_lib.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
     assert 0.004 < small < 0.006
-    assert config.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
-    nested = [name for name in ids if config.is_held_out(name, 5)]
-    assert all(config.is_held_out(name, 10) for name in nested)
+    assert request_lib.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
+    nested = [name for name in ids if request_lib.is_held_out(name, 5)]
+    assert all(request_lib.is_held_out(name, 10) for name in nested)
 
 
 class _Lengths:
@@ -106,11 +107,11 @@ def _batches(bad=(), still=(), *, sets=None, kind=None, **changes):
         "process_index": 0,
         "process_count": 1,
     }
-    reading = batches_lib.Reading(
+    reading = reading_lib.Reading(
         kinds=dict.fromkeys((one.component.name for one in sets), kind),
-        request=config.Request(**values | changes),
+        request=request_lib.Request(**values | changes),
     )
-    return batches_lib.StoreBatches(sets=sets, reading=reading)
+    return store_batches.StoreBatches(sets=sets, reading=reading)
 
 
 def test_global_batches_do_not_depend_on_the_number_of_processes():
@@ -173,7 +174,7 @@ def test_many_still_pairs_in_a_row_are_no_end_but_all_of_them_are():
     counts = [1] * 40
     most, every = (_batches(sets=(_set("a", counts),), still=range(number)) for number in (38, 40))
     assert set(most[0]["arrays"]["episode"].tolist()) <= {38, 39}
-    assert most[0]["replaced"].still["a"] > batches_lib.MAX_BAD
+    assert most[0]["replaced"].still["a"] > reading_lib.MAX_BAD
     with pytest.raises(errors.DataError, match=r"256 frame pairs in a row .*drop_still"):
         every[0]
 
@@ -248,7 +249,7 @@ def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
 def test_paraphrases_are_drawn_in_training_only():
     place = _set("a", [1]).place(0)
     rng, seen = np.random.default_rng(0), {}
-    for split in config.SPLITS:
+    for split in request_lib.SPLITS:
         reading = _batches(split=split).reading
         seen[split] = {reading._instruction(place, rng) for _ in range(50)}
     first, *_ = place.meta.instructions

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from data_pipelines.formats import image
-from data_pipelines.loading import streams
+from data_pipelines.loading import stream_batches
 from data_pipelines.open_x import base, columns, registry
 from data_pipelines.sources import rlds, rlds_directory
 from data_pipelines.store import convert
@@ -114,7 +114,7 @@ def _assert_streamed(root, name, standard, wanted, splits) -> None:
         augment=False,
         holdout_percent=0,
     )
-    assert isinstance(one.batches, streams.StreamBatches)
+    assert isinstance(one.batches, stream_batches.StreamBatches)
     batches = [next(one) for _ in pairs]
     one.close()
     found = []

@@ -10,15 +10,16 @@ from defi_rollout import tokenizers
 
 from configs import common
 from data_pipelines import normalization as normalization_lib
-from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import (
     loader,
     mixtures,
     named_mixtures,
     sample_kinds,
-    streams,
+    store_batches,
+    stream_batches,
 )
+from data_pipelines.loading import request as request_lib
 from data_pipelines.sources import base, rlds
 from data_pipelines.store import convert
 from data_pipelines.store import reader as store_reader
@@ -134,8 +135,8 @@ def test_an_epoch_has_the_samples_of_the_converted_store(root):
     numbers = {"augment": False, "global_batch": 5}
     streamed = _make(root, **numbers)
     stored = _make(_store(root), **numbers)
-    assert isinstance(streamed.batches, streams.StreamBatches)
-    assert isinstance(stored.batches, batches_lib.StoreBatches)
+    assert isinstance(streamed.batches, stream_batches.StreamBatches)
+    assert isinstance(stored.batches, store_batches.StoreBatches)
     assert streamed.normalizer.to_json() == stored.normalizer.to_json()
     one, other = _take(streamed, 2 * total // 5), _take(stored, 2 * total // 5)
     assert _rows(one) == _rows(other)
@@ -325,11 +326,11 @@ def test_dataset_without_held_out_episodes_is_only_trained_on(
     (tmp_path / "one" / "bridge_dataset").symlink_to(root / "bridge_dataset")
     numbers = {"mixture": "bridge_dataset,again", "normalization": "none"}
     only = "bridge_dataset/train/00000/00000"  # the one episode of "again"
-    monkeypatch.setattr(config_lib, "is_held_out", lambda name, percent: name != only)
+    monkeypatch.setattr(request_lib, "is_held_out", lambda name, percent: name != only)
     held_out = _make(tmp_path / "one", split="eval", **numbers)
     assert [part["name"] for part in held_out.describe()] == ["bridge_dataset"]
     assert len(_make(tmp_path / "one", **numbers).describe()) == 2
-    monkeypatch.setattr(config_lib, "is_held_out", lambda name, percent: name == only)
+    monkeypatch.setattr(request_lib, "is_held_out", lambda name, percent: name == only)
     with pytest.raises(errors.UserError, match="no episode of again is in split train"):
         _make(tmp_path / "one", **numbers)
 
@@ -435,7 +436,7 @@ def test_root_may_be_the_dataset_itself(root):
     inside, names = str(root / "bridge_dataset"), ["bridge_dataset", "other"]
     assert mixtures.find_records(inside, names).keys() == {"bridge_dataset"}
     assert mixtures.find_records(str(root), names).keys() == {"bridge_dataset"}
-    assert isinstance(_make(inside).batches, streams.StreamBatches)
+    assert isinstance(_make(inside).batches, stream_batches.StreamBatches)
 
 
 def test_what_needs_a_store_says_so(root):

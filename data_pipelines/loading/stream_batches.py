@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines.loading import batches as batches_lib
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import mixtures
+from data_pipelines.loading import reading as reading_lib
 from data_pipelines.streaming import pool as pool_lib
 from data_pipelines.streaming import scan
 from defi_jax import errors
 
 FIRST_MIB = 64  # pool of `StreamBatches.take`
-_DRAW = batches_lib.MAX_CANDIDATES  # of the pool; smaller numbers are attempts to read
+_DRAW = reading_lib.MAX_CANDIDATES  # of the pool; smaller numbers are attempts to read
 
 Positions = Mapping[str, pool_lib.Position]  # by component; from the start where absent
 
@@ -43,14 +43,14 @@ class _Stream:
         self,
         config: config_lib.DataConfig,
         components: Sequence[mixtures.StreamedComponent],
-        reading: batches_lib.Reading,
+        reading: reading_lib.Reading,
         positions: Positions,
         max_mib: int,
     ):
         self._reading, self._holdout_percent = reading, config.holdout_percent
-        self._replaced = batches_lib.Replaced()
+        self._replaced = reading_lib.Replaced()
         self._threads = concurrent.futures.ThreadPoolExecutor(
-            max(config.workers, batches_lib.READ_AHEAD)
+            max(config.workers, reading_lib.READ_AHEAD)
         )
         weights = np.array([component.weight for component in components], np.float64)
         self._shares = weights / weights.sum()
@@ -61,9 +61,9 @@ class _Stream:
         }
 
     def batch(self, number: int) -> dict[str, Any]:
-        """Returns a raw batch as `batches.Reading.batch`, with the positions after it."""
+        """Returns a raw batch as `reading.Reading.batch`, with the positions after it."""
         raw = self._reading.batch(number, self._draw, self._replaced, self._threads.map)
-        self._replaced = batches_lib.Replaced()
+        self._replaced = reading_lib.Replaced()
         return raw | {"positions": {name: pool.position for name, pool in self._pools.items()}}
 
     def close(self) -> None:
@@ -101,9 +101,9 @@ class _Stream:
         )
 
     def _draw(
-        self, index: int, attempt: int, former: batches_lib.Place | None, rng: np.random.Generator
-    ) -> batches_lib.Place:
-        """See `batches.Draw`; pools are drawn from apart from what the sample draws."""
+        self, index: int, attempt: int, former: reading_lib.Place | None, rng: np.random.Generator
+    ) -> reading_lib.Place:
+        """See `reading.Draw`; pools are drawn from apart from what the sample draws."""
         del rng
         draws = np.random.default_rng((self._reading.request.seed, index, attempt or _DRAW))
         if former is None:
@@ -111,7 +111,7 @@ class _Stream:
         else:
             name = former.component
         view, sample = self._pools[name].draw(draws)
-        return batches_lib.Place(component=name, source=view, episode=0, sample=sample)
+        return reading_lib.Place(component=name, source=view, episode=0, sample=sample)
 
 
 class _Ahead:
@@ -121,7 +121,7 @@ class _Ahead:
         self._positions = positions
         self._stream, self._numbers = stream, itertools.count(first)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "stream")
-        self._coming = collections.deque(self._submit() for _ in range(1 + batches_lib.READ_AHEAD))
+        self._coming = collections.deque(self._submit() for _ in range(1 + reading_lib.READ_AHEAD))
 
     def __next__(self) -> dict[str, Any]:
         self._coming.append(self._submit())
@@ -148,7 +148,7 @@ class StreamBatches:
         self,
         config: config_lib.DataConfig,
         components: Sequence[mixtures.Component],
-        reading: batches_lib.Reading,
+        reading: reading_lib.Reading,
     ):
         self._config, self._reading = config, reading
         self._positions: dict[str, pool_lib.Position] = {}
