@@ -1,8 +1,9 @@
 """What a standardisation is: from the raw steps of one RLDS dataset to the episode schema.
 
-A dataset is one file in `datasets/` whose `STANDARDS` says by name which raw fields become cameras,
-actions, states and text. Canonical actions end in the gripper, 1 open and 0 closed (Open-X
-Embodiment, "EEF_POS"); what a dataset does otherwise is in its `convention` and its `doubts`.
+A file in `datasets/` holds one dataset or those of one laboratory: its `STANDARDS` says by name
+which raw fields become cameras, actions, states and text. Canonical actions end in the gripper, 1
+open and 0 closed (Open-X Embodiment, "EEF_POS"); what a dataset does otherwise is in its
+`convention` and its `doubts`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.open_x import columns
+from data_pipelines.open_x import columns, gripper
 from defi_jax import embodiment
 
 Field = columns.Field
@@ -23,6 +24,20 @@ IMAGE, TEXT = Field(kind="image", dtype="uint8"), Field(kind="text", dtype="obje
 INSTRUCTION = "language_instruction"
 NATURAL_INSTRUCTION = "observation/natural_language_instruction"  # of the first Open-X datasets
 DEFAULT_OFFSET = (9, 9)
+
+# Actions of RT-1's format, the gripper commanded relatively.
+RT1_ACTIONS = (
+    *columns.RT1_MOTION,
+    columns.rt1_closedness(1).then(gripper.relative_to_absolute),
+)
+
+# What several datasets leave open: their convention, and the doubts that follow from it.
+UNDOCUMENTED = embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN)
+GRIPPER_AS_STORED = "gripper: left as stored, polarity not documented"
+POSE_AS_STORED = (
+    "motion: whether poses are absolute or deltas is not documented",
+    GRIPPER_AS_STORED,
+)
 
 _BGR = "colours: the Open-X bucket's copy has red and blue swapped in {}; prepared copies do not"
 BGR_WRIST, BGR_ALL = _BGR.format("the wrist view"), _BGR.format("all views")

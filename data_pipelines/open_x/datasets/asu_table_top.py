@@ -1,7 +1,6 @@
 """Table-top tasks of a UR5 (Arizona State University)."""
 
 from data_pipelines.open_x import base, columns
-from defi_jax import embodiment
 
 STANDARDS = {
     "asu_table_top_converted_externally_to_rlds": base.Standard(
@@ -13,11 +12,11 @@ STANDARDS = {
             columns.zeros(),
             columns.tensor("observation/state", 7)[6:],
         ),
-        convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),
+        convention=base.UNDOCUMENTED,
         doubts=(
             "motion: joint and gripper velocities by the catalogue, though the registry calls them "
             "a pose; a field action_delta exists beside it and is not used",
-            "gripper: left as stored, polarity not documented",
+            base.GRIPPER_AS_STORED,
         ),
     )
 }

@@ -17,7 +17,7 @@ _SARA = base.Standard(
     convention=embodiment.end_effector(
         motion=embodiment.UNKNOWN, rotation=_ROTATION, gripper=embodiment.UNKNOWN
     ),
-    doubts=(*_DOUBTS, "gripper: left as stored, polarity not documented"),
+    doubts=(*_DOUBTS, base.GRIPPER_AS_STORED),
 )
 
 STANDARDS = {

@@ -15,7 +15,7 @@ STANDARDS = {
         ),
         doubts=(
             "cameras: both views show the wrist camera's image",
-            "gripper: left as stored, polarity not documented",
+            base.GRIPPER_AS_STORED,
         ),
     )
 }

@@ -22,7 +22,7 @@ STANDARDS = {
         ),
         doubts=(
             "motion: absolute poses, though the registry calls them deltas",
-            "gripper: left as stored, polarity not documented",
+            base.GRIPPER_AS_STORED,
             "fields: camera names are the registry's, nobody has seen the published files",
         ),
     )

@@ -1,4 +1,4 @@
-"""Kitchen and pick-and-place tasks of an xArm (UC San Diego)."""
+"""Kitchen and pick-and-place tasks of an xArm, and ManiSkill2 (UC San Diego)."""
 
 from data_pipelines.open_x import base, columns
 from defi_jax import embodiment
@@ -12,11 +12,11 @@ STANDARDS = {
         control_hz=2.0,
         actions=(columns.tensor("action", 8)[:7],),  # the last is the terminate flag
         states=(columns.tensor("observation/state", 21)[:7], columns.zeros()),
-        convention=embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN),
+        convention=base.UNDOCUMENTED,
         pair_offset=(2, 4),
         doubts=(
             "motion: absolute poses by the catalogue, deltas by the registry",
-            "gripper: left as stored, polarity not documented",
+            base.GRIPPER_AS_STORED,
         ),
     ),
     "ucsd_pick_and_place_dataset_converted_externally_to_rlds": base.Standard(
@@ -28,5 +28,19 @@ STANDARDS = {
             motion="velocity", rotation="none", gripper=embodiment.UNKNOWN
         ),
         doubts=("gripper: a torque, left as stored",),
+    ),
+    "maniskill_dataset_converted_externally_to_rlds": base.Standard(  # ManiSkill2: simulated
+        robot="franka",
+        control_hz=20.0,
+        cameras=base.views(primary="image", wrist="wrist_image"),
+        actions=(columns.tensor("action", 7),),
+        states=(
+            columns.tensor("observation/tcp_pose", 7),  # xyz and quaternion w, x, y, z
+            columns.tensor("observation/state", 18)[7:8],
+        ),
+        convention=embodiment.end_effector(
+            rotation="axis-angle", units="1 = 0.1 m or 0.1 rad", gripper="+1 opens, -1 closes"
+        ),
+        doubts=("gripper: left in -1..1, not 0..1",),
     ),
 }
