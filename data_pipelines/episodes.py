@@ -207,8 +207,4 @@ def _text_problems(episode: Episode) -> Iterator[str]:
 
 
 def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="ignore").decode() == text

@@ -91,9 +91,17 @@ def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
         yield
 
 
-def holds_files(directory: pathlib.Path) -> bool:
-    """Whether a directory is there and has files, other than hidden ones of killed runs."""
-    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+def check_no_files(directory: pathlib.Path, without: str) -> None:
+    """Raises UserError for a directory with files, hidden ones of killed runs aside.
+
+    Args:
+        directory: need not be there.
+        without: name of the file that would have told what they are.
+    """
+    found = directory.iterdir() if directory.is_dir() else ()
+    if any(not path.name.startswith(".") for path in found):
+        what = f"output holds files, but no {without}"
+        raise errors.UserError(what, directory, "choose another --output")
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -273,15 +273,12 @@ class Normalizer:
             statistics=None if kept is None else Statistics.from_json(kept),
         )
 
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        kept = self.statistics
-        return (kept.q01, kept.q99) if self.kind == "bounds_q99" else (kept.min, kept.max)
-
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns center and scale: normalised = (x - center) / scale."""
+        kept = self.statistics
         if self.kind == "normal":
-            return self.statistics.mean, self.statistics.std + EPSILON
-        low, high = self._bounds()
+            return kept.mean, kept.std + EPSILON
+        low, high = (kept.q01, kept.q99) if self.kind == "bounds_q99" else (kept.min, kept.max)
         scale = (high - low + EPSILON) / 2
         return low + scale, scale
 

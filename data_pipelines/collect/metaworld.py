@@ -228,10 +228,7 @@ def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
                 "repeat those, or choose another output directory",
             )
         return
-    if files.holds_files(directory):
-        raise errors.UserError(
-            f"output holds files, but no {SETTINGS_FILE}", directory, "choose another --output"
-        )
+    files.check_no_files(directory, SETTINGS_FILE)
     files.make_directory(directory)
     rollout_files.write(path, json.dumps(wanted, indent=1) + "\n")
 

@@ -377,12 +377,7 @@ def _begin(directory: pathlib.Path, start: Mapping[str, Any], overwrite: bool) -
             if not overwrite:
                 raise
         shutil.rmtree(directory)
-    elif files.holds_files(directory):
-        raise errors.UserError(
-            f"output holds files, but no {latent_cache.MANIFEST}",
-            directory,
-            "choose another --output",
-        )
+    files.check_no_files(directory, latent_cache.MANIFEST)
     files.make_directory(directory)
     files.write_json(directory / latent_cache.MANIFEST, {**start, "complete": False})
 

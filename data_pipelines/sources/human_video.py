@@ -112,7 +112,9 @@ def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Rej
         rows = csv_files.read_rows(path, _COLUMNS, what="caption file", fix=_FORMATS)
         entries = [(row.get("file"), row.get("caption")) for row in rows]
     else:
-        entries = _read_json(path)
+        what = "caption file cannot be used"
+        with errors.DataError.instead_of((OSError, ValueError), what, path, _FORMATS):
+            entries = list(_parse_json(json_files.parse(csv_files.read_text(path))))
     for number, (file, caption) in enumerate(entries, 1):
         if isinstance(file, str) and isinstance(caption, str):
             captions[file] = (*captions.get(file, ()), caption.strip())
@@ -122,13 +124,6 @@ def load_captions(path: str | pathlib.Path) -> tuple[Captions, list[episodes.Rej
     if not captions:
         raise errors.DataError("caption file names no video", path, _FORMATS)
     return captions, rejects
-
-
-def _read_json(path: pathlib.Path) -> list[tuple[Any, Any]]:
-    """Reads pairs of file and caption, whatever they are."""
-    what = "caption file cannot be used"
-    with errors.DataError.instead_of((OSError, ValueError), what, path, _FORMATS):
-        return list(_parse_json(json_files.parse(csv_files.read_text(path))))
 
 
 def _parse_json(content: Any) -> Iterator[tuple[Any, Any]]:

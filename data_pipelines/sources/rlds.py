@@ -129,7 +129,12 @@ class RldsSource:
         self.name = name or rlds_standard.choose_name(self.info, options)
         rlds_standard.check_fields(self.info, self.standard)
         self._check_first()
-        self._log_what_is_read()
+        splits = ", ".join(self.info.splits)
+        logging.info("%s %s: %d of %s", self.name, self.info.version, self.total, splits)
+        for what in self.info.left_out:
+            logging.warning("%s: left out %s", self.name, what)
+        for doubt in self.standard.doubts:
+            logging.warning("%s: doubtful %s", self.name, doubt)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the standardisation, whose functions may stand outside of a package."""
@@ -139,14 +144,6 @@ class RldsSource:
     def standard(self) -> standardize_base.Standard:
         """How its episodes are read."""
         return rlds_standard.find(self.info, self.name, self._options)
-
-    def _log_what_is_read(self) -> None:
-        splits = ", ".join(self.info.splits)
-        logging.info("%s %s: %d of %s", self.name, self.info.version, self.total, splits)
-        for what in self.info.left_out:
-            logging.warning("%s: left out %s", self.name, what)
-        for doubt in self.standard.doubts:
-            logging.warning("%s: doubtful %s", self.name, doubt)
 
     def part(self, number: int, parts: int) -> RldsSource:
         """Returns the part of this number; shards stay whole, so that parts may be empty."""

@@ -188,11 +188,7 @@ def _version_directory(directory: epath.Path, version: str) -> epath.Path:
     if version and version not in found:
         there = f"there is {', '.join(sorted(found))}"
         raise errors.UserError(f"no version {version}", directory, there)
-    return found[version or max(found, key=_version_key)]
-
-
-def _version_key(name: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", name))
+    return found[version or max(found, key=lambda name: [*map(int, re.findall(r"\d+", name))])]
 
 
 def _is_directory(path: epath.Path) -> bool:

@@ -157,10 +157,7 @@ def _open_filled(
 def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:
     manifest = read_manifest(output)
     if manifest is None:
-        if files.holds_files(output):
-            raise errors.UserError(
-                f"output holds files, but no {MANIFEST}", output, "choose another --output"
-            )
+        files.check_no_files(output, MANIFEST)
         return
     differing = [key for key in start if manifest.get(key) != start[key]]
     if differing:
