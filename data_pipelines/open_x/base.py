@@ -26,10 +26,7 @@ NATURAL_INSTRUCTION = "observation/natural_language_instruction"  # of the first
 DEFAULT_OFFSET = (9, 9)
 
 # Actions of RT-1's format, the gripper commanded relatively.
-RT1_ACTIONS = (
-    *columns.RT1_MOTION,
-    columns.rt1_closedness(1).then(gripper.relative_to_absolute),
-)
+RT1_ACTIONS = (*columns.RT1_MOTION, columns.rt1_closedness(1).then(gripper.relative_to_absolute))
 
 # What several datasets leave open: their convention, and the doubts that follow from it.
 UNDOCUMENTED = embodiment.end_effector(motion=embodiment.UNKNOWN, gripper=embodiment.UNKNOWN)

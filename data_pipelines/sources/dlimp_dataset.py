@@ -140,8 +140,7 @@ def _frames(trajectory: Nested) -> Iterator[Nested]:
 
 
 def _stack(frames: list[Nested]) -> Nested:
-    return cast(Nested, dm_tree.map_structure(lambda *own: _array(_of_leaf(own)), *frames))
+    def leaf(*values: Any) -> np.ndarray:
+        return _array(list(values)) if isinstance(values[0], bytes) else np.stack(values)
 
-
-def _of_leaf(values: tuple[Any, ...]) -> np.ndarray | list[bytes]:
-    return list(values) if isinstance(values[0], bytes) else np.stack(values)
+    return cast(Nested, dm_tree.map_structure(leaf, *frames))

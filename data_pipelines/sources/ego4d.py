@@ -67,7 +67,12 @@ def find_clips(directory: pathlib.Path, annotation: pathlib.Path, name: str) -> 
     what, fix = "Ego4D annotation cannot be used", "download it again"
     with errors.DataError.instead_of((ValueError, RecursionError), what, annotation, fix):
         for place, entry in enumerate(stream_array(annotation, "videos")):
-            found += _try_video(entry, videos, name, f"{annotation}, video {place}")
+            try:
+                for one in _read_video(entry, videos, name):
+                    found.append(one)
+            except _FORMAT_ERRORS as error:  # what came before stays
+                item = f"{annotation}, video {place}"
+                found.append(episodes.Reject(item, f"{_DAMAGED} ({error!r})"))
     recipe = {
         "kind": "ego4d",
         "captions": video_clips.describe_file(annotation) | {"field": "narration_text"},
@@ -119,16 +124,6 @@ def _next_element(decoder: json.JSONDecoder, text: str, file: TextIO) -> tuple[A
             if not more:
                 raise
             text += more
-
-
-def _try_video(
-    entry: Any, videos: video_folder.VideoFolder, name: str, item: str
-) -> Iterator[video_clips.Clip | episodes.Reject]:
-    """Like `_read_video`; where the entry is of another form, a reject is the last."""
-    try:
-        yield from _read_video(entry, videos, name)
-    except _FORMAT_ERRORS as error:
-        yield episodes.Reject(item, f"{_DAMAGED} ({error!r})")
 
 
 def _read_video(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -176,15 +176,6 @@ def _check_columns(store: reader.EpisodeStore, name: str) -> Iterator[Finding]:
 # ---- grippers ----
 
 
-@dataclass(frozen=True)
-class _Gripper:
-    """The gripper's first, smallest and largest value in one episode."""
-
-    first: float
-    low: float
-    high: float
-
-
 def _check_grippers(store: reader.EpisodeStore) -> Iterator[Finding]:
     """Compares each dataset's gripper with what its convention says."""
     members: dict[tuple[str, str], list[int]] = {}
@@ -197,27 +188,26 @@ def _check_grippers(store: reader.EpisodeStore) -> Iterator[Finding]:
             grippers = _grippers(store, indices, convention)
         except errors.DataError:
             continue  # reported as damaged
-        if not grippers:
-            continue
-        names, found = [store.meta(i).episode_id for i in grippers], list(grippers.values())
         said = "unknown" if convention is None else convention.gripper
-        yield from _check_gripper(found, names, said, f"{source}, {robot}")
+        if grippers:
+            yield from _check_gripper(grippers, said, f"{source}, {robot}")
 
 
 def _grippers(
     store: reader.EpisodeStore,
     indices: Sequence[int],
     convention: embodiment.Convention | None,
-) -> dict[int, _Gripper]:
-    """Returns the gripper of each episode by its number; {} where there is none that we know of.
+) -> dict[str, np.ndarray]:
+    """Returns the gripper's first, smallest and largest value of each episode, float32[3], by id.
 
-    Without a convention, a last dimension of two values is taken for one.
+    {} where there is none that we know of. Without a convention, a last dimension of two values is
+    taken for one.
     """
     names = () if convention is None else convention.action_names
     if convention is not None and "gripper" not in names:
         return {}
     number = names.index("gripper") if names else -1
-    found: dict[int, _Gripper] = {}
+    found: dict[str, np.ndarray] = {}
     widths: set[int] = {len(names)} if names else set()
     values: set[float] = set()
     for i in indices:
@@ -232,22 +222,20 @@ def _grippers(
             values.update(np.unique(column).tolist())
             if len(values) > 2:
                 return {}
-        found[i] = _Gripper(float(column[0]), float(column.min()), float(column.max()))
+        found[store.meta(i).episode_id] = np.array([column[0], column.min(), column.max()])
     return found if names or len(values) == 2 else {}
 
 
-def _check_gripper(
-    found: Sequence[_Gripper], names: Sequence[str], said: str, where: str
-) -> Iterator[Finding]:
+def _check_gripper(found: Mapping[str, np.ndarray], said: str, where: str) -> Iterator[Finding]:
     """Looks at the gripper of one dataset.
 
     Args:
-        found: what was found in each episode.
-        names: their ids.
+        found: see `_grippers`.
         said: its convention, for example "1 opens, 0 closes", or "unknown".
         where: the dataset.
     """
-    low, high = min(one.low for one in found), max(one.high for one in found)
+    low = min(float(lowest) for _, lowest, _ in found.values())
+    high = max(float(highest) for _, _, highest in found.values())
     polarity = {word: float(number) for number, word in _POLARITY.findall(said)}
     if len(polarity) == 2:
         bounds = sorted(polarity.values())
@@ -262,8 +250,8 @@ def _check_gripper(
     middle = (opens + closes) / 2
     closed = [
         name
-        for name, one in zip(names, found, strict=True)
-        if (one.first - middle) * (opens - closes) < 0
+        for name, (first, _, _) in found.items()
+        if (float(first) - middle) * (opens - closes) < 0
     ]
     is_suspicious = len(closed) >= _BEGINS_CLOSED_SHARE * len(found)
     if is_suspicious and len(found) >= _BEGINS_CLOSED_EPISODES:

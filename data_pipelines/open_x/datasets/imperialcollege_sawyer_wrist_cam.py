@@ -13,9 +13,6 @@ STANDARDS = {
         convention=embodiment.end_effector(
             frame="end effector", rotation="euler zyx", gripper=embodiment.UNKNOWN
         ),
-        doubts=(
-            "cameras: both views show the wrist camera's image",
-            base.GRIPPER_AS_STORED,
-        ),
+        doubts=("cameras: both views show the wrist camera's image", base.GRIPPER_AS_STORED),
     )
 }
