@@ -21,7 +21,7 @@ Make = Callable[[nnx.Rngs], _M]
 
 def init_params(make: Make, rng: jax.Array) -> Params:
     """Returns freshly initialised parameters; call under `jax.jit` for large modules."""
-    return unflatten(flatten(nnx.to_pure_dict(nnx.split(make(nnx.Rngs(rng)))[1])))
+    return unflatten(flatten(nnx.to_pure_dict(nnx.split(make(_rngs(rng)))[1])))
 
 
 def abstract_params(make: Make) -> Params:
@@ -59,7 +59,29 @@ def method(make: Make, name: str = "__call__") -> Callable[..., Any]:
 @functools.lru_cache(maxsize=64)
 def _split(make: Make) -> tuple[Any, nnx.State]:
     """Structure and abstract parameters of a module: built once, whoever traces it how often."""
-    return nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: make(_rngs(jax.random.key(0)))))
+
+
+class _Stream(nnx.RngStream):
+    """The keys of `nnx.RngStream`, counted in Python.
+
+    NNX counts in a traced variable. Each change of it makes jax look through all equations that
+    were traced before, so that the abstract parameters of a large model take ten times as long.
+    """
+
+    def __init__(self, key: jax.Array, *, tag: str):
+        super().__init__(key, tag=tag)
+        self.drawn = 0
+
+    def __call__(self) -> jax.Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key[...], self.drawn - 1)
+
+
+def _rngs(key: jax.Array) -> nnx.Rngs:
+    rngs = nnx.Rngs(key)
+    rngs.default = _Stream(key, tag="default")
+    return rngs
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
