@@ -21,7 +21,7 @@ import ml_collections
 
 from configs import common, joint
 
-# Actions are those of data_pipelines/open_x/datasets/google.py.
+# Actions are those of data_pipelines/open_x/datasets/fractal20220817_data.py.
 _FRACTAL = {
     "data.mixture": "fractal20220817_data",
     "data.cameras": ("static",),

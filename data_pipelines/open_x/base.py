@@ -1,9 +1,8 @@
 """What a standardisation is: from the raw steps of one RLDS dataset to the episode schema.
 
-A file in `datasets/` holds one dataset or those of one laboratory: its `STANDARDS` says by name
-which raw fields become cameras, actions, states and text. Canonical actions end in the gripper, 1
-open and 0 closed (Open-X Embodiment, "EEF_POS"); what a dataset does otherwise is in its
-`convention` and its `doubts`.
+A dataset is one file in `datasets/` whose `STANDARDS` says by name which raw fields become cameras,
+actions, states and text. Canonical actions end in the gripper, 1 open and 0 closed (Open-X
+Embodiment, "EEF_POS"); what a dataset does otherwise is in its `convention` and its `doubts`.
 """
 
 from __future__ import annotations

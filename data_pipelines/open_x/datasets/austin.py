@@ -1,4 +1,4 @@
-"""BUDS, Sailor, Sirius, MUTEX and VIOLA: tasks of a Franka arm (UT Austin)."""
+"""BUDS, Sailor, Sirius and MUTEX: tasks of a Franka arm (UT Austin)."""
 
 import dataclasses
 
@@ -25,16 +25,4 @@ STANDARDS = {
         doubts=("state: joints and gripper by the catalogue, a pose by the registry",),
     ),
     "utaustin_mutex": dataclasses.replace(_BUDS, pair_offset=(14, 19), doubts=(base.BGR_ALL,)),
-    "viola": base.Standard(  # kitchen tasks
-        robot="franka",
-        control_hz=20.0,
-        cameras=base.views(primary="agentview_rgb", wrist="eye_in_hand_rgb"),
-        actions=(*columns.RT1_MOTION, columns.rt1_closedness().then(gripper.clip, gripper.invert)),
-        states=(
-            columns.tensor("observation/joint_states", 7),
-            columns.tensor("observation/gripper_states", 1),
-        ),
-        language=base.NATURAL_INSTRUCTION,
-        pair_offset=(14, 19),
-    ),
 }

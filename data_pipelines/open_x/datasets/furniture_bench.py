@@ -1,19 +1,11 @@
-"""Pushing objects, and FurnitureBench: assembly, with a Franka arm (KAIST)."""
+"""FurnitureBench: assembly with a Franka arm (KAIST)."""
 
 from data_pipelines.open_x import base, columns, gripper, rotation
-from defi_jax import embodiment
 
 _ACTION = columns.tensor("action", 8)  # xyz, quaternion, gripper
 _STATE = columns.tensor("observation/state", 35)
 
 STANDARDS = {
-    "kaist_nonprehensile_converted_externally_to_rlds": base.Standard(
-        robot="franka",
-        control_hz=10.0,
-        actions=(columns.tensor("action", 20)[:6], columns.zeros()),  # gains are left out
-        states=(columns.tensor("observation/state", 21)[14:], columns.zeros()),
-        convention=embodiment.end_effector(rotation="axis-angle", gripper="none"),
-    ),
     "furniture_bench_dataset_converted_externally_to_rlds": base.Standard(
         robot="franka",
         control_hz=10.0,
@@ -28,5 +20,5 @@ STANDARDS = {
             "motion and gripper: velocities by the data set's own builder, though the registry "
             "calls them deltas and a command",
         ),
-    ),
+    )
 }
