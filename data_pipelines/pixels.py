@@ -15,6 +15,7 @@ from data_pipelines.formats import image as image_lib
 Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the image
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 CROP_AREA = 0.9  # official
+STRENGTHS = (0.2, 0.2, 0.2, 0.05)  # official, of `change_colours`
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 # RGB to YIQ; hue turns the chroma plane I, Q.
@@ -77,31 +78,21 @@ def random_box(draws: Draws, area: float = CROP_AREA) -> Box:
     return (left, top, left + side, top + side)
 
 
-def change_colours(
-    frames: np.ndarray,
-    draws: Draws,
-    *,
-    brightness: float = 0.2,
-    contrast: float = 0.2,
-    saturation: float = 0.2,
-    hue: float = 0.05,
-) -> np.ndarray:
-    """Changes colours, equally in all frames; the defaults are the official strengths.
+def change_colours(frames: np.ndarray, draws: Draws) -> np.ndarray:
+    """Changes colours, equally in all frames, by at most `STRENGTHS`.
 
-    All four changes are linear in the colour, hence one 3x3 matrix and an offset a sample; contrast
+    These are a shift in units of the full range, relative changes of contrast and saturation, and a
+    turn of the hue in full turns. All four are linear in the colour, hence one 3x3 matrix and an offset a sample; contrast
     turns around the first frame's mean. Clipped once at the end.
 
     Args:
         frames: uint8[k, H, W, 3].
-        draws: what each change is drawn with, in the order of the arguments.
-        brightness: largest shift, in units of the full range.
-        contrast: largest relative change.
-        saturation: largest relative change.
-        hue: largest turn, in full turns.
+        draws: what each change is drawn with, in that order.
 
     Returns:
         uint8[k, H, W, 3].
     """
+    brightness, contrast, saturation, hue = STRENGTHS
     shift = 255.0 * draws.uniform(-brightness, brightness)
     contrast = draws.uniform(1 - contrast, 1 + contrast)
     saturation = draws.uniform(1 - saturation, 1 + saturation)

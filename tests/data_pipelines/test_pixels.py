@@ -90,8 +90,12 @@ class _Fixed:
         return value
 
 
-_STRONG = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}
 _NEUTRAL = (0.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue
+
+
+@pytest.fixture
+def strong(monkeypatch):
+    monkeypatch.setattr(pixels, "STRENGTHS", (1, 1, 1, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -105,15 +109,15 @@ _NEUTRAL = (0.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue
         ((0.0, 1.0, 0.5, 0.0), [[88, 63, 113], [177, 152, 102]]),
     ],
 )
-def test_colour_table(draws, expected):
+def test_colour_table(strong, draws, expected):
     frames = np.array([[[[100, 50, 150], [200, 150, 50]]]], np.uint8)
-    changed = pixels.change_colours(frames, _Fixed(*draws), **_STRONG)[0, 0]
+    changed = pixels.change_colours(frames, _Fixed(*draws))[0, 0]
     np.testing.assert_allclose(changed, expected, atol=1)
 
 
-def test_hue_turns_the_colour_and_keeps_grey():
+def test_hue_turns_the_colour_and_keeps_grey(strong):
     frames = np.array([[[[200, 60, 60], [90, 90, 90]]]], np.uint8)
-    changed = pixels.change_colours(frames, _Fixed(0.0, 1.0, 1.0, 0.25), **_STRONG)[0, 0]
+    changed = pixels.change_colours(frames, _Fixed(0.0, 1.0, 1.0, 0.25))[0, 0]
     np.testing.assert_allclose(changed[1], 90, atol=1)
     turned = colorsys.rgb_to_hsv(*(changed[0] / 255))[0]
     assert 0.15 < min(turned, 1 - turned) < 0.45
