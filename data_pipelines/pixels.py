@@ -82,8 +82,8 @@ def change_colours(frames: np.ndarray, draws: Draws) -> np.ndarray:
     """Changes colours, equally in all frames, by at most `STRENGTHS`.
 
     These are a shift in units of the full range, relative changes of contrast and saturation, and a
-    turn of the hue in full turns. All four are linear in the colour, hence one 3x3 matrix and an offset a sample; contrast
-    turns around the first frame's mean. Clipped once at the end.
+    turn of the hue in full turns. All four are linear in the colour, hence one 3x3 matrix and an
+    offset a sample; contrast turns around the first frame's mean. Clipped once at the end.
 
     Args:
         frames: uint8[k, H, W, 3].

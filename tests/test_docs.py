@@ -20,7 +20,7 @@ import pytest
 import real_policies
 from pyarrow import parquet
 
-from data_pipelines.formats import video
+from tests.fixtures import films
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (
@@ -213,7 +213,7 @@ def _write_lerobot(root: pathlib.Path, episodes: int = 6, length: int = 40) -> N
         for time in times:
             frames[time, 10:20, time : time + 10] = 230
         film = root / "videos" / "chunk-000" / camera / f"episode_{episode:06d}.mp4"
-        video.write_video(film, list(frames), fps=20)
+        films.write_video(film, list(frames), fps=20)
 
 
 def _type(directory: pathlib.Path, document: str) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import real_stages
 
-from data_pipelines.formats import video
 from data_pipelines.sources import base, rlds, video_clips
 from data_pipelines.store import convert
 from data_pipelines.tfds_builders import human_video
 from defi_jax.checkpoints import manager
+from tests.fixtures import films
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def _write_clips(root: pathlib.Path) -> None:
         picture = np.full((48, 64, 3), rng.integers(0, 255, 3), np.uint8)
         picture[8:24, 8:24] = rng.integers(0, 255, 3)
         frames = [np.roll(picture, (t, 2 * t), (0, 1)) for t in range(8 + number % 3)]
-        video.write_video(root / f"{number}.mp4", frames, fps=12)
+        films.write_video(root / f"{number}.mp4", frames, fps=12)
     labels = [{"id": str(i), "label": f"moving patch {i}"} for i in range(NUM_CLIPS)]
     (root / "train.json").write_text(json.dumps(labels))
 

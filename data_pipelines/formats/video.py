@@ -1,4 +1,4 @@
-"""Video files: frames with their times, as a player shows them; H.264 into mp4.
+"""Video files: frames with their times, as a player shows them.
 
 The container is told by its bytes, see `containers`, and then forced, because FFmpeg otherwise
 opens playlists that point at other local files. Damage is a `DataError`: FFmpeg
@@ -16,7 +16,7 @@ import contextlib
 import fractions
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
@@ -24,7 +24,6 @@ import av.container
 import av.error
 import numpy as np
 from av.stream import Disposition
-from defi_rollout import pictures
 
 from data_pipelines.formats import containers, video_display
 from data_pipelines.formats import image as image_lib
@@ -178,8 +177,3 @@ def _video_stream(
     image_lib.check_image_size(stream.codec_context.height, stream.codec_context.width, str(path))
     stream.thread_count = 1  # clips are decoded in parallel, by processes
     return stream, len(found) == 1
-
-
-def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes H.264 in mp4; see `pictures.encode_mp4`."""
-    pathlib.Path(path).write_bytes(pictures.encode_mp4(frames, fps))

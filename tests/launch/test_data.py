@@ -8,8 +8,8 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.formats import video
 from data_pipelines.store import writer as store_writer
+from tests.fixtures import films
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_the_command_converts_in_workers_and_says_what_it_refused(tmp_path):
     folder.mkdir()
     for number in range(3):
         image = np.full((48, 64, 3), 60 * number, np.uint8)
-        video.write_video(folder / f"{number}.mp4", [image] * 4, fps=10)
+        films.write_video(folder / f"{number}.mp4", [image] * 4, fps=10)
     (folder / "list.mp4").write_text("#EXTM3U\n/etc/passwd\n")
     captions = {f"{number}.mp4": "push" for number in range(3)} | {"list.mp4": "pull"}
     (folder / "captions.json").write_text(json.dumps(captions))

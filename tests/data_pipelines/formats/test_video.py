@@ -6,6 +6,7 @@ import pytest
 
 from data_pipelines.formats import containers, video
 from defi_jax import errors
+from tests.fixtures import films
 
 HEIGHT, WIDTH = 48, 64
 
@@ -53,7 +54,7 @@ def test_video_containers_are_told_by_content(tmp_path, codec, container, expect
 
 def test_write_then_read_video_keeps_frames_and_rate(tmp_path):
     path = tmp_path / "out.mp4"
-    video.write_video(path, [_picture(i) for i in range(7)], fps=12.5)
+    films.write_video(path, [_picture(i) for i in range(7)], fps=12.5)
     frames, rate = _read(path)
     assert len(frames) == 7 and rate == pytest.approx(12.5)
     assert np.abs(frames[6].astype(int) - _picture(6)).mean() < 6
@@ -61,7 +62,7 @@ def test_write_then_read_video_keeps_frames_and_rate(tmp_path):
 
 
 def test_write_video_pads_odd_sizes(tmp_path):
-    video.write_video(tmp_path / "odd.mp4", [_picture(height=33, width=47)] * 2, fps=5)
+    films.write_video(tmp_path / "odd.mp4", [_picture(height=33, width=47)] * 2, fps=5)
     assert _read(tmp_path / "odd.mp4")[0][0].shape == (34, 48, 3)
 
 
@@ -107,14 +108,14 @@ def test_a_damaged_frame_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["list.mp4", "list.webm"])
 def test_disguised_playlist_is_refused(tmp_path, name):
-    video.write_video(tmp_path / "secret.mp4", [_picture()] * 3, fps=5)
+    films.write_video(tmp_path / "secret.mp4", [_picture()] * 3, fps=5)
     (tmp_path / name).write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with pytest.raises(errors.DataError, match=r"not an mp4"):
         _read(tmp_path / name)
 
 
 def test_container_format_is_forced(tmp_path, monkeypatch):
-    video.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
+    films.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
     monkeypatch.setattr(containers, "find_format", lambda path: "mp4")  # the first barrier fell
     with pytest.raises(errors.DataError, match="damaged video"):
@@ -137,7 +138,7 @@ def test_truncated_video_is_refused(tmp_path, codec, container, part):
 
 def test_truncated_faststart_video_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, HEIGHT, WIDTH, 3), np.uint8)
-    video.write_video(tmp_path / "whole.mp4", noise, fps=5)
+    films.write_video(tmp_path / "whole.mp4", noise, fps=5)
     data = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(errors.DataError, match="cut short"):
@@ -229,7 +230,7 @@ def test_streams_and_animations_cut_short_are_refused(tmp_path, kind):
 
 
 def test_frames_that_are_kept_hold_no_threads(tmp_path):
-    video.write_video(tmp_path / "a.mp4", [np.full((32, 48, 3), 90, np.uint8)] * 20, fps=10)
+    films.write_video(tmp_path / "a.mp4", [np.full((32, 48, 3), 90, np.uint8)] * 20, fps=10)
     before = psutil.Process().num_threads()
     with video.open_video(tmp_path / "a.mp4") as opened:
         kept = [(frame, frame.image()) for frame in opened.frames()]
@@ -237,7 +238,7 @@ def test_frames_that_are_kept_hold_no_threads(tmp_path):
 
 
 def test_a_frame_of_absurd_size_is_damage(tmp_path):
-    video.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
+    films.write_video(tmp_path / "a.mp4", [_picture()] * 3, fps=5)
     data = bytearray((tmp_path / "a.mp4").read_bytes())
     table = data.index(b"stsz")
     data[table + 16] = 0x37  # bytes of the first frame, a gigabyte
@@ -248,7 +249,7 @@ def test_a_frame_of_absurd_size_is_damage(tmp_path):
 
 @pytest.mark.parametrize("entry", [0, 5, 16])
 def test_frames_that_a_damaged_index_hides_are_missed(tmp_path, entry):
-    video.write_video(tmp_path / "a.mp4", [_picture(i) for i in range(20)], fps=5)
+    films.write_video(tmp_path / "a.mp4", [_picture(i) for i in range(20)], fps=5)
     data = bytearray((tmp_path / "a.mp4").read_bytes())
     data[data.index(b"stsz") + 16 + 4 * entry] = 0x7F  # a size at which FFmpeg stops, silently
     (tmp_path / "a.mp4").write_bytes(data)

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from data_pipelines.formats import image, video
+from data_pipelines.formats import image
 from data_pipelines.sources import base, lerobot, video_clips
+from tests.fixtures import films
 
 FPS = 20
 LENGTHS = (5, 8, 6)
@@ -116,7 +117,7 @@ def write_v2(root, **changes):
         for camera in (TOP, WRIST):
             path = root / "videos" / chunk / camera / f"{name}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            video.write_video(path, frames(episode), fps=FPS)
+            films.write_video(path, frames(episode), fps=FPS)
 
 
 def write_v3(root, drift: float = 0.0, **changes):
@@ -146,7 +147,7 @@ def write_v3(root, drift: float = 0.0, **changes):
         for camera in (TOP, WRIST):
             path = root / "videos" / camera / f"{name}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            video.write_video(path, [f for e in members for f in frames(e)], fps=FPS)
+            films.write_video(path, [f for e in members for f in frames(e)], fps=FPS)
 
 
 def open_set(root, **changes) -> base.ItemSource:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import episodes
-from data_pipelines.formats import video
 from data_pipelines.sources import epic_kitchens, human_video, video_clips
 from defi_jax import errors
+from tests.fixtures import films
 
 HEADER = (
     "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,"
@@ -20,7 +20,7 @@ ROW = (
 def root(tmp_path):
     path = tmp_path / "P01" / "videos" / "P01_102.MP4"
     path.parent.mkdir(parents=True)
-    video.write_video(path, [np.zeros((32, 48, 3), np.uint8)] * 100, fps=50)
+    films.write_video(path, [np.zeros((32, 48, 3), np.uint8)] * 100, fps=50)
     return tmp_path
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.formats import video
 from data_pipelines.sources import base, human_video, video_clips
 from defi_jax import errors
+from tests.fixtures import films
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24)
 WORKERS = base.Workers()
@@ -20,7 +20,7 @@ CAPTION = "Flasche öffnen 打开瓶子"
 def _write_clip(path, frames: int = 5):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.linspace(0, 255, 48 * 64 * 3).astype(np.uint8).reshape(48, 64, 3)
-    video.write_video(path, [image] * frames, fps=10)
+    films.write_video(path, [image] * frames, fps=10)
 
 
 @pytest.fixture

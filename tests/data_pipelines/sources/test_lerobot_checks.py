@@ -8,10 +8,10 @@ import pytest
 from pyarrow import parquet
 
 from data_pipelines import episodes
-from data_pipelines.formats import video
 from defi_jax import errors
 from tests.data_pipelines.sources import lerobot_sets
 from tests.data_pipelines.sources.lerobot_sets import FPS, LENGTHS, TOP, WRIST
+from tests.fixtures import films
 
 FILE = "data/chunk-000/file-000.parquet"
 FILM = f"videos/{TOP}/chunk-000/file-000.mp4"
@@ -118,7 +118,7 @@ def test_a_v2_video_of_another_length_rejects_its_episode(tmp_path, count):
     lerobot_sets.write_v2(tmp_path)
     path = tmp_path / "videos/chunk-000" / TOP / "episode_000001.mp4"
     frames = [np.full((32, 48, 3), 90, np.uint8)] * count
-    video.write_video(path, frames, fps=FPS)
+    films.write_video(path, frames, fps=FPS)
     first, second, third = lerobot_sets.read_set(tmp_path)
     assert isinstance(second, episodes.Reject)
     assert f"video lasts {count / FPS:.2f} s, its episode 0.00 to 0.40 s" in second.reason
@@ -140,7 +140,7 @@ def test_a_v2_table_that_lacks_an_episode_or_has_another_length(tmp_path):
 def test_a_short_v3_video_rejects_its_own_episodes_only(tmp_path):
     lerobot_sets.write_v3(tmp_path)
     grey = [np.full((32, 48, 3), level, np.uint8) for level in lerobot_sets.shown(0)]
-    video.write_video(tmp_path / FILM, grey, fps=FPS)  # only the first of its two episodes
+    films.write_video(tmp_path / FILM, grey, fps=FPS)  # only the first of its two episodes
     first, second, third = lerobot_sets.read_set(tmp_path)
     assert "video lasts 0.25 s, its episode 0.25 to 0.65 s" in second.reason
     assert FILM in second.reason and "episode 1" in second.item
@@ -152,7 +152,7 @@ def test_the_end_of_a_v3_video_that_no_episode_claims_is_said(tmp_path):
     lerobot_sets.write_v3(tmp_path)
     path = tmp_path / f"videos/{WRIST}/chunk-000/file-001.mp4"
     levels = lerobot_sets.shown(2) + [0] * 4
-    video.write_video(path, [np.full((32, 48, 3), level, np.uint8) for level in levels], fps=FPS)
+    films.write_video(path, [np.full((32, 48, 3), level, np.uint8) for level in levels], fps=FPS)
     source = lerobot_sets.open_set(tmp_path)
     (_, left_out) = source.recipe["left_out"]
     assert "ends of videos that no episode claims: 0.20 s of" in left_out and WRIST in left_out

@@ -8,10 +8,9 @@ import pytest
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.formats import video
 from data_pipelines.sources import base, human_video, video_clips, video_layout
 from defi_jax import errors
-from tests.fixtures import seeded
+from tests.fixtures import films, seeded
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24)
 WORKERS = base.Workers()
@@ -25,7 +24,7 @@ def _write_clip(root, clip: str, frames: int = 5, cameras: int = 1, **annotation
         relative = f"videos/val/{clip}/{camera}.mp4"
         (root / relative).parent.mkdir(parents=True, exist_ok=True)
         image = np.full((48, 64, 3), 40 * camera, np.uint8)
-        video.write_video(root / relative, [image] * frames, fps=3)
+        films.write_video(root / relative, [image] * frames, fps=3)
         videos.append({"video_path": relative})
     content = {"texts": ["pour"], "episode_id": "9", "videos": videos, **annotation}
     path = root / "annotation" / "val" / f"{clip}.json"

@@ -13,10 +13,10 @@ import uuid
 import numpy as np
 import pytest
 
-from data_pipelines.formats import video
 from data_pipelines.sources import base, human_video, rlds, video_clips
 from data_pipelines.store import beam, convert, reader
 from defi_jax import errors
+from tests.fixtures import films
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24)
 
@@ -37,7 +37,7 @@ def videos(tmp_path):
     picture = np.linspace(0, 255, 48 * 64 * 3).astype(np.uint8).reshape(48, 64, 3)
     for number in range(7):
         frames = [np.roll(picture, 3 * t + number, axis=1) for t in range(3 + number)]
-        video.write_video(root / f"{number}.mp4", frames, fps=10)
+        films.write_video(root / f"{number}.mp4", frames, fps=10)
     (root / "4.mp4").write_bytes(b"\0\0\0 ftypisom" + b"x" * 200)
     captions = {f"{number}.mp4": f"push {number}" for number in (*range(7), 9)}
     (root / "captions.json").write_text(json.dumps(captions))

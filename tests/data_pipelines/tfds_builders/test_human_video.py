@@ -13,11 +13,11 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import episodes
 from data_pipelines.formats import image as image_lib
-from data_pipelines.formats import video
 from data_pipelines.sources import base, rlds, video_clips
 from data_pipelines.sources import human_video as source_lib
 from data_pipelines.tfds_builders import human_video, rlds_writer
 from defi_jax import errors
+from tests.fixtures import films
 
 OPTIONS = video_clips.ClipOptions(shorter_side=24, image_format="png")
 TEXT = "Flasche öffnen 打开瓶子"
@@ -27,7 +27,7 @@ HERE = base.Workers()  # in this process
 def _write_clip(path, frames: int = 5, shade: int = 0):
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = np.linspace(shade, 255, 48 * 64 * 3).astype(np.uint8).reshape(48, 64, 3)
-    video.write_video(path, [np.roll(picture, 3 * t, axis=1) for t in range(frames)], fps=10)
+    films.write_video(path, [np.roll(picture, 3 * t, axis=1) for t in range(frames)], fps=10)
 
 
 def _dump(path, content):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.collect import metaworld
-from data_pipelines.formats import image, video
+from data_pipelines.formats import image
 from data_pipelines.store import reader
 from defi_jax import errors
+from tests.fixtures import films
 from tools.data import commands, convert_options
 
 DEFAULTS = {
@@ -111,7 +112,7 @@ def test_damaged_records_are_left_out_only_where_that_is_said(write_rlds, rlds_t
 
 
 def test_captioned_folder_by_flags(tmp_path):
-    video.write_video(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 4, fps=10)
+    films.write_video(tmp_path / "a.mp4", [np.zeros((48, 64, 3), np.uint8)] * 4, fps=10)
     (tmp_path / "captions.json").write_text('{"a.mp4": "push"}')
     output = tmp_path / "store"
     result, _ = _convert(
@@ -162,7 +163,7 @@ def test_preview_needs_something_to_draw(tmp_path):
 def test_human_video_is_built_as_a_tfds_dataset(tmp_path, capsys):
     picture = np.linspace(0, 255, 48 * 64 * 3).astype(np.uint8).reshape(48, 64, 3)
     (tmp_path / "clips").mkdir()
-    video.write_video(tmp_path / "clips" / "a.mp4", [picture] * 4, fps=10)
+    films.write_video(tmp_path / "clips" / "a.mp4", [picture] * 4, fps=10)
     (tmp_path / "clips" / "captions.json").write_text('{"a.mp4": "push", "b.mp4": "pull"}')
     changes = {"input": str(tmp_path / "clips"), "output": str(tmp_path / "tfds")}
     options = convert_options.ConvertOptions(source="", **DEFAULTS | changes)
