@@ -73,8 +73,8 @@ class _Scene:
     instructions: tuple[str, ...]
 
 
-class SyntheticSource:
-    """An `episodes.EpisodeSource` without files.
+class SyntheticSource(episodes.EpisodeSource):
+    """Episodes without files.
 
     Args:
         image_size: pixels of a side.
@@ -99,9 +99,6 @@ class SyntheticSource:
         self.lengths = np.full(num_episodes, length, np.int64)
         self.has_actions = np.ones(num_episodes, bool)
 
-    def __len__(self) -> int:
-        return len(self.episode_ids)
-
     def has_camera(self, camera: str) -> np.ndarray:
         """Returns bool[len(self)], whether each episode has the camera."""
         return np.full(len(self), camera in CAMERAS)
@@ -121,27 +118,21 @@ class SyntheticSource:
             metadata={},
         )
 
-    def frames(self, i: int, camera: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Draws the given frames; see `episodes.EpisodeSource`."""
+    def fetch(
+        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Draws the given frames, each when it is taken; see `episodes.EpisodeSource`."""
         if camera not in CAMERAS:
             where = f"episode {self.episode_ids[i]!r}"
             fix = f"use one of {', '.join(CAMERAS)}"
             raise errors.DataError(f"no camera {camera!r}", where, fix)
         scene = self._scene(i)
-        drawn = []
         for t in indices:
             positions, scale = scene.positions[t], 1.0
             if camera == "gripper":
                 scale = 2.0
                 positions = 0.5 + scale * (positions - positions[0])
-            drawn.append(_render(scene, positions, RADIUS * scale, self._image_size))
-        return np.stack(drawn)
-
-    def fetch(
-        self, i: int, camera: str, indices: Sequence[int] | np.ndarray
-    ) -> Iterator[np.ndarray]:
-        """Yields the given frames, drawn when the first is taken."""
-        yield from self.frames(i, camera, indices)
+            yield _render(scene, positions, RADIUS * scale, self._image_size)
 
     def actions(self, i: int) -> np.ndarray:
         """Returns float32[n, A] in [-1, 1]."""

@@ -82,10 +82,6 @@ class ClipOptions:
             return image_lib.encode_png(image)
         return image_lib.encode_jpeg(image, self.jpeg_quality)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns what a manifest says of it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
@@ -162,7 +158,7 @@ class Reading:
     ) -> base.ItemSource:
         """Makes the source of what was found; `read(item, how=self, **arguments)` reads one."""
         read = functools.partial(read, how=self, **arguments)
-        recipe = {**recipe, "frames": self.options.to_json()}
+        recipe = {**recipe, "frames": asdict(self.options)}
         return base.ItemSource(self.name, found, read, recipe=recipe, workers=self.workers)
 
 

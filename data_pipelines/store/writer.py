@@ -61,10 +61,8 @@ class EpisodeWriter:
 
     def done_ids(self) -> set[str]:
         """Ids of all published episodes of the store, whoever wrote them."""
-        ids: set[str] = set()
-        for path in sorted(self._directory.glob(f"episodes-*{shards.INDEX_SUFFIX}")):
-            ids.update(line["episode_id"] for line in shards.read_index(path)[1])
-        return ids
+        paths = sorted(self._directory.glob(f"episodes-*{shards.INDEX_SUFFIX}"))
+        return {line["episode_id"] for path in paths for line in shards.read_index(path)[1]}
 
     def write(self, episode: episodes.Episode) -> None:
         """Appends an episode.

@@ -124,7 +124,7 @@ class ConvertOptions:
         if self.source == "rlds":  # the recipe says the rest
             values |= {"standardization": pathlib.Path(self.standardization).name}
         else:
-            values |= self.clip_options().to_json()
+            values |= dataclasses.asdict(self.clip_options())
         return values | ({"strip_actions": True} if self.strip_actions else {})
 
     def rlds_options(self) -> rlds_directory.RldsOptions:
