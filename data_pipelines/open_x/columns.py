@@ -139,11 +139,6 @@ def zeros(width: int = 1) -> Constant:
     return Constant(width=width, value=0.0)
 
 
-def ones(width: int = 1) -> Constant:
-    """Returns `width` dimensions of one."""
-    return Constant(width=width, value=1.0)
-
-
 def stack(parts: tuple[Part, ...] | None, steps: Steps, num_steps: int) -> np.ndarray | None:
     """Returns the parts side by side, float32[T, sum of widths]; None for None."""
     if parts is None:

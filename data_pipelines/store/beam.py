@@ -166,7 +166,7 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 def _other_ids(output: pathlib.Path) -> set[str]:
     """Returns the ids of shards that a plain conversion wrote."""
-    indexes = output.glob(f"episodes-*{shards.INDEX_SUFFIX}")
+    indexes = shards.find_indexes(output)
     return _ids(path for path in indexes if not re.match(r"episodes-b\d{5}-", path.name))
 
 

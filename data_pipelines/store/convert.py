@@ -20,7 +20,7 @@ import tqdm
 from data_pipelines import episodes, files
 from data_pipelines.formats import json_files
 from data_pipelines.sources import base
-from data_pipelines.store import reader
+from data_pipelines.store import reader, shards
 from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
@@ -75,7 +75,11 @@ def _fill(
     """Writes what is missing; returns the manifest."""
     files.write_json(output / MANIFEST, {**start, "complete": False})
     rejects = copy(source, output)
-    store = _open_filled(output, source, rejects)
+    if not shards.find_indexes(output):
+        first = f"; the first: {rejects[0].item}: {rejects[0].reason}" if rejects else ""
+        what = f"source gave no episode ({len(rejects)} rejected{first})"
+        raise errors.DataError(what, source.name)
+    store = reader.EpisodeStore(output)
     tally = base.Tally()
     for found in (*map(store.meta, range(len(store))), *rejects):
         tally.add(found)
@@ -138,20 +142,6 @@ def _copy(source: base.Source, output: pathlib.Path, *, progress: bool) -> list[
             else:
                 writer.write(result)
     return rejects
-
-
-def _open_filled(
-    output: pathlib.Path, source: base.Source, rejects: list[episodes.Reject]
-) -> reader.EpisodeStore:
-    try:
-        return reader.EpisodeStore(output)
-    except errors.DataError:
-        raise
-    except errors.UserError as error:  # nothing was published
-        first = f"; the first: {rejects[0].item}: {rejects[0].reason}" if rejects else ""
-        raise errors.DataError(
-            f"source gave no episode ({len(rejects)} rejected{first})", source.name
-        ) from error
 
 
 def _check_same_origin(output: pathlib.Path, start: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ class EpisodeStore(episodes.EpisodeSource):
         fix = "write it with `python launch/data.py convert --output=...`"
         if not self.directory.is_dir():
             raise errors.UserError("no such data directory", str(self.directory), fix)
-        self._shards = sorted(self.directory.glob(f"episodes-*{shards.INDEX_SUFFIX}"))
+        self._shards = shards.find_indexes(self.directory)
         if not self._shards:
             raise errors.UserError("data directory holds no episodes", str(self.directory), fix)
         self._lines = self._merge_indexes()

@@ -53,6 +53,11 @@ def records_path(index: pathlib.Path) -> pathlib.Path:
     return index.with_name(index.name.removesuffix(INDEX_SUFFIX) + RECORDS_SUFFIX)
 
 
+def find_indexes(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the index files of a store's shards, sorted."""
+    return sorted(directory.glob(f"episodes-*{INDEX_SUFFIX}"))
+
+
 def episode_records(episode: episodes.Episode) -> list[bytes]:
     """Returns the episode's records: chunks of each camera, then the low-dimensional columns."""
     records = []

@@ -61,7 +61,7 @@ class EpisodeWriter:
 
     def done_ids(self) -> set[str]:
         """Ids of all published episodes of the store, whoever wrote them."""
-        paths = sorted(self._directory.glob(f"episodes-*{shards.INDEX_SUFFIX}"))
+        paths = shards.find_indexes(self._directory)
         return {line["episode_id"] for path in paths for line in shards.read_index(path)[1]}
 
     def write(self, episode: episodes.Episode) -> None:

@@ -7,10 +7,7 @@ STANDARDS = {
         robot="ur5",
         control_hz=5.0,
         cameras=base.views(primary="image", wrist="hand_image"),
-        actions=(
-            *columns.RT1_MOTION,
-            columns.rt1_closedness().then(gripper.relative_to_absolute),
-        ),
+        actions=(*columns.RT1_MOTION, columns.rt1_closedness().then(gripper.relative_to_absolute)),
         states=(columns.tensor("observation/robot_state", 15)[6:14],),
         language=base.NATURAL_INSTRUCTION,
         pair_offset=(2, 4),

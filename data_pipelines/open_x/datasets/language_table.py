@@ -5,6 +5,8 @@ import numpy as np
 from data_pipelines.open_x import base, columns
 from defi_jax import embodiment
 
+_OPEN = columns.Constant(width=1, value=1.0)  # there is no gripper
+
 
 def _code_points(values: np.ndarray) -> tuple[str, ...]:
     """Returns the text of int32[T, 512], code points up to the first 0.
@@ -21,7 +23,7 @@ STANDARDS = {
         robot="xarm",
         control_hz=10.0,
         cameras=base.views(primary="rgb"),
-        actions=(columns.tensor("action", 2), columns.zeros(4), columns.ones()),
+        actions=(columns.tensor("action", 2), columns.zeros(4), _OPEN),
         states=(columns.tensor("observation/effector_translation", 2), columns.zeros(6)),
         convention=embodiment.end_effector(rotation="none", gripper="none"),
         language="observation/instruction",

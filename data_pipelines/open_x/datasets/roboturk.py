@@ -7,10 +7,7 @@ STANDARDS = {
         robot="sawyer",
         control_hz=10.0,
         cameras=base.views(primary="front_rgb"),
-        actions=(
-            *columns.RT1_MOTION,
-            columns.rt1_closedness(1).then(gripper.clip, gripper.invert),
-        ),
+        actions=(*columns.RT1_MOTION, columns.rt1_closedness(1).then(gripper.clip, gripper.invert)),
         states=(columns.zeros(8),),
         language=base.NATURAL_INSTRUCTION,
     )
