@@ -10,6 +10,10 @@ channels.
 """
 
 import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,56 +97,64 @@ class VAEAttention(attention_lib.Attention):
         return x + super().__call__(tokens).reshape(x.shape)
 
 
-class EncoderBlock(nnx.Module):
-    """Residual layers of images, then attention or a downsampling where there is one.
+# Residual layers: of images in the encoder, of videos in the decoder.
+_image_layer = functools.partial(
+    residual.ResnetBlock, conv=conv.Conv2d, emb_dim=None, eps=_NORM_EPS
+)
+_video_layer = functools.partial(
+    residual.SpatioTemporalResBlock,
+    emb_dim=None,
+    eps=_NORM_EPS,
+    temporal_eps=_TEMPORAL_EPS,
+    mix_factor=0.0,
+    is_temporal_first=True,
+)
 
-    The mid block attends after its first layer; other blocks have no attention.
+
+class Block(nnx.Module):
+    """Residual layers made by `layer`, then another size where there is one.
+
+    Attributes:
+        num_used: layers that run. A mid block pairs the layers after the first with its only
+            attention, so the reference holds but never runs a third one.
     """
 
     def __init__(
         self,
+        layer: Callable[..., Any],
         in_dim: int,
         dim: int,
         num_layers: int,
-        num_groups: int,
         *,
-        has_attention: bool = False,
+        num_groups: int,
+        is_mid: bool = False,
         has_downsample: bool = False,
+        has_upsample: bool = False,
         dtype,
         rngs,
     ):
         options = {"dtype": dtype, "rngs": rngs}
+        self.num_used = min(num_layers, 2) if is_mid else num_layers
         self.resnets = nnx.List(
-            [
-                residual.ResnetBlock(
-                    dim if index else in_dim,
-                    dim,
-                    conv=conv.Conv2d,
-                    emb_dim=None,
-                    num_groups=num_groups,
-                    eps=_NORM_EPS,
-                    **options,
-                )
-                for index in range(num_layers)
-            ]
+            layer(dim if index else in_dim, dim, num_groups=num_groups, **options)
+            for index in range(num_layers)
         )
-        self.attentions = nnx.List(
-            [VAEAttention(dim, num_groups, **options)] if has_attention else []
-        )
+        self.attentions = nnx.List([VAEAttention(dim, num_groups, **options)] if is_mid else [])
         # Zeros only on the right and at the bottom, as the reference pads.
         self.downsamplers = nnx.List(
             [conv.Downsample(dim, padding=(0, 1), **options)] if has_downsample else []
         )
+        self.upsamplers = nnx.List([conv.Upsample(dim, **options)] if has_upsample else [])
 
     def __call__(self, x: Array) -> jax.Array:
-        """Maps [B, H, W, in_dim] to [B, H', W', dim]."""
+        """Maps [..., H, W, in_dim] to [..., H', W', dim]; the layer knows the leading axes."""
         x = self.resnets[0](x, None)
-        for attention in self.attentions:
-            x = attention(x)
-        for resnet in self.resnets[1:]:
+        for resnet in self.resnets[1 : self.num_used]:
+            for attention in self.attentions:
+                x = conv.over_frames(attention, x)
             x = resnet(x, None)
-        for downsample in self.downsamplers:
-            x = downsample(x)
+        for resize in (*self.downsamplers, *self.upsamplers):
+            x = resize(x)
         return x
 
 
@@ -151,89 +163,24 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: SVDVAEConfig, *, dtype, rngs):
         widths, groups = config.block_out_channels, config.norm_num_groups
-        options = {"dtype": dtype, "rngs": rngs}
+        coarse, options = widths[-1], {"dtype": dtype, "rngs": rngs}
+        make = functools.partial(Block, _image_layer, num_groups=groups, **options)
         self.conv_in = conv.Conv2d(config.in_channels, widths[0], **options)
+        dims = (widths[0], *widths)
         self.down_blocks = nnx.List(
-            [
-                EncoderBlock(
-                    in_dim,
-                    dim,
-                    config.layers_per_block,
-                    groups,
-                    has_downsample=level < len(widths) - 1,
-                    **options,
-                )
-                for level, (in_dim, dim) in enumerate(
-                    zip((widths[0], *widths[:-1]), widths, strict=True)
-                )
-            ]
+            make(*pair, config.layers_per_block, has_downsample=level < len(widths) - 1)
+            for level, pair in enumerate(itertools.pairwise(dims))
         )
-        self.mid_block = EncoderBlock(
-            widths[-1], widths[-1], 2, groups, has_attention=True, **options
-        )
-        self.conv_norm_out = norms.GroupNorm(widths[-1], groups, _NORM_EPS, dtype=dtype)
-        self.conv_out = conv.Conv2d(widths[-1], 2 * config.latent_channels, **options)
+        self.mid_block = make(coarse, coarse, 2, is_mid=True)
+        self.conv_norm_out = norms.GroupNorm(coarse, groups, _NORM_EPS, dtype=dtype)
+        self.conv_out = conv.Conv2d(coarse, 2 * config.latent_channels, **options)
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, h, w, 2 Cz]."""
         x = self.conv_in(x)
-        for block in self.down_blocks:
+        for block in (*self.down_blocks, self.mid_block):
             x = block(x)
-        x = self.mid_block(x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
-
-
-class DecoderBlock(nnx.Module):
-    """Spatio-temporal residual layers, then an upsampling where there is one.
-
-    Attributes:
-        num_used: layers that run. The mid block pairs the layers after the first with its only
-            attention, so the reference holds but never runs a third one.
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        dim: int,
-        num_layers: int,
-        num_groups: int,
-        *,
-        is_mid: bool = False,
-        has_upsample: bool = False,
-        dtype,
-        rngs,
-    ):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.num_used = min(num_layers, 2) if is_mid else num_layers
-        self.resnets = nnx.List(
-            [
-                residual.SpatioTemporalResBlock(
-                    dim if index else in_dim,
-                    dim,
-                    emb_dim=None,
-                    num_groups=num_groups,
-                    eps=_NORM_EPS,
-                    temporal_eps=_TEMPORAL_EPS,
-                    mix_factor=0.0,
-                    is_temporal_first=True,
-                    **options,
-                )
-                for index in range(num_layers)
-            ]
-        )
-        self.attentions = nnx.List([VAEAttention(dim, num_groups, **options)] if is_mid else [])
-        self.upsamplers = nnx.List([conv.Upsample(dim, **options)] if has_upsample else [])
-
-    def __call__(self, x: Array) -> jax.Array:
-        """Maps [B, T, h, w, in_dim] to [B, T, h', w', dim]."""
-        x = self.resnets[0](x, None)
-        for index in range(1, self.num_used):
-            for attention in self.attentions:
-                x = conv.over_frames(attention, x)
-            x = self.resnets[index](x, None)
-        for upsample in self.upsamplers:
-            x = upsample(x)
-        return x
 
 
 class TemporalDecoder(nnx.Module):
@@ -241,23 +188,14 @@ class TemporalDecoder(nnx.Module):
 
     def __init__(self, config: SVDVAEConfig, *, dtype, rngs):
         widths, groups = config.block_out_channels, config.norm_num_groups
-        num_layers, options = config.layers_per_block, {"dtype": dtype, "rngs": rngs}
-        coarse = widths[-1]
+        coarse, options = widths[-1], {"dtype": dtype, "rngs": rngs}
+        make = functools.partial(Block, _video_layer, num_groups=groups, **options)
         self.conv_in = conv.Conv2d(config.latent_channels, coarse, **options)
-        self.mid_block = DecoderBlock(coarse, coarse, num_layers, groups, is_mid=True, **options)
+        self.mid_block = make(coarse, coarse, config.layers_per_block, is_mid=True)
         dims = (coarse, *reversed(widths))
         self.up_blocks = nnx.List(
-            [
-                DecoderBlock(
-                    dims[index],
-                    dims[index + 1],
-                    num_layers + 1,
-                    groups,
-                    has_upsample=index < len(widths) - 1,
-                    **options,
-                )
-                for index in range(len(widths))
-            ]
+            make(*pair, config.layers_per_block + 1, has_upsample=index < len(widths) - 1)
+            for index, pair in enumerate(itertools.pairwise(dims))
         )
         self.conv_norm_out = norms.GroupNorm(widths[0], groups, _NORM_EPS, dtype=dtype)
         self.conv_out = conv.Conv2d(widths[0], config.out_channels, **options)
@@ -265,8 +203,8 @@ class TemporalDecoder(nnx.Module):
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [B, T, h, w, Cz] to [B, T, H, W, C]."""
-        x = self.mid_block(conv.over_frames(self.conv_in, x))
-        for block in self.up_blocks:
+        x = conv.over_frames(self.conv_in, x)
+        for block in (self.mid_block, *self.up_blocks):
             x = block(x)
         x = nnx.silu(conv.over_frames(self.conv_norm_out, x))
         x = conv.over_frames(self.conv_out, x)
