@@ -17,6 +17,7 @@ Df width of the frame features, Dz width of a latent action.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -36,23 +37,17 @@ MaskOrder = Literal["aligned", "tiled"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """A stack of equal blocks over frames of tokens.
+    """What the stacks of blocks over frames of tokens share.
 
     Attributes:
-        in_dim: width of the input tokens.
         model_dim: D.
-        out_dim: width of the output tokens; None leaves them at D.
-        num_blocks: depth.
         num_heads: attention heads.
         mask_order: which sample's text mask a row of tokens gets.
         scan_unroll: blocks per iteration of the layer loop.
         remat: recompute blocks in the backward pass.
     """
 
-    in_dim: int
     model_dim: int
-    out_dim: int | None = None
-    num_blocks: int
     num_heads: int
     mask_order: MaskOrder = "aligned"
     scan_unroll: int = 1
@@ -60,36 +55,26 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentActionConfig:
+class LatentActionConfig(TransformerConfig):
     """Sizes of the encoder, in the reference's names.
 
     Attributes:
         feature_dim: Df.
         text_dim: width of the text features.
-        model_dim: D.
-        num_heads: attention heads.
         latent_dim: Dz.
         codebook_size: V.
         num_codes: K.
         encoder_blocks: depth of the encoder.
         quantizer: "vq" for discrete latent actions, "continuous" passes z_e on as it is.
-        mask_order: see `TransformerConfig`.
-        scan_unroll: see `TransformerConfig`.
-        remat: see `TransformerConfig`.
     """
 
     feature_dim: int
     text_dim: int
-    model_dim: int
-    num_heads: int
     latent_dim: int
     codebook_size: int
     num_codes: int
     encoder_blocks: int
     quantizer: Literal["vq", "continuous"] = "vq"
-    mask_order: MaskOrder = "aligned"
-    scan_unroll: int = 1
-    remat: bool = False
 
     def __post_init__(self):
         if self.model_dim % self.num_heads:
@@ -98,19 +83,6 @@ class LatentActionConfig:
             raise ValueError(f"quantizer is {self.quantizer!r}, not 'vq' or 'continuous'")
         if self.mask_order not in ("aligned", "tiled"):
             raise ValueError(f"mask_order is {self.mask_order!r}, not 'aligned' or 'tiled'")
-
-    @property
-    def encoder_transformer(self) -> TransformerConfig:
-        """Config of the spatio-temporal encoder."""
-        return TransformerConfig(
-            in_dim=self.feature_dim,
-            model_dim=self.model_dim,
-            num_blocks=self.encoder_blocks,
-            num_heads=self.num_heads,
-            mask_order=self.mask_order,
-            scan_unroll=self.scan_unroll,
-            remat=self.remat,
-        )
 
 
 @flax.struct.dataclass
@@ -128,84 +100,66 @@ class LatentActionOutput:
     vq: vector_quantizer.VQOutput
 
 
-# Blocks
+# Transformer
 
 
-def _attention(config: TransformerConfig, attend: Any, **options: Any) -> attention.Attention:
-    """Multi-head attention; projections without bias but the last."""
-    return attention.Attention(
-        config.model_dim,
-        config.num_heads,
-        qkv_bias=False,
-        linear=linear_lib.torch_linear,
-        attend=attend,
-        **options,
-    )
+class Block(nnx.Module):
+    """Pre-norm block: attention over tokens, causal attention over frames, feed-forward.
 
+    Without the second where `is_temporal` is False. Projections have no bias but the last.
+    """
 
-def _mlp(dim: int, **options: Any) -> linear_lib.MLP:
-    return linear_lib.MLP(dim, 4 * dim, dim, linear=linear_lib.torch_linear, **options)
-
-
-class SpatialBlock(nnx.Module):
-    """Pre-norm block: attention over tokens, feed-forward."""
-
-    def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, is_temporal: bool, dtype: Any, rngs: nnx.Rngs):
         dim, options = config.model_dim, {"dtype": dtype, "rngs": rngs}
-        self.spatial_attn = _attention(config, attention.attention, **options)
-        self.ffn = _mlp(dim, **options)
+        torch = {"linear": linear_lib.torch_linear, **options}
+        make = functools.partial(
+            attention.Attention, dim, config.num_heads, qkv_bias=False, **torch
+        )
+        self.spatial_attn = make()
+        self.temporal_attn = make(attend=attention.causally_over_frames) if is_temporal else None
+        self.ffn = linear_lib.MLP(dim, 4 * dim, dim, **torch)
         self.norm1 = norms.layer_norm(dim, **options)
         self.norm2 = norms.layer_norm(dim, **options)
+        self.norm3 = norms.layer_norm(dim, **options) if is_temporal else None
 
     def __call__(self, x: Array, mask: Array | None) -> jax.Array:
         """Maps [B, T, N, D] to the same shape; mask bool[B, T, 1, 1, N] says which keys count."""
         x = x + self.spatial_attn(self.norm1(x), mask=mask)
-        return x + self.ffn(self.norm2(x))
-
-
-class SpatioTemporalBlock(nnx.Module):
-    """Pre-norm block: attention over tokens, causal attention over frames, feed-forward."""
-
-    def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        dim, options = config.model_dim, {"dtype": dtype, "rngs": rngs}
-        self.spatial_attn = _attention(config, attention.attention, **options)
-        self.temporal_attn = _attention(config, attention.causally_over_frames, **options)
-        self.ffn = _mlp(dim, **options)
-        self.norm1 = norms.layer_norm(dim, **options)
-        self.norm2 = norms.layer_norm(dim, **options)
-        self.norm3 = norms.layer_norm(dim, **options)
-
-    def __call__(self, x: Array, mask: Array | None) -> jax.Array:
-        """As `SpatialBlock`."""
-        x = x + self.spatial_attn(self.norm1(x), mask=mask)
+        if self.temporal_attn is None or self.norm3 is None:
+            return x + self.ffn(self.norm2(x))
         x = x + self.temporal_attn(self.norm2(x))
         return x + self.ffn(self.norm3(x))
 
 
-# Transformers
+class Transformer(nnx.Module):
+    """Stem, position code, language tokens appended, stacked blocks, optional output layer.
 
+    Attributes:
+        out: to the width of the output tokens; None leaves them at D.
+    """
 
-class _Transformer(nnx.Module):
-    """Stem, position code, language tokens appended, stacked blocks, optional output layer."""
-
-    block: type[SpatialBlock] | type[SpatioTemporalBlock]
-
-    def __init__(self, config: TransformerConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        in_dim: int,
+        num_blocks: int,
+        *,
+        out_dim: int | None = None,
+        is_temporal: bool,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
-        dim = config.model_dim
-        self.stem_norm_in = norms.layer_norm(config.in_dim, dtype=dtype, rngs=rngs)
-        self.stem_proj = linear_lib.torch_linear(config.in_dim, dim, dtype=dtype, rngs=rngs)
-        self.stem_norm_out = norms.layer_norm(dim, dtype=dtype, rngs=rngs)
+        dim, options = config.model_dim, {"dtype": dtype, "rngs": rngs}
+        self.stem_norm_in = norms.layer_norm(in_dim, **options)
+        self.stem_proj = linear_lib.torch_linear(in_dim, dim, **options)
+        self.stem_norm_out = norms.layer_norm(dim, **options)
         self.transformer_blocks = stack.stack_blocks(
-            lambda block_rngs: self.block(config, dtype=dtype, rngs=block_rngs),
-            config.num_blocks,
+            lambda rngs: Block(config, is_temporal=is_temporal, dtype=dtype, rngs=rngs),
+            num_blocks,
             rngs,
         )
-        self.out = (
-            None
-            if config.out_dim is None
-            else linear_lib.torch_linear(dim, config.out_dim, dtype=dtype, rngs=rngs)
-        )
+        self.out = None if out_dim is None else linear_lib.torch_linear(dim, out_dim, **options)
 
     @typed
     def __call__(
@@ -233,10 +187,8 @@ class _Transformer(nnx.Module):
             x = jnp.concatenate([x, frames_of_lang.astype(x.dtype)], axis=2)
         if lang is not None and lang_mask is not None:
             visible = jnp.ones((x.shape[0], num_tokens), bool)
-            rows = mask_rows(
-                jnp.concatenate([visible, lang_mask], axis=1), num_frames, self.config.mask_order
-            )
-            mask = rows[:, :, None, None]
+            keys = jnp.concatenate([visible, lang_mask], axis=1)
+            mask = mask_rows(keys, num_frames, self.config.mask_order)[:, :, None, None]
         x, _ = stack.scan_blocks(
             self.transformer_blocks,
             lambda block, tokens, _: (block(tokens, mask), None),
@@ -245,18 +197,6 @@ class _Transformer(nnx.Module):
             remat=self.config.remat,
         )
         return x if self.out is None else self.out(x)
-
-
-class SpatioTemporalTransformer(_Transformer):
-    """Alternates attention over tokens and over frames."""
-
-    block = SpatioTemporalBlock
-
-
-class SpatioTransformer(_Transformer):
-    """Attention over tokens only; each frame by itself."""
-
-    block = SpatialBlock
 
 
 @typed
@@ -278,10 +218,8 @@ def sinusoidal_positions(num_tokens: int, dim: int) -> np.ndarray:
     """Returns float32[num_tokens, dim] with sine and cosine interleaved, over the token axis."""
     positions = np.arange(num_tokens)[:, None]
     angles = positions * np.exp(-np.arange(0, dim, 2) * (math.log(1e4) / dim))
-    table = np.zeros((num_tokens, dim))
-    table[:, 0::2] = np.sin(angles)
-    table[:, 1::2] = np.cos(angles[:, : dim // 2])
-    return table.astype(np.float32)
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(num_tokens, -1)
+    return table[:, :dim].astype(np.float32)
 
 
 # Encoder, decoder and the part shared with the policy
@@ -291,21 +229,16 @@ class LatentActionEncoder(nnx.Module):
     """Frame pair and text -> z_e."""
 
     def __init__(self, config: LatentActionConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.num_codes = config.num_codes
+        options = {"dtype": dtype, "rngs": rngs}
+        self.num_codes, width = config.num_codes, config.feature_dim
         self.action_latent = nnx.Param(
-            jax.random.uniform(
-                rngs.params(), (1, 1, config.num_codes, config.feature_dim), minval=-1.0
-            )
+            jax.random.uniform(rngs.params(), (1, 1, config.num_codes, width), minval=-1.0)
         )
-        self.lang_proj = linear_lib.torch_linear(
-            config.text_dim, config.model_dim, dtype=dtype, rngs=rngs
+        self.lang_proj = linear_lib.torch_linear(config.text_dim, config.model_dim, **options)
+        self.transformer = Transformer(
+            config, width, config.encoder_blocks, is_temporal=True, **options
         )
-        self.transformer = SpatioTemporalTransformer(
-            config.encoder_transformer, dtype=dtype, rngs=rngs
-        )
-        self.to_codebook = linear_lib.torch_linear(
-            config.model_dim, config.latent_dim, dtype=dtype, rngs=rngs
-        )
+        self.to_codebook = linear_lib.torch_linear(config.model_dim, config.latent_dim, **options)
 
     @typed
     def __call__(
@@ -339,16 +272,11 @@ class LatentActionDecoder(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.patch_up = linear_lib.torch_linear(
-            config.feature_dim, config.model_dim, dtype=dtype, rngs=rngs
+        width, options = config.model_dim, {"dtype": dtype, "rngs": rngs}
+        self.patch_up = linear_lib.torch_linear(config.feature_dim, width, **options)
+        self.transformer = Transformer(
+            config, width, num_blocks, out_dim=config.feature_dim, is_temporal=False, **options
         )
-        transformer = dataclasses.replace(
-            config.encoder_transformer,
-            in_dim=config.model_dim,
-            out_dim=config.feature_dim,
-            num_blocks=num_blocks,
-        )
-        self.transformer = SpatioTransformer(transformer, dtype=dtype, rngs=rngs)
 
     @typed
     def __call__(
@@ -377,26 +305,18 @@ class LatentActionModel(nnx.Module):
     """Encoder, quantizer and projection to model width."""
 
     def __init__(self, config: LatentActionConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.encoder = LatentActionEncoder(config, dtype=dtype, rngs=rngs)
-        vq_config = vector_quantizer.VectorQuantizerConfig(
-            codebook_size=config.codebook_size, latent_dim=config.latent_dim
-        )
-        is_discrete = config.quantizer == "vq"
-        self.vq = vector_quantizer.VectorQuantizer(vq_config, rngs=rngs) if is_discrete else None
-        self.action_up = linear_lib.torch_linear(
-            config.latent_dim, config.model_dim, dtype=dtype, rngs=rngs
-        )
+        options = {"dtype": dtype, "rngs": rngs}
+        self.encoder = LatentActionEncoder(config, **options)
+        sizes, is_discrete = (config.codebook_size, config.latent_dim), config.quantizer == "vq"
+        self.vq = vector_quantizer.VectorQuantizer(*sizes, rngs=rngs) if is_discrete else None
+        self.action_up = linear_lib.torch_linear(config.latent_dim, config.model_dim, **options)
 
     def __call__(self, features: Array, text: Array, text_mask: Array) -> LatentActionOutput:
         """Returns the latent actions; arguments as in `LatentActionEncoder`."""
         z_e = self.encoder(features, text, text_mask)
-        vq = _pass_through(z_e) if self.vq is None else self.vq(z_e)
+        if self.vq is None:
+            zero = jnp.zeros((), jnp.float32)
+            vq = vector_quantizer.VQOutput(z_e, z_e, None, zero, zero)
+        else:
+            vq = self.vq(z_e)
         return LatentActionOutput(tokens=self.action_up(vq.z_q), z_e=z_e, vq=vq)
-
-
-def _pass_through(z_e: Array) -> vector_quantizer.VQOutput:
-    """The output of a quantizer that does not quantise."""
-    zero = jnp.zeros((), jnp.float32)
-    return vector_quantizer.VQOutput(
-        z_q=z_e, codes=z_e, indices=None, codebook_loss=zero, commitment_loss=zero
-    )

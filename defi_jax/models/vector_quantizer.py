@@ -10,27 +10,12 @@ ones; ours re-seeds them from encoder outputs (`copy_codes` keeps the official r
 Dim legend: B batch, K latent-action tokens per transition, V codebook size, D width of a code.
 """
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from defi_jax.array_typing import Array, Float, Int, PRNGKey, typed
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VectorQuantizerConfig:
-    """Sizes of the codebook.
-
-    Attributes:
-        codebook_size: V, number of codes.
-        latent_dim: D, width of a code.
-    """
-
-    codebook_size: int
-    latent_dim: int
 
 
 @flax.struct.dataclass
@@ -53,11 +38,10 @@ class VQOutput:
 
 
 class VectorQuantizer(nnx.Module):
-    """Nearest code by Euclidean distance, always in fp32."""
+    """Nearest of V codes of width D by Euclidean distance, always in fp32."""
 
-    def __init__(self, config: VectorQuantizerConfig, *, rngs: nnx.Rngs):
-        bound = 1.0 / config.codebook_size
-        shape = (config.codebook_size, config.latent_dim)
+    def __init__(self, codebook_size: int, latent_dim: int, *, rngs: nnx.Rngs):
+        shape, bound = (codebook_size, latent_dim), 1.0 / codebook_size
         self.codebook = nnx.Param(
             jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
         )

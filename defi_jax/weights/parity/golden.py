@@ -160,12 +160,10 @@ def _apply(
 
 
 def _encoder(order: latent_action.MaskOrder, *, with_text: bool = True) -> Sequence[Any]:
-    config = latent_action.TransformerConfig(
-        in_dim=24, model_dim=32, num_blocks=2, num_heads=4, mask_order=order
-    )
+    config = latent_action.TransformerConfig(model_dim=32, num_heads=4, mask_order=order)
     text = (seeded_input("enc_lang", (3, 5, 32)), _TEXT_MASK) if with_text else ()
     output = _apply(
-        lambda rngs: latent_action.SpatioTemporalTransformer(config, rngs=rngs),
+        lambda rngs: latent_action.Transformer(config, 24, 2, is_temporal=True, rngs=rngs),
         seeded_input("enc_x", (3, 2, 7, 24)),
         *text,
     )
@@ -173,11 +171,10 @@ def _encoder(order: latent_action.MaskOrder, *, with_text: bool = True) -> Seque
 
 
 def _decoder() -> Sequence[Any]:
-    config = latent_action.TransformerConfig(
-        in_dim=32, model_dim=32, out_dim=24, num_blocks=2, num_heads=4
-    )
+    config = latent_action.TransformerConfig(model_dim=32, num_heads=4)
+    sizes = {"in_dim": 32, "num_blocks": 2, "out_dim": 24}
     output = _apply(
-        lambda rngs: latent_action.SpatioTransformer(config, rngs=rngs),
+        lambda rngs: latent_action.Transformer(config, **sizes, is_temporal=False, rngs=rngs),
         seeded_input("dec_x", (3, 1, 9, 32)),
         seeded_input("enc_lang", (3, 5, 32)),
         _TEXT_MASK,
@@ -186,12 +183,11 @@ def _decoder() -> Sequence[Any]:
 
 
 def _quantizer() -> Sequence[Any]:
-    config = vector_quantizer.VectorQuantizerConfig(codebook_size=8, latent_dim=16)
     output = _apply(
-        lambda rngs: vector_quantizer.VectorQuantizer(config, rngs=rngs),
+        lambda rngs: vector_quantizer.VectorQuantizer(8, 16, rngs=rngs),
         seeded_input("vq_z", (3, 4, 16)),
     )
-    usage = vector_quantizer.usage_increment(output.indices, config.codebook_size)
+    usage = vector_quantizer.usage_increment(output.indices, 8)
     return [output.z_q, output.codes, output.indices, usage]
 
 

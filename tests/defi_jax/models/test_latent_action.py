@@ -82,10 +82,10 @@ def test_mask_rows_by_hand():
 
 
 def test_first_frame_never_sees_the_second():
-    config = latent_action.TransformerConfig(in_dim=6, model_dim=8, num_blocks=2, num_heads=2)
+    config = latent_action.TransformerConfig(model_dim=8, num_heads=2)
 
     def make(rngs):
-        return latent_action.SpatioTemporalTransformer(config, rngs=rngs)
+        return latent_action.Transformer(config, 6, 2, is_temporal=True, rngs=rngs)
 
     params = jax.jit(lambda rng: params_lib.init_params(make, rng))(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 2, 3, 6))

@@ -9,9 +9,9 @@ CODEBOOK = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], np.float32)
 
 
 def _quantize(z_e, codebook=CODEBOOK):
-    config = vq.VectorQuantizerConfig(codebook_size=len(codebook), latent_dim=codebook.shape[1])
     model = params_lib.bind(
-        lambda rngs: vq.VectorQuantizer(config, rngs=rngs), {"codebook": jnp.asarray(codebook)}
+        lambda rngs: vq.VectorQuantizer(*codebook.shape, rngs=rngs),
+        {"codebook": jnp.asarray(codebook)},
     )
     return model(z_e)
 
