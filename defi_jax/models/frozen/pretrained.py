@@ -9,6 +9,7 @@ B batch, T frames, H W height and width in pixels, h w of latents, N patches, L 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +23,7 @@ from defi_jax.models import clip_text, dinov2, svd_vae, t5_encoder
 from defi_jax.models import params as params_lib
 from defi_jax.models.frozen import scratch
 from defi_jax.models.frozen import types as encoder_types
+from defi_jax.models.layers import conv
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], which DINOv2 expects removed.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -40,14 +42,19 @@ class _Pretrained:
     """What the wrappers share.
 
     Attributes:
+        module: what they wrap.
         dtype: compute dtype.
+        config: numbers of the module.
     """
 
+    name: ClassVar[str]
+    module: ClassVar[Callable[..., Any]]
     dtype: Any = jnp.float32
+    config: Any
 
-    def make(self, rngs: nnx.Rngs) -> nnx.Module:
+    def make(self, rngs: nnx.Rngs) -> Any:
         """Builds the wrapped module."""
-        raise NotImplementedError
+        return self.module(self.config, dtype=self.dtype, rngs=rngs)
 
     def init_params(self, rng: PRNGKey) -> Params:
         """Random parameters of the right shapes; published ones come from `weights/`."""
@@ -59,7 +66,6 @@ class SVDVAELatents(_Pretrained):
     """Stable Video Diffusion's VAE as a `LatentEncoder`.
 
     Attributes:
-        config: numbers of the VAE.
         posterior: "mode" encodes to the mean, "sample" draws (official stage 1 stores samples, the
             policy encodes to the mode).
         decode_chunk: frames of a video decoded at once; bounds memory. The official pipeline cuts
@@ -67,6 +73,7 @@ class SVDVAELatents(_Pretrained):
     """
 
     name: ClassVar[str] = "svd_vae"
+    module = svd_vae.SVDVAE
     config: svd_vae.SVDVAEConfig = svd_vae.PRESETS["full"]
     posterior: str = "mode"
     decode_chunk: int = 7
@@ -92,10 +99,6 @@ class SVDVAELatents(_Pretrained):
         """Latents leave `encode` multiplied by this."""
         return self.config.scaling_factor
 
-    def make(self, rngs: nnx.Rngs) -> svd_vae.SVDVAE:
-        """See `_Pretrained`."""
-        return svd_vae.SVDVAE(self.config, dtype=self.dtype, rngs=rngs)
-
     @typed
     def encode(
         self, params: Params, frames: UInt8[Array, "*B H W 3"], rng: PRNGKey | None = None
@@ -105,21 +108,20 @@ class SVDVAELatents(_Pretrained):
         Raises:
             UserError: the height or width is no multiple of `factor`.
         """
-        *lead, height, width, channels = frames.shape
+        height, width = frames.shape[-3:-1]
         if height % self.factor or width % self.factor:
             raise errors.UserError(
                 f"image of {height}x{width}", "svd_vae", f"use multiples of {self.factor}"
             )
-        pixels = scratch.pixels_to_float(frames.reshape(-1, height, width, channels))
-        mean, logvar = params_lib.bind(self.make, params).encode(pixels.astype(self.dtype))
+        pixels = scratch.pixels_to_float(frames.reshape(-1, *frames.shape[-3:]), self.dtype)
+        mean, logvar = params_lib.bind(self.make, params).encode(pixels)
         latents = mean.astype(jnp.float32)
         if self.posterior == "sample":
             if rng is None:
                 raise ValueError("posterior 'sample' needs an rng")
             deviation = jnp.exp(0.5 * logvar.astype(jnp.float32))
             latents = latents + deviation * jax.random.normal(rng, latents.shape)
-        latents = latents * self.scale
-        return latents.reshape(*lead, *latents.shape[1:])
+        return (latents * self.scale).reshape(*frames.shape[:-3], *latents.shape[1:])
 
     @typed
     def decode(
@@ -152,11 +154,11 @@ class _PretrainedText(_Pretrained):
     strip_punctuation: bool
 
     def _tokenizer(
-        self, name: str, ids: tuple[tuple[int, ...], int, int], length: int, vocab_size: int
+        self, name: str, length: int, start: tuple[int, ...], end: int, pad: int
     ) -> tokenizers.Tokenizer:
-        """Returns the tokenizer `name`, or its stand-in; ids are (start ids, end id, padding)."""
+        """Returns the tokenizer `name`, or its stand-in, with the ids that it adds to a text."""
         names = ("spiece.model",) if name == "t5" else ("tokenizer.json", "vocab.json")
-        directory, (start, end, pad) = self.tokenizer_dir, ids
+        directory = self.tokenizer_dir
         text = spec.TextSpec(
             name=name if directory else "stand_in",
             length=length,
@@ -167,18 +169,17 @@ class _PretrainedText(_Pretrained):
             end_ids=(end,),
             pad_id=pad,
         )
+        vocab_size = self.config.vocab_size
         return tokenizers.Tokenizer(text=text, directory=directory, vocab_size=vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextEncoder(_PretrainedText):
-    """Hugging Face's CLIP ViT-B/32: all hidden states, for the video model.
-
-    Attributes:
-        config: numbers of the tower.
-    """
+    """Hugging Face's CLIP ViT-B/32: all hidden states, for the video model."""
 
     name: ClassVar[str] = "clip_text"
+    is_openai: ClassVar[bool] = False
+    module = clip_text.CLIPText
     config: clip_text.CLIPTextConfig = clip_text.PRESETS["full"]
 
     @property
@@ -193,20 +194,19 @@ class CLIPTextEncoder(_PretrainedText):
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """20 tokens, padded with the end token."""
+        """20 tokens padded with the end token, OpenAI's 77 padded with 0."""
         end = self.config.eos_token_id
-        return self._tokenizer("clip", ((end - 1,), end, end), _CLIP_LENGTH, self.config.vocab_size)
-
-    def make(self, rngs: nnx.Rngs) -> clip_text.CLIPText:
-        """See `_Pretrained`."""
-        return clip_text.CLIPText(self.config, dtype=self.dtype, rngs=rngs)
+        kind, length, pad = "clip", _CLIP_LENGTH, end
+        if self.is_openai:
+            kind, length, pad = "clip_openai", _OPENAI_LENGTH, 0
+        return self._tokenizer(kind, length, (end - 1,), end, pad)
 
     @typed
     def encode(
         self, params: Params, ids: Int32[Array, "B L"], mask: Bool[Array, "B L"]
     ) -> encoder_types.TextFeatures:
-        """See `TextEncoder`."""
-        output = params_lib.bind(self.make, params)(ids, mask)
+        """See `TextEncoder`; OpenAI's tower is only causal, padding is not masked."""
+        output = params_lib.bind(self.make, params)(ids, None if self.is_openai else mask)
         return encoder_types.TextFeatures(
             tokens=output.last_hidden_state, mask=mask, pooled=output.text_embeds
         )
@@ -217,34 +217,15 @@ class CLIPOpenAIEncoder(CLIPTextEncoder):
     """OpenAI's CLIP ViT-B/32: the projected end token, for the policy's goal."""
 
     name: ClassVar[str] = "clip_openai"
-
-    @property
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        """77 tokens, padded with 0."""
-        end = self.config.eos_token_id
-        ids = ((end - 1,), end, 0)
-        return self._tokenizer("clip_openai", ids, _OPENAI_LENGTH, self.config.vocab_size)
-
-    @typed
-    def encode(
-        self, params: Params, ids: Int32[Array, "B L"], mask: Bool[Array, "B L"]
-    ) -> encoder_types.TextFeatures:
-        """See `TextEncoder`; OpenAI's tower is only causal, padding is not masked."""
-        output = params_lib.bind(self.make, params)(ids)
-        return encoder_types.TextFeatures(
-            tokens=output.last_hidden_state, mask=mask, pooled=output.text_embeds
-        )
+    is_openai: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5TextEncoder(_PretrainedText):
-    """T5-base's encoder, for the inverse model; pooled is the mean over real tokens.
-
-    Attributes:
-        config: numbers of the encoder.
-    """
+    """T5-base's encoder, for the inverse model; pooled is the mean over real tokens."""
 
     name: ClassVar[str] = "t5_encoder"
+    module = t5_encoder.T5Encoder
     config: t5_encoder.T5EncoderConfig = t5_encoder.PRESETS["full"]
 
     @property
@@ -260,11 +241,7 @@ class T5TextEncoder(_PretrainedText):
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """No start token, end 1, padding 0."""
-        return self._tokenizer("t5", ((), 1, 0), self.length, self.config.vocab_size)
-
-    def make(self, rngs: nnx.Rngs) -> t5_encoder.T5Encoder:
-        """See `_Pretrained`."""
-        return t5_encoder.T5Encoder(self.config, dtype=self.dtype, rngs=rngs)
+        return self._tokenizer("t5", self.length, (), 1, 0)
 
     @typed
     def encode(
@@ -274,20 +251,16 @@ class T5TextEncoder(_PretrainedText):
         tokens = params_lib.bind(self.make, params)(ids, mask)
         weights = mask[..., None].astype(jnp.float32)
         total = jnp.sum(tokens.astype(jnp.float32) * weights, axis=1)
-        pooled = total / jnp.maximum(weights.sum(axis=1), 1.0)
-        pooled = pooled.astype(tokens.dtype)
+        pooled = (total / jnp.maximum(weights.sum(axis=1), 1.0)).astype(tokens.dtype)
         return encoder_types.TextFeatures(tokens=tokens, mask=mask, pooled=pooled)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DINOv2Features(_Pretrained):
-    """DINOv2 ViT-B/14 with registers as a `FeatureEncoder`.
-
-    Attributes:
-        config: numbers of the model.
-    """
+    """DINOv2 ViT-B/14 with registers as a `FeatureEncoder`."""
 
     name: ClassVar[str] = "dinov2"
+    module = dinov2.DINOv2
     config: dinov2.DINOv2Config = dinov2.PRESETS["full"]
 
     @property
@@ -300,18 +273,13 @@ class DINOv2Features(_Pretrained):
         """Pixels per patch and side."""
         return self.config.patch_size
 
-    def make(self, rngs: nnx.Rngs) -> dinov2.DINOv2:
-        """See `_Pretrained`."""
-        return dinov2.DINOv2(self.config, dtype=self.dtype, rngs=rngs)
-
     @typed
     def encode(self, params: Params, frames: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B N D"]:
         """See `FeatureEncoder`."""
-        *lead, height, width, channels = frames.shape
-        unit = frames.reshape(-1, height, width, channels).astype(jnp.float32) / 255.0
-        pixels = (unit - jnp.array(_IMAGENET_MEAN)) / jnp.array(_IMAGENET_STD)
-        patches = params_lib.bind(self.make, params)(pixels).patch_tokens
-        return patches.reshape(*lead, *patches.shape[1:])
+        pixels = frames.astype(jnp.float32) / 255.0
+        pixels = (pixels - jnp.array(_IMAGENET_MEAN)) / jnp.array(_IMAGENET_STD)
+        model = params_lib.bind(self.make, params)
+        return conv.over_frames(lambda images: model(images).patch_tokens, pixels)
 
 
 TEXT_ENCODERS = {

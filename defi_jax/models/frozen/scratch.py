@@ -64,7 +64,7 @@ def depth_to_space(cells: Float[Array, "*B h w c"], factor: int) -> Float[Array,
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpaceToDepth:
+class SpaceToDepth(encoder_types.Encoder):
     """Latents that are the pixels of a square in JPEG's cosine basis; no weights.
 
     A square's lowest frequencies become the channels, ordered (row frequency, column frequency,
@@ -95,11 +95,6 @@ class SpaceToDepth:
         """Three colours for each frequency kept."""
         return 3 * self.frequencies**2
 
-    def init_params(self, rng: PRNGKey) -> Params:
-        """There are none."""
-        del rng
-        return {}
-
     @typed
     def encode(
         self, params: Params, frames: UInt8[Array, "*B H W 3"], rng: PRNGKey | None = None
@@ -107,13 +102,15 @@ class SpaceToDepth:
         """See `LatentEncoder`."""
         del params, rng
         _check_divisible(frames.shape, self.factor, "space_to_depth")
-        return space_to_depth(pixels_to_float(frames), self.factor) @ self._basis()
+        return space_to_depth(pixels_to_float(frames), self.factor) @ self._basis(self._gains())
 
     @typed
     def decode(self, params: Params, latents: Float[Array, "*B h w c"]) -> UInt8[Array, "*B H W 3"]:
         """See `LatentEncoder`."""
         del params
-        return float_to_pixels(depth_to_space(latents @ self._inverse(), self.factor))
+        return float_to_pixels(
+            depth_to_space(latents @ self._basis(1 / self._gains()).T, self.factor)
+        )
 
     def _gains(self) -> np.ndarray:
         """[frequencies, frequencies], to about unit variance at frequency 0."""
@@ -121,27 +118,16 @@ class SpaceToDepth:
         decay = 1 + _SPECTRUM_DECAY * (index[:, None] + index)
         return np.sqrt(decay) / (_PIXEL_DEVIATION * self.factor)
 
-    def _basis(self) -> np.ndarray:
-        """float32[3 * factor^2, channels]: pixels of a square -> latents."""
+    def _basis(self, gains: np.ndarray) -> np.ndarray:
+        """float32[3 * factor^2, channels]: pixels of a square -> latents; inverse, transposed."""
         rows = _cosines(self.factor, self.frequencies)
-        waves = np.einsum("ui,vj,uv->ijuv", rows, rows, self._gains())
-        return _per_colour(waves, self.factor, self.frequencies)
-
-    def _inverse(self) -> np.ndarray:
-        """float32[channels, 3 * factor^2]: latents -> pixels of a square."""
-        rows = _cosines(self.factor, self.frequencies)
-        waves = np.einsum("ui,vj,uv->uvij", rows, rows, 1 / self._gains())
-        return _per_colour(waves, self.frequencies, self.factor)
-
-
-def _per_colour(waves: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """[rows, rows, columns, columns] of one colour -> float32[3 * rows^2, 3 * columns^2]."""
-    table = np.kron(waves.reshape(rows**2, columns**2), np.eye(3))
-    return table.astype(np.float32)
+        waves = np.einsum("ui,vj,uv->ijuv", rows, rows, gains)
+        of_one_colour = waves.reshape(self.factor**2, self.frequencies**2)
+        return np.kron(of_one_colour, np.eye(3)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BytesText(bytes_text.BytesTextConfig):
+class BytesText(bytes_text.BytesTextConfig, encoder_types.Encoder):
     """Frozen random n-gram features of UTF-8 bytes; see `bytes_text`.
 
     Attributes:
@@ -169,11 +155,6 @@ class BytesText(bytes_text.BytesTextConfig):
             strip_punctuation=self.strip_punctuation,
         )
 
-    def init_params(self, rng: PRNGKey) -> Params:
-        """There are none."""
-        del rng
-        return {}
-
     @typed
     def encode(
         self, params: Params, ids: Int32[Array, "B L"], mask: Bool[Array, "B L"]
@@ -186,7 +167,7 @@ class BytesText(bytes_text.BytesTextConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Patches:
+class Patches(encoder_types.Encoder):
     """Patch features that are just the pixels of the patch; exactly invertible, no weights.
 
     Attributes:
@@ -200,11 +181,6 @@ class Patches:
     def dim(self) -> int:
         """Three colours for each pixel of the patch."""
         return 3 * self.patch_size**2
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """There are none."""
-        del rng
-        return {}
 
     @typed
     def encode(self, params: Params, frames: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B N D"]:

@@ -30,14 +30,23 @@ class TextFeatures:
     pooled: jax.Array
 
 
-class LatentEncoder(Protocol):
+class Encoder(Protocol):
+    """What all three have."""
+
+    name: ClassVar[str]
+
+    def init_params(self, rng: PRNGKey) -> Params:
+        """Random parameters of the right shapes; {} when there are none, as here."""
+        del rng
+        return {}
+
+
+class LatentEncoder(Encoder, Protocol):
     """Frames -> latents with unit variance (about) -> frames.
 
     The video model's first-frame condition is latents / scale (the official model conditions on the
     unscaled latent).
     """
-
-    name: ClassVar[str]
 
     @property
     def factor(self) -> int:
@@ -54,10 +63,6 @@ class LatentEncoder(Protocol):
         """What `encode` multiplied by."""
         ...
 
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Random parameters of the right shapes; {} when there are none."""
-        ...
-
     def encode(self, params: Params, frames: jax.Array, rng: PRNGKey | None = None) -> jax.Array:
         """uint8[..., H, W, 3] -> float[..., h, w, c]; `rng` only where a posterior is sampled."""
         ...
@@ -67,10 +72,8 @@ class LatentEncoder(Protocol):
         ...
 
 
-class TextEncoder(Protocol):
+class TextEncoder(Encoder, Protocol):
     """Token ids -> features."""
-
-    name: ClassVar[str]
 
     @property
     def dim(self) -> int:
@@ -87,19 +90,13 @@ class TextEncoder(Protocol):
         """Texts -> (ids, mask), on the host."""
         ...
 
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Random parameters of the right shapes; {} when there are none."""
-        ...
-
     def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> TextFeatures:
         """int32[B, ids], bool[B, ids] -> features."""
         ...
 
 
-class FeatureEncoder(Protocol):
+class FeatureEncoder(Encoder, Protocol):
     """Frames -> patch features."""
-
-    name: ClassVar[str]
 
     @property
     def dim(self) -> int:
@@ -109,10 +106,6 @@ class FeatureEncoder(Protocol):
     @property
     def patch_size(self) -> int:
         """Pixels per patch and side."""
-        ...
-
-    def init_params(self, rng: PRNGKey) -> Params:
-        """Random parameters of the right shapes; {} when there are none."""
         ...
 
     def encode(self, params: Params, frames: jax.Array) -> jax.Array:
