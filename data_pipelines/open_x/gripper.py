@@ -29,15 +29,10 @@ def binarize(signal: np.ndarray) -> np.ndarray:
 
     Example: [1, 1, .7, .3, 0, 0, .5, 1] -> [1, 1, 0, 0, 0, 0, 1, 1].
     """
-    result = np.array(signal, np.float32).ravel()
-    following = result[-1] if result.size else np.float32(0)
-    for step in range(result.size - 1, -1, -1):
-        if result[step] > _OPEN_ABOVE:
-            following = np.float32(1)
-        elif result[step] < _CLOSED_BELOW:
-            following = np.float32(0)
-        result[step] = following
-    return result.reshape(np.shape(signal))
+    values = np.asarray(signal, np.float32).ravel()
+    reached = np.select([values > _OPEN_ABOVE, values < _CLOSED_BELOW], [1.0, 0.0], np.nan)
+    backwards = np.append(reached, values[-1:])[::-1]
+    return _hold(backwards)[:0:-1].astype(np.float32).reshape(np.shape(signal))
 
 
 def relative_to_absolute(signal: np.ndarray) -> np.ndarray:
@@ -50,9 +45,11 @@ def relative_to_absolute(signal: np.ndarray) -> np.ndarray:
     commands = np.asarray(signal, np.float32).ravel()
     wanted = np.select([commands < -_COMMANDED, commands > _COMMANDED], [1.0, 0.0], np.nan)
     decided = wanted[~np.isnan(wanted)]
-    state = 1 - decided[0] if decided.size else 1.0
-    result = np.empty(commands.shape, np.float32)
-    for step, target in enumerate(wanted):
-        state = state if np.isnan(target) else target
-        result[step] = state
-    return result.reshape(np.shape(signal))
+    start = 1 - decided[0] if decided.size else 1.0
+    held = _hold(np.append(start, wanted))[1:]
+    return held.astype(np.float32).reshape(np.shape(signal))
+
+
+def _hold(values: np.ndarray) -> np.ndarray:
+    """Repeats numbers where NaN follow, the first is none.  [0, nan, 1, nan] -> [0, 0, 1, 1]."""
+    return values[np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))]
