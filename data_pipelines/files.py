@@ -67,9 +67,7 @@ def make_directory(directory: pathlib.Path) -> None:
 def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
     """Holds a directory against a second run that would write the same files.
 
-    Args:
-        directory: directory of a store or a cache.
-        name: name of the file that is locked; runs with other names share the directory.
+    Runs that lock files of other names share the directory.
 
     Raises:
         UserError: another run holds it, or it cannot be written.
@@ -94,9 +92,7 @@ def alone(directory: pathlib.Path, name: str = LOCK) -> Iterator[None]:
 def check_no_files(directory: pathlib.Path, without: str) -> None:
     """Raises UserError for a directory with files, hidden ones of killed runs aside.
 
-    Args:
-        directory: need not be there.
-        without: name of the file that would have told what they are.
+    It lacks the file `without`, which would have told what they are; it need not be there itself.
     """
     found = directory.iterdir() if directory.is_dir() else ()
     if any(not path.name.startswith(".") for path in found):
@@ -111,10 +107,9 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def publish(*pairs: tuple[pathlib.Path, pathlib.Path]) -> None:
-    """Gives finished files of one directory their names, in order; the last one makes them count.
+    """Gives finished files of one directory their names, by pairs of temporary path and path.
 
-    Args:
-        *pairs: (temporary path, path) each.
+    They go in order: the last one makes them count.
     """
     for temporary, path in pairs:
         sync(temporary)

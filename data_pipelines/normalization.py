@@ -61,11 +61,7 @@ class Statistics:
 
 
 def compute(values: np.ndarray, where: str = "") -> Statistics:
-    """Returns the statistics of [count, A].
-
-    Args:
-        values: values of all steps.
-        where: what an error names.
+    """Returns the statistics of all steps' values, [count, A]; an error names `where`.
 
     Raises:
         DataError: a value is not finite, or there are none.

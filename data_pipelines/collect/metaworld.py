@@ -144,13 +144,6 @@ def collect(
     Episodes that are there already are left alone, so a stopped collection continues, and a later
     call with more episodes or tasks adds what is missing. Progress goes to stderr.
 
-    Args:
-        tasks: names of `metaworld_tasks.TASKS`.
-        output: directory of the store.
-        episodes_per_task: episodes of each task.
-        settings: how they are made.
-        workers: parallel processes.
-
     Returns:
         Counts of what this call added, by task and start.
 

@@ -45,11 +45,7 @@ def read_rows(
 ) -> Iterator[dict[str, str]]:
     """Yields the named cells of each row that is not empty, without those that it is too short for.
 
-    Args:
-        path: path of the table.
-        columns: that it must have, in lower case.
-        what: it is, for errors: "caption file".
-        fix: what an error recommends.
+    The table must have these columns, given in lower case; errors call it `what`, "caption file".
 
     Raises:
         DataError: unreadable, damaged, or without one of the columns.

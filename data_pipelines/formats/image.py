@@ -38,9 +38,7 @@ _FIX = "remove or re-export this frame"
 def decode_image(data: bytes, *, where: str = "image") -> np.ndarray:
     """Decodes JPEG or PNG bytes, told apart by their magic bytes.
 
-    Args:
-        data: the encoded bytes.
-        where: what an error names, for example "episode 12, camera static, frame 3".
+    An error names `where`, for example "episode 12, camera static, frame 3".
 
     Returns:
         uint8[H, W, 3], RGB.

@@ -23,12 +23,7 @@ def parse(text: str) -> Any:
 
 
 def load(path: epath.PathLike, *, what: str, fix: str) -> Any:
-    """Reads a file.
-
-    Args:
-        path: path of the file.
-        what: it is, for errors, for example "annotation".
-        fix: what to do about a damaged one.
+    """Reads a file that errors call `what`, for example "annotation".
 
     Raises:
         DataError: it cannot be read.

@@ -83,11 +83,7 @@ def write_record(file: IO[bytes], record: bytes) -> None:
 
 
 def parse_example(record: bytes, *, where: str) -> dict[str, Value]:
-    """Parses a serialised tf.train.Example.
-
-    Args:
-        record: the message.
-        where: what an error names.
+    """Parses a serialised tf.train.Example; an error names `where`.
 
     Returns:
         {feature name: float32[k], int64[k] or list of k byte strings}; absent lists are left out.

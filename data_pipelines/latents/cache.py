@@ -141,12 +141,7 @@ class LatentCache:
 def open_cache(
     source: episodes.EpisodeSource, directory: pathlib.Path, cameras: Sequence[str]
 ) -> LatentCache:
-    """Returns the cache of a store.
-
-    Args:
-        source: the store.
-        directory: directory of its cache.
-        cameras: that will be asked for, where an episode has them.
+    """Returns the cache of a store, for cameras that will be asked for where an episode has them.
 
     Raises:
         UserError: there is none, it is not complete, or of other episodes or cameras.

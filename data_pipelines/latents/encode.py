@@ -83,7 +83,6 @@ def encode(
     All processes of a run call this, on a file system that they share; each writes its own shards.
 
     Args:
-        source: the store.
         directory: directory of this store's cache; created when absent.
         encoder: on this process's devices.
         cameras: those to encode, where an episode has them.
@@ -91,10 +90,7 @@ def encode(
         overwrite: delete a cache of something else that is there.
         max_bad_fraction: fraction of the frames, of 10 000 at least, that may be damaged.
         given: latents to take instead of computing them.
-        process_index: this process.
-        process_count: number of processes.
         barrier: waits until every process is here.
-        progress: draw a progress bar on stderr.
 
     Returns:
         The manifest.

@@ -20,15 +20,9 @@ def build(
     metadata: Mapping[str, Any],
     where: str,
 ) -> episodes.Episode | episodes.Reject:
-    """Standardises one trajectory.
+    """Standardises one trajectory, raw field -> one value a step.
 
-    Args:
-        standard: standard of the dataset.
-        steps: raw field -> one value a step.
-        episode_id: see `episodes.Episode`.
-        source: see `episodes.Episode`.
-        metadata: fields of the episode as a whole; may say that the episode is to be left out.
-        where: what errors and rejects name.
+    Its metadata are fields of the episode as a whole, which may say that it is to be left out.
 
     Raises:
         DataError: the fields differ in length, so that the dataset is not what its description

@@ -49,12 +49,7 @@ class Trajectories:
     ) -> Trajectories:
         """Opens the files of an RLDS dataset, on disk or in a bucket.
 
-        Args:
-            directory: see `rlds_directory.load_info`.
-            splits: see `rlds_directory.RldsOptions`.
-
-        Raises:
-            UserError, DataError: see `rlds_directory.load_info`, and `rlds.read_shard`.
+        Directory, splits and errors are those of `rlds_directory.load_info` and `rlds.read_shard`.
         """
         options = rlds_directory.RldsOptions(splits=tuple(splits))
         info = rlds_directory.load_info(directory, options)

@@ -70,12 +70,9 @@ def _runs(tasks: np.ndarray) -> list[Run]:
 def check(
     info: tables.Info, found: Sequence[tables.Recording], contradictions: Sequence[str]
 ) -> list[str]:
-    """Compares the table with itself, the totals and the files that are there.
+    """Compares the table of all episodes with itself, the totals and the files that are there.
 
-    Args:
-        info: description of the dataset.
-        found: all its episodes.
-        contradictions: those with the rows of the data.
+    The contradictions that are given are those with the rows of the data.
 
     Returns:
         What no episode claims and is left out, texts.

@@ -369,11 +369,8 @@ def read_table(
 def read_task_rows(path: pathlib.Path, alone: int | None) -> dict[int, np.ndarray]:
     """Reads the task of each row of a data file.
 
-    GR00T's files may have it in an annotation column only.
-
-    Args:
-        path: path of the file.
-        alone: number of the only episode in it, for files that do not say it.
+    GR00T's files may have it in an annotation column only. Files that do not say their episodes
+    have only one, of the number `alone`.
 
     Returns:
         Episode -> int64[n], in the order of its rows; -1 without a task.

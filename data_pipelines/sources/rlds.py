@@ -183,10 +183,7 @@ class RldsSource:
     ) -> Iterator[Result | episodes.Reject]:
         """Yields a function's result for each episode, in the order of `read`.
 
-        Args:
-            function: picklable; called in the process that reads the record.
-            workers: how records are read.
-            skip: see `read`.
+        It is picklable, and called in the process that reads the record.
 
         Raises:
             DataError: a file is damaged, or more than `max_damaged` records are.

@@ -18,12 +18,7 @@ Field = rlds_directory.Field
 class RawSteps(Mapping):
     """The steps of one episode: field -> [T, ...] array or T byte strings, unpacked on access.
 
-    A field of the episode as a whole, such as its text, stands at every step.
-
-    Args:
-        features: the parsed Example.
-        info: description of the dataset.
-        where: what errors name.
+    A field of the episode as a whole, such as its text, stands at every step. Errors name `where`.
     """
 
     def __init__(

@@ -51,11 +51,7 @@ class _Item:
 
 
 def open_source(directory: str | pathlib.Path, how: video_clips.Reading) -> base.ItemSource:
-    """Opens such a directory.
-
-    Args:
-        directory: that holds `annotation/`.
-        how: what is read; splits are folders of `annotation/`.
+    """Opens a directory that holds `annotation/`, whose folders are the splits.
 
     Raises:
         UserError: no such directory, split, or no annotation.
@@ -97,9 +93,7 @@ class LatentFiles:
     def __call__(self, episode_id: str, camera: str) -> np.ndarray:
         """Returns the latents of a video, float32[n, h, w, C], scaled in the published files.
 
-        Args:
-            episode_id: id of an episode that `open_source` gave, whatever the dataset was called.
-            camera: camera of the video.
+        The id is of an episode that `open_source` gave, whatever the dataset was called.
 
         Raises:
             DataError: there are none, or they are damaged.

@@ -40,11 +40,9 @@ def convert(
     """Writes all episodes of a source that the store does not hold yet.
 
     Args:
-        source: where episodes come from.
-        output: directory of the store; created when absent.
+        output: the store; created when absent.
         origin: JSON-able description of the input and its options; a store that was begun with
             another one is refused.
-        progress: draw a progress bar on stderr.
         copy: writes the episodes and returns the rejects; None for this process, see `beam`.
 
     Returns:

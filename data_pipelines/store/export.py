@@ -42,11 +42,8 @@ def export_tfds(
     """Writes all episodes of a store as the split "train" of a TFDS dataset.
 
     Args:
-        store: the episodes.
         output: TFDS's data_dir; the dataset becomes the directory `name` in it.
-        name: name of the dataset.
         file_format: one of `rlds_writer.FILE_FORMATS`.
-        progress: draw a progress bar on stderr.
         shard_bytes: a file is closed when it holds this many.
 
     Returns:

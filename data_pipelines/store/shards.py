@@ -153,11 +153,7 @@ def _index_digest(header: Mapping[str, Any], body: bytes) -> str:
 def read_index(
     path: pathlib.Path, *, again: str = "convert"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns header and lines of a shard's index.
-
-    Args:
-        path: path of the index.
-        again: what makes the shard anew, for messages.
+    """Returns header and lines of a shard's index; `again` is what makes it anew, for messages.
 
     Raises:
         DataError: it is damaged, or an index of another schema.

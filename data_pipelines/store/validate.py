@@ -50,12 +50,7 @@ class Finding:
 def validate(
     directory: str | os.PathLike, *, images: bool = True, progress: bool = True
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Checks an episode store.
-
-    Args:
-        directory: directory of the store.
-        images: also decode every frame.
-        progress: draw a progress bar on stderr.
+    """Checks an episode store; with `images`, every frame is decoded, too.
 
     Returns:
         The findings, errors first, and counts: `episodes, frames, errors, warnings`.
@@ -227,13 +222,7 @@ def _grippers(
 
 
 def _check_gripper(found: Mapping[str, np.ndarray], said: str, where: str) -> Iterator[Finding]:
-    """Looks at the gripper of one dataset.
-
-    Args:
-        found: see `_grippers`.
-        said: its convention, for example "1 opens, 0 closes", or "unknown".
-        where: the dataset.
-    """
+    """Looks at the gripper of one dataset; `said` is "unknown" or such as "1 opens, 0 closes"."""
     low = min(float(lowest) for _, lowest, _ in found.values())
     high = max(float(highest) for _, _, highest in found.values())
     polarity = {word: float(number) for number, word in _POLARITY.findall(said)}
