@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from defi_jax import tensor_files
+
 Leaf = Any  # jax.Array, np.ndarray or jax.ShapeDtypeStruct
 
 
@@ -182,20 +184,6 @@ def tokens_spec(batch_size: int, length: int) -> TextTokens:
     )
 
 
-def fake(spec: Batch, seed: int = 0) -> Batch:
-    """Returns random numpy data of the given abstract batch, for tests and warm-up."""
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if leaf.dtype == jnp.bool_:
-            return np.ones(leaf.shape, bool)
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return rng.integers(0, 255, leaf.shape).astype(leaf.dtype)
-        return rng.standard_normal(leaf.shape).astype(leaf.dtype)
-
-    return jax.tree.map(draw, spec)
-
-
 def assemble(
     spec: Batch,
     arrays: Mapping[str, np.ndarray],
@@ -218,13 +206,7 @@ def assemble(
 
 def check(batch: Batch, spec: Batch) -> None:
     """Raises ValueError naming every leaf of `batch` whose shape or dtype is not the spec's."""
-    got, want = dict(_leaves(batch)), dict(_leaves(spec))
-    problems = [f"missing {name}" for name in sorted(want.keys() - got.keys())]
-    problems += [f"unexpected {name}" for name in sorted(got.keys() - want.keys())]
-    for name in sorted(want.keys() & got.keys()):
-        have, need = got[name], want[name]
-        if have.shape != need.shape or have.dtype != need.dtype:
-            problems.append(f"{name} is {have.dtype}{have.shape}, not {need.dtype}{need.shape}")
+    problems = tensor_files.differences(_described(batch), _described(spec))
     if problems:
         raise ValueError(f"{type(batch).__name__}: {'; '.join(problems)}")
 
@@ -236,9 +218,9 @@ def with_batch_size(spec: Batch, batch_size: int) -> Batch:
     )
 
 
-def _leaves(batch: Batch):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        yield jax.tree_util.keystr(path), leaf
+def _described(batch: Batch) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{leaf.shape}" for path, leaf in leaves}
 
 
 def field_names(batch_type: type) -> tuple[str, ...]:

@@ -74,6 +74,20 @@ def read_slice(tensors: Mapping[str, Any], name: str, index: Any) -> np.ndarray:
     return np.asarray(tensors[name][index])
 
 
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Says of tensors, by what is known of each, which are missing, unknown or not as wanted."""
+    both = sorted(wanted.keys() & found.keys())
+    return [
+        *(f"missing {name}" for name in sorted(wanted.keys() - found.keys())),
+        *(f"unknown {name}" for name in sorted(found.keys() - wanted.keys())),
+        *(
+            f"{name} is {found[name]}, the config wants {wanted[name]}"
+            for name in both
+            if found[name] != wanted[name]
+        ),
+    ]
+
+
 class SafetensorsFiles(Tensors):
     """Tensors of one safetensors file, or of the shards of a `.index.json`.
 
@@ -127,14 +141,13 @@ class SafetensorsFiles(Tensors):
             return file.get_slice(name)[index]
 
     def _add(self, shard: pathlib.Path) -> None:
-        try:
-            with safetensors.safe_open(shard, "numpy") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise errors.DataError(
-                f"not a safetensors file ({error})", str(shard), "download it again"
-            ) from error
+        kinds, what = (safetensors.SafetensorError, OSError), "not a safetensors file"
+        with (
+            errors.DataError.instead_of(kinds, what, shard, "download it again"),
+            safetensors.safe_open(shard, "numpy") as file,
+        ):
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
         unknown = sorted(
             f"{name} {dtype}" for name, (_, dtype) in found.items() if dtype not in _DTYPES
         )
@@ -169,11 +182,10 @@ def read_json(path: pathlib.Path) -> Any:
     Raises:
         DataError: not JSON.
     """
-    try:
-        return json.loads(path.read_text())
     # Beside what is no JSON: nested or long numbers that Python's parser refuses.
-    except (ValueError, RecursionError) as error:
-        raise errors.DataError(f"not JSON ({error})", str(path), "restore the file") from error
+    kinds = (ValueError, RecursionError)
+    with errors.DataError.instead_of(kinds, "not JSON", path, "restore the file"):
+        return json.loads(path.read_text())
 
 
 class Below(Tensors):

@@ -3,6 +3,7 @@
 A leaf's digest depends on its values, dtype and the position of each element, never on how it was
 split over devices: every element's bits are mixed with its row-major position and the results are
 summed modulo 2^32, twice with different mixing. Sums commute, so shards are added in any order.
+The item `integrity` of a step holds them, and those of the step's other documents.
 
 Files are digested by SHA-256 after the commit, into `<step>.sha256.json` beside the step.
 """
@@ -25,6 +26,25 @@ FILE_DIGESTS_SUFFIX = ".sha256.json"
 _CHUNK = 2**20  # elements hashed at a time on the host, to bound its temporaries
 _BLOCK_BYTES = 2**24
 _UINTS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+
+
+def integrity_document(leaves: Mapping[str, Any], documents: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns shape, dtype and digest of every leaf, and the digests of the other documents."""
+    digests = leaf_digests(leaves)
+    facts = {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[path]}
+        for path, leaf in leaves.items()
+    }
+    return {
+        "leaves": facts,
+        "documents": {name: json_digest(value) for name, value in documents.items()},
+    }
+
+
+def changed_leaves(leaves: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Names the leaves of an integrity document that are absent or have another digest now."""
+    digests = leaf_digests(leaves)
+    return [path for path in sorted(facts) if digests.get(path) != facts[path]["digest"]]
 
 
 def leaf_digests(leaves: Mapping[str, Any]) -> dict[str, str]:

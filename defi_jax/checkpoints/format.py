@@ -6,7 +6,7 @@ else), nested dicts of ordinary arrays, so that a reader needs neither the optim
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,10 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from defi_jax import errors, partition
+from defi_jax import errors, partition, tensor_files
 from defi_jax.array_typing import Params
-from defi_jax.checkpoints import digests as digests_lib
-from defi_jax.checkpoints import train_state
+from defi_jax.checkpoints import digests, train_state
 from defi_jax.models import params as params_lib
 
 SCHEMA_VERSION = 1
@@ -48,8 +47,7 @@ def from_items(
     items: Mapping[str, Params], abstract: train_state.TrainState
 ) -> train_state.TrainState:
     """Inverse of `to_items`, given a state of the same structure."""
-    flat = dict(flat_items(items))
-    leaves = []
+    flat, leaves = flat_items(items), []
     for path, like in _state_leaves(abstract):
         leaf = flat[path if path in flat else f"train/{path}"]
         leaves.append(jax.random.wrap_key_data(leaf) if _is_key(like) else leaf)
@@ -75,30 +73,14 @@ def _as_plain(leaf: Any) -> Any:
     return jax.random.key_data(leaf)
 
 
-def flat_items(items: Mapping[str, Params]) -> Iterator[tuple[str, Any]]:
-    """Yields ("item/a/b", leaf) of all items."""
-    for name, tree in items.items():
-        for path, leaf in params_lib.flatten(tree).items():
-            yield f"{name}/{path}", leaf
-
-
-def integrity_document(items: Mapping[str, Params], documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns shape, dtype and digest of every leaf, and the digests of the other documents."""
-    leaves = dict(flat_items(items))
-    digests = digests_lib.leaf_digests(leaves)
-    facts = {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[path]}
-        for path, leaf in leaves.items()
-    }
-    return {
-        "leaves": facts,
-        "documents": {name: digests_lib.json_digest(value) for name, value in documents.items()},
-    }
+def flat_items(items: Mapping[str, Params]) -> dict[str, Any]:
+    """Returns the leaves of all items by "item/a/b"."""
+    return params_lib.flatten(dict(items))
 
 
 def verified_documents(path: epath.Path) -> dict[str, Any]:
     """Returns the JSON items of a step after checking its files and the documents' digests."""
-    problems = digests_lib.file_damage(path)
+    problems = digests.file_damage(path)
     if problems:
         raise damaged(path, "; ".join(problems[:5]))
     documents = {}
@@ -109,7 +91,7 @@ def verified_documents(path: epath.Path) -> dict[str, Any]:
             raise damaged(path, f"{name}/metadata is not readable") from error
     try:
         expected = documents["integrity"]["documents"]
-        changed = [n for n in expected if digests_lib.json_digest(documents[n]) != expected[n]]
+        changed = [n for n in expected if digests.json_digest(documents[n]) != expected[n]]
         schema = documents["metadata"]["schema_version"]
     except (AttributeError, KeyError, TypeError) as error:
         raise damaged(path, "integrity/metadata is not readable") from error
@@ -126,14 +108,11 @@ def verified_documents(path: epath.Path) -> dict[str, Any]:
 
 def check_fits(path: epath.Path, saved: Mapping[str, Any], items: Mapping[str, Params]) -> None:
     """Raises UserError listing the leaves that model and checkpoint don't share."""
-    wanted = dict(flat_items(items))
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - saved.keys())]
-    problems += [f"unknown {name}" for name in sorted(saved.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & saved.keys()):
-        want = (list(wanted[name].shape), str(wanted[name].dtype))
-        have = (saved[name]["shape"], saved[name]["dtype"])
-        if want != have:
-            problems.append(f"{name} is {have[1]}{have[0]}, the config wants {want[1]}{want[0]}")
+    leaves = flat_items(items)
+    problems = tensor_files.differences(
+        {name: f"{facts['dtype']}{facts['shape']}" for name, facts in saved.items()},
+        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()},
+    )
     if problems:
         raise errors.UserError(
             f"the checkpoint is of another model ({errors.listed(problems, 10)})",
@@ -144,14 +123,19 @@ def check_fits(path: epath.Path, saved: Mapping[str, Any], items: Mapping[str, P
 
 def check_leaves(path: epath.Path, saved: Mapping[str, Any], trees: Mapping[str, Params]) -> None:
     """Raises DataError unless every restored leaf has the digest it was saved with."""
-    digests = digests_lib.leaf_digests(dict(flat_items(trees)))
-    changed = [name for name in sorted(saved) if digests.get(name) != saved[name]["digest"]]
+    changed = digests.changed_leaves(flat_items(trees), saved)
     if changed:
         raise damaged(path, f"values of {', '.join(changed[:5])} have changed")
 
 
-def read_item(path: epath.Path, name: str, leaves: Mapping[str, Any]) -> Params:
-    """Reads one item as numpy arrays."""
+def read_items(path: epath.Path, names: Iterable[str], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads some items of a step as numpy arrays; DataError where they are not as saved."""
+    items = {name: _read_item(path, name, saved) for name in names}
+    check_leaves(path, {leaf: saved[leaf] for leaf in saved if leaf.split("/")[0] in items}, items)
+    return items
+
+
+def _read_item(path: epath.Path, name: str, leaves: Mapping[str, Any]) -> Params:
     prefix = f"{name}/"
     names = [leaf.removeprefix(prefix) for leaf in leaves if leaf.startswith(prefix)]
     target = params_lib.unflatten(dict.fromkeys(names, 0))

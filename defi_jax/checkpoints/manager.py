@@ -98,11 +98,7 @@ class Checkpointer:
         """Starts to save `state`; its buffers may be donated as soon as this returns.
 
         A failure of an earlier save surfaces here: it is logged, and this save is still made.
-
-        Args:
-            state: the state after `state.step` steps.
-            metadata: JSON-able facts.
-            data_state: JSON-able state of the batch iterator.
+        `metadata` and `data_state`, that of the batch iterator, are JSON-able.
 
         Returns:
             False if the step exists already.
@@ -123,7 +119,8 @@ class Checkpointer:
             },
             "data": {"state": data_state},
         }
-        documents["integrity"] = checkpoint_format.integrity_document(items, documents)
+        leaves = checkpoint_format.flat_items(items)
+        documents["integrity"] = digests.integrity_document(leaves, documents)
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args |= {name: ocp.args.JsonSave(value) for name, value in documents.items()}
         try:
@@ -295,8 +292,7 @@ def damage(path: str | epath.Path, step: int) -> str:
             return ""
         leaves = documents["integrity"]["leaves"]
         items = dict.fromkeys(leaf.split("/")[0] for leaf in leaves)
-        trees = {name: checkpoint_format.read_item(step_path, name, leaves) for name in items}
-        checkpoint_format.check_leaves(step_path, leaves, trees)
+        checkpoint_format.read_items(step_path, items, leaves)
     except errors.DataError as error:
         return error.what
     return ""
@@ -336,20 +332,15 @@ def load_params(
     items = {leaf.split("/")[0] for leaf in leaves}
     trained = "ema_params" if ema and "ema_params" in items else "params"
     names = [name for name in (trained, "frozen") if name in items]
-    trees = {name: checkpoint_format.read_item(step_path, name, leaves) for name in names}
-    wanted = {leaf: facts for leaf, facts in leaves.items() if leaf.split("/")[0] in names}
-    checkpoint_format.check_leaves(step_path, wanted, trees)
-    merged: Params = {}
-    for name in reversed(names):
-        merged = train_state.merge_params(trees[name], merged)
+    trees = checkpoint_format.read_items(step_path, names, leaves)
+    merged = train_state.merge_params(trees.get(trained, {}), trees.get("frozen", {}))
     return merged, documents["metadata"]
 
 
-def load_metadata(path: str | epath.Path, step: int | None = None) -> dict[str, Any]:
-    """Reads the metadata of a step (None: the latest that verifies), after checking its files."""
-    return checkpoint_format.verified_documents(_find_step(checkpoint_format.absolute(path), step))[
-        "metadata"
-    ]
+def load_metadata(path: str | epath.Path) -> dict[str, Any]:
+    """Reads the metadata of the latest step that verifies, after checking its files."""
+    step_path = _find_step(checkpoint_format.absolute(path), None)
+    return checkpoint_format.verified_documents(step_path)["metadata"]
 
 
 def _find_step(path: epath.Path, step: int | None) -> epath.Path:
@@ -389,17 +380,12 @@ def _set_aside_uncommitted(root: epath.Path) -> None:
         if _LEFTOVER.search(child.name):
             child.rmtree()
     for child in list(root.iterdir()):
-        if (
-            child.name.isdigit()
-            and child.is_dir()
-            and not (child / checkpoint_format.COMMIT_MARKER).exists()
-        ):
+        marker = child / checkpoint_format.COMMIT_MARKER
+        if child.name.isdigit() and child.is_dir() and not marker.exists():
             logging.warning(
                 "%s: damaged checkpoint: %s is missing (an unfinished save); ignored, renamed to "
                 "%s.incomplete",
-                child,
-                checkpoint_format.COMMIT_MARKER,
-                child.name,
+                *(child, marker.name, child.name),
             )
             _rename_free(child, "incomplete")
 

@@ -36,10 +36,9 @@ class TrainState:
     bad_steps: jax.Array
     skipped_steps: jax.Array
 
-    def all_params(self, *, ema: bool = True) -> Params:
-        """Trained (the average where there is one and `ema` asks for it) and frozen together."""
-        average = self.ema_params if ema else None
-        return merge_params(self.params if average is None else average, self.frozen)
+    def all_params(self) -> Params:
+        """Trained (the average where there is one) and frozen together."""
+        return merge_params(self.ema_params or self.params, self.frozen)
 
 
 def split_params(params: Params, is_trainable: Callable[[str], bool]) -> tuple[Params, Params]:

@@ -73,7 +73,6 @@ def export_program(
     """Serialises `program` for every platform.
 
     Args:
-        program: function of nested params and batched inputs.
         params: arrays or abstract arrays by flat path.
         example_spec: inputs without the batch dimension.
     """

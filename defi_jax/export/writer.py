@@ -7,7 +7,6 @@ proved against the checkpoint by loading it the way a client does, and moved int
 import contextlib
 import dataclasses
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
+from defi_rollout import files as rollout_files
 from defi_rollout import policy as rollout_policy
 from defi_rollout import spec as rollout_spec
 from defi_rollout import tokenizers as rollout_tokenizers
@@ -66,8 +66,8 @@ def export_bundle(
     """Exports a joint checkpoint, its moving average where it has one.
 
     Args:
-        workdir: the run's directory.
-        output: the bundle's directory, local or in a bucket; must not exist.
+        workdir: of the run.
+        output: the bundle's directory, local or in a bucket.
         step: which checkpoint; None takes the latest that verifies.
         overwrite: whether an older bundle at `output` is replaced.
         make_inverse: turns the stored normaliser of the actions into its inverse.
@@ -93,9 +93,7 @@ def export_bundle(
         files = description.tokenizer_files(objective)
         source = _write_parts(directory, objective, flat, spec, tokenizer_files=files)
         _write_example(directory, source, program_lib.policy_program(objective), params)
-        _seal(directory, spec)
-        rel_l2 = _check_parity(directory, objective)
-        digest = rollout_bundle.read_bundle(directory).digest
+        rel_l2, digest = _seal(directory, spec, objective)
     return Report(output=str(output), digest=digest, step=metadata["step"], rel_l2=rel_l2)
 
 
@@ -129,9 +127,7 @@ def rebuild_bundle(
     with _building(output, overwrite) as directory:
         _write_parts(directory, objective, flat, spec, tokenizer_files=kept)
         (directory / rollout_bundle.EXAMPLE).write_bytes(example)
-        _seal(directory, spec)
-        rel_l2 = _check_parity(directory, objective)
-        digest = rollout_bundle.read_bundle(directory).digest
+        rel_l2, digest = _seal(directory, spec, objective)
     step = source.spec.provenance["step"]
     return Report(output=str(output), digest=digest, step=step, rel_l2=rel_l2)
 
@@ -194,29 +190,37 @@ def _make_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return (coarse[rows][:, columns] + fine).astype(np.uint8)
 
 
-def _seal(directory: pathlib.Path, spec: rollout_spec.BundleSpec) -> None:
-    """Writes bundle.json, last."""
+def _seal(
+    directory: pathlib.Path, spec: rollout_spec.BundleSpec, objective: joint.JointObjective
+) -> tuple[float, str]:
+    """Writes bundle.json, last; returns what `_check_parity` does."""
     complete = dataclasses.replace(spec, files=_hash_files(directory))
     content = rollout_bundle.render_manifest(complete.to_json())
     (directory / rollout_bundle.MANIFEST).write_bytes(content)
+    return _check_parity(directory, objective)
 
 
-def _hash_files(directory: pathlib.Path) -> dict[str, rollout_spec.FileEntry]:
-    return {p.name: rollout_bundle.hash_file(p) for p in sorted(directory.iterdir())}
+def _check_parity(directory: pathlib.Path, objective: joint.JointObjective) -> tuple[float, str]:
+    """Loads the bundle as a client does and compares its example's actions.
 
-
-def _check_parity(directory: pathlib.Path, objective: joint.JointObjective) -> float:
-    """Loads the bundle as a client does and compares its example's actions."""
+    Returns:
+        Relative L2 distance, and the bundle's digest.
+    """
     is_bf16 = objective.config.compute_dtype == "bfloat16"
     tolerance = _BF16_PARITY_TOLERANCE if is_bf16 else PARITY_TOLERANCE
-    rel_l2 = rollout_policy.Policy.load(directory, warm_up=False).run_example()
+    policy = rollout_policy.Policy.load(directory, warm_up=False)
+    rel_l2 = policy.run_example()
     if not rel_l2 <= tolerance:
         raise errors.CheckFailed(
             f"the bundle's actions differ from the checkpoint's by {rel_l2:.1e} (relative L2)",
             f"tolerance {tolerance:.0e}",
             "nothing was written; report this with the config of the run",
         )
-    return rel_l2
+    return rel_l2, policy.digest
+
+
+def _hash_files(directory: pathlib.Path) -> dict[str, rollout_spec.FileEntry]:
+    return {p.name: rollout_bundle.hash_file(p) for p in sorted(directory.iterdir())}
 
 
 def _check_free(output: epath.Path, overwrite: bool) -> None:
@@ -236,30 +240,21 @@ def _check_free(output: epath.Path, overwrite: bool) -> None:
 def _building(output: str | epath.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     """Gives a local directory that becomes `output` when the body succeeds, else vanishes."""
     target = epath.Path(output)
-    is_local = "://" not in str(output)
-    if is_local:
-        pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
-    parent = str(pathlib.Path(target).parent) if is_local else None
-    directory = pathlib.Path(tempfile.mkdtemp(prefix=".bundle-", dir=parent))
-    try:
-        yield directory
+    if "://" not in str(output):
+        with rollout_files.new_directory(pathlib.Path(target), replace=overwrite) as directory:
+            yield directory
+            for path in directory.iterdir():
+                path.chmod(0o644)  # safetensors makes private ones
+        return
+    with tempfile.TemporaryDirectory(prefix="bundle-") as directory:
+        yield pathlib.Path(directory)
         if overwrite and target.exists():
             target.rmtree()
-        _publish(directory, target, is_local)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        target.mkdir(parents=True, exist_ok=True)
+        # Into a bucket file by file, the manifest last.
+        for path in sorted(epath.Path(directory).iterdir(), key=_is_manifest):
+            path.copy(target / path.name)
 
 
-def _publish(directory: pathlib.Path, target: epath.Path, is_local: bool) -> None:
-    """Moves a finished bundle; into a bucket file by file, the manifest last."""
-    if is_local:
-        directory.chmod(0o755)  # mkdtemp and safetensors make private ones
-        for path in directory.iterdir():
-            path.chmod(0o644)
-        directory.rename(pathlib.Path(target))
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    names = sorted(path.name for path in directory.iterdir())
-    names.remove(rollout_bundle.MANIFEST)
-    for name in [*names, rollout_bundle.MANIFEST]:
-        epath.Path(directory / name).copy(target / name)
+def _is_manifest(path: epath.Path) -> bool:
+    return path.name == rollout_bundle.MANIFEST

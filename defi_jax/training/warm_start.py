@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -34,37 +35,48 @@ _WITHOUT_EFFECT = (
 def apply(
     state: train_state.TrainState, starts: Sequence[base.WarmStart]
 ) -> train_state.TrainState:
-    """Returns the state with the parameters named by `starts` read from their sources.
+    """Returns a fresh state with the parameters named by `starts` read from their sources.
 
-    The moving average starts at the same values. The optimizer's state is untouched: it is fresh.
+    The moving average starts at the same values. Errors are those of `replace`.
+    """
+    trained, frozen = params_lib.flatten(state.params), params_lib.flatten(state.frozen)
+    flat = replace(trained | frozen, starts)
+    params = params_lib.unflatten({path: flat[path] for path in trained})
+    return dataclasses.replace(
+        state,
+        params=params,
+        frozen=params_lib.unflatten({path: flat[path] for path in frozen}),
+        ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
+    )
+
+
+def replace(
+    leaves: Mapping[str, jax.Array], starts: Sequence[base.WarmStart]
+) -> dict[str, jax.Array]:
+    """Returns parameters by path, those named by `starts` read from their sources.
 
     Raises:
         UserError: if a source is missing, lacks or adds a parameter, has another shape, or was
             imported with another config.
         DataError: if it is damaged.
     """
-    parts = {"params": state.params, "frozen": state.frozen, "ema_params": state.ema_params}
-    flat = {name: params_lib.flatten(tree or {}) for name, tree in parts.items()}
+    replaced = dict(leaves)
     for start in starts:
         arrays, names = _read(start)
-        leaves = flat["params"] | flat["frozen"]
         wanted = {p: leaf.shape for p, leaf in leaves.items() if _is_below(p, start.ours)}
         found = {p: tensor_files.spec_of(arrays, name).shape for p, name in names.items()}
-        _check(start, found, wanted)
-        for path, name in names.items():
-            for part in flat.values():
-                if path in part:
-                    part[path] = _put(arrays, name, part[path])
+        problems = tensor_files.differences(found, wanted)
+        if problems:
+            raise errors.UserError(
+                f"{start.flag} does not fit the config ({errors.listed(problems, 10)})",
+                start.source,
+                "use the model section it was made with",
+            )
+        replaced |= {path: _put(arrays, name, leaves[path]) for path, name in names.items()}
         logging.info(
             "%s: %d arrays of %s from %s", start.flag, len(found), start.ours, start.source
         )
-    nested = {name: params_lib.unflatten(leaves) for name, leaves in flat.items()}
-    return dataclasses.replace(
-        state,
-        params=nested["params"],
-        frozen=nested["frozen"],
-        ema_params=None if state.ema_params is None else nested["ema_params"],
-    )
+    return replaced
 
 
 def _open(source: str) -> Mapping[str, Any]:
@@ -141,31 +153,12 @@ def _recorded_config(source: str) -> Mapping[str, Any] | None:
 
 def _is_same(left: Any, right: Any) -> bool:
     """Whether two fields agree; JSON's lists are tuples, one number stands for all levels."""
-    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        return list(left) == list(right)
-    if isinstance(left, list | tuple) or isinstance(right, list | tuple):
-        levels, one = (left, right) if isinstance(left, list | tuple) else (right, left)
-        return all(level == one for level in levels)
-    return left == right
-
-
-def _check(
-    start: base.WarmStart, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]
-) -> None:
-    """Raises UserError unless paths and shapes agree."""
-    problems = [f"missing {path}" for path in sorted(wanted.keys() - found.keys())]
-    problems += [f"unknown {path}" for path in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{path} is {tuple(found[path])}, the config wants {tuple(wanted[path])}"
-        for path in sorted(wanted.keys() & found.keys())
-        if tuple(found[path]) != tuple(wanted[path])
-    ]
-    if problems:
-        raise errors.UserError(
-            f"{start.flag} does not fit the config ({errors.listed(problems, 10)})",
-            start.source,
-            "use the model section it was made with",
-        )
+    if isinstance(right, list | tuple):
+        left, right = right, left
+    if not isinstance(left, list | tuple):
+        return left == right
+    levels = right if isinstance(right, list | tuple) else [right] * len(left)
+    return list(left) == list(levels)
 
 
 def _put(arrays: Mapping[str, Any], name: str, like: jax.Array) -> jax.Array:

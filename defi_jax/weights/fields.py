@@ -29,7 +29,7 @@ def make_config(config_type: type[_Config], fields: Mapping[str, Any], where: st
     Args:
         config_type: a dataclass with the reference's field names.
         fields: what the reference's JSON holds.
-        where: name of the config for error messages.
+        where: what errors name.
 
     Raises:
         UserError: no object; unknown, missing or contradictory fields, or values of another type or

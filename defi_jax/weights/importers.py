@@ -16,12 +16,11 @@ import json
 import math
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+from defi_rollout import files as rollout_files
 
 from defi_jax import errors, tensor_files
 from defi_jax.weights import sources, table
@@ -114,17 +113,17 @@ def import_release(
         UserError: unknown source, nothing at `input_path`, `output` exists.
         DataError: damaged files, or names that do not fit, all parts together.
     """
-    source = _source(source_name)
+    if source_name not in sources.SOURCES:
+        known = f"known: {', '.join(sources.SOURCES)}"
+        raise errors.UserError(f"unknown source {source_name!r}", "--source", known)
     with new_directory(output) as work:
-        return _write(source_name, source, input_path, work, configs or {})
+        return _write(source_name, input_path, work, configs or {})
 
 
 def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
     """Writes the official names of an imported directory, dropped tensors included.
 
-    Args:
-        directory: what `import_release` wrote; its parameters may have been replaced since.
-        output: directory to create.
+    The parameters may have been replaced since `import_release` wrote the directory.
 
     Returns:
         The weight files written, one per file or folder of the release.
@@ -153,7 +152,9 @@ def export_release(directory: pathlib.Path, output: pathlib.Path) -> list[pathli
     with new_directory(output) as work:
         if (directory / NOTES).is_dir():
             shutil.copytree(directory / NOTES, work, dirs_exist_ok=True)
-        files = write_release(exported, _passthrough(directory), work)
+        path = directory / PASSTHROUGH
+        passthrough = tensor_files.SafetensorsFiles(path) if path.is_file() else {}
+        files = write_release(exported, passthrough, work)
     return [output / file for file in files]
 
 
@@ -206,9 +207,7 @@ class ExportedPart:
     def specs(self) -> dict[str, tensor_files.TensorSpec]:
         """Official name in the file to shape and element type."""
         return {
-            self.part.prefix + name: tensor_files.TensorSpec(
-                self.plan.specs[name].shape, _dtype(dtype)
-            )
+            self.part.prefix + name: self.plan.specs[name]._replace(dtype=np.dtype(dtype))
             for name, dtype in self.dtypes.items()
         }
 
@@ -216,24 +215,23 @@ class ExportedPart:
         """The tensors of `specs`, one at a time."""
         for name, value in self.plan.tensors():
             if name in self.dtypes:
-                yield self.part.prefix + name, value.astype(_dtype(self.dtypes[name]), copy=False)
+                yield self.part.prefix + name, value.astype(self.dtypes[name], copy=False)
 
 
 def write_release(
-    parts: list[ExportedPart], passthrough: tensor_files.Tensors | None, directory: pathlib.Path
+    parts: list[ExportedPart], passthrough: Mapping[str, np.ndarray], directory: pathlib.Path
 ) -> list[pathlib.Path]:
-    """Writes parts and what was never ours into a release's folders.
+    """Writes parts and what was never ours into a release's folders below `directory`.
 
     Args:
         parts: what to write; parts of one folder share a file.
         passthrough: "<folder>/<official name>" to tensor.
-        directory: where the folders go.
 
     Returns:
         The files, relative to `directory`.
     """
     others: dict[str, list[str]] = {}
-    for path in passthrough or ():
+    for path in passthrough:
         others.setdefault(path.partition("/")[0], []).append(path)
     files = {entry.part.folder: entry.part.file for entry in parts}
     files |= {folder: sources.DEFAULT_FILE for folder in others if folder not in files}
@@ -242,49 +240,33 @@ def write_release(
         here = [entry for entry in parts if entry.part.folder == folder]
         kept = {path.partition("/")[2]: path for path in others.get(folder, ())}
         specs = {name: spec for entry in here for name, spec in entry.specs.items()}
-        specs |= {name: tensor_files.spec_of(passthrough or {}, kept[name]) for name in kept}
+        specs |= {name: tensor_files.spec_of(passthrough, kept[name]) for name in kept}
         (directory / folder).mkdir(parents=True, exist_ok=True)
         path = directory / folder / file
         with tensor_files.SafetensorsWriter(path, specs, _PYTORCH) as writer:
             for entry in here:
                 writer.write_all(entry.tensors())
-            writer.write_all((name, (passthrough or {})[path]) for name, path in kept.items())
+            writer.write_all((name, passthrough[path]) for name, path in kept.items())
         written.append(pathlib.Path(folder, file))
     return written
 
 
-@contextlib.contextmanager
-def new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_directory(output: pathlib.Path) -> contextlib.AbstractContextManager[pathlib.Path]:
     """Gives a directory that becomes `output` on success and vanishes on an error.
 
     Raises:
         UserError: `output` exists or cannot be made.
     """
-    fix = "name a new directory"
     if output.exists():
-        raise errors.UserError("output exists", str(output), fix)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise errors.UserError(f"output cannot be made ({error.strerror})", output, fix) from error
-    try:
-        yield work
-        work.chmod(0o755)
-        work.rename(output)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        raise errors.UserError("output exists", str(output), "name a new directory")
+    return rollout_files.new_directory(output)
 
 
 def _write(
-    source_name: str,
-    source: sources.Source,
-    input_path: pathlib.Path,
-    work: pathlib.Path,
-    configs: Mapping[str, Any],
+    source_name: str, input_path: pathlib.Path, work: pathlib.Path, configs: Mapping[str, Any]
 ) -> ImportSummary:
     """Imports every part into `work`; all parts' problems become one error."""
+    source = sources.SOURCES[source_name]
     folders = {part.folder for part in source.parts}
     folders |= {name for name, _ in source.other_folders if (input_path / name).is_dir()}
     opened = {
@@ -317,7 +299,11 @@ def _write(
             "; ".join(problems), str(input_path), "check that the files are what --source says"
         )
     for part, plan in plans:
-        _write_part(part, plan, work / part.name)
+        (work / part.name).mkdir(exist_ok=True)
+        specs = {part.ours + path: spec for path, spec in plan.specs.items()}
+        with tensor_files.SafetensorsWriter(work / part.name / PARAMS, specs) as writer:
+            for entry, value in plan.pieces():
+                writer.write(part.ours + entry.ours, value, entry.layer)
     _write_passthrough(opened, dropped, work)
     record["dropped"] = {path.partition("/")[2]: reason for path, reason in dropped.items()}
     (work / RECORD).write_text(json.dumps(record, indent=1))
@@ -327,15 +313,6 @@ def _write(
         for part, plan in plans
     }
     return ImportSummary(parameters=counts, dropped=record["dropped"])
-
-
-def _write_part(part: sources.Part, plan: table.ImportPlan, directory: pathlib.Path) -> None:
-    """Writes one part's parameters, tensor by tensor."""
-    directory.mkdir(exist_ok=True)
-    specs = {part.ours + path: spec for path, spec in plan.specs.items()}
-    with tensor_files.SafetensorsWriter(directory / PARAMS, specs) as writer:
-        for entry, value in plan.pieces():
-            writer.write(part.ours + entry.ours, value, entry.layer)
 
 
 def _dropped(
@@ -381,11 +358,6 @@ def _write_passthrough(
         writer.write_all((path, opened[folder][name]) for path, (folder, name) in places.items())
 
 
-def _passthrough(directory: pathlib.Path) -> tensor_files.Tensors | None:
-    path = directory / PASSTHROUGH
-    return tensor_files.SafetensorsFiles(path) if path.is_file() else None
-
-
 def _copy_notes(input_path: pathlib.Path, folders: set[str], work: pathlib.Path) -> None:
     """Keeps tokenizer files for training, and all small texts of the release for its reverse."""
     if not input_path.is_dir():
@@ -404,20 +376,8 @@ def _copy_notes(input_path: pathlib.Path, folders: set[str], work: pathlib.Path)
             shutil.copyfile(input_path / name, work / name)
 
 
-def _dtype(name: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
 def _read_config(part: sources.Part, input_path: pathlib.Path) -> Any:
     path = input_path / part.folder / "config.json"
     if not path.is_file():
         return part.config
     return part.read_config(tensor_files.read_json(path), str(path))
-
-
-def _source(name: str) -> sources.Source:
-    if name not in sources.SOURCES:
-        raise errors.UserError(
-            f"unknown source {name!r}", "--source", f"known: {', '.join(sources.SOURCES)}"
-        )
-    return sources.SOURCES[name]

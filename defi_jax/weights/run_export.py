@@ -46,12 +46,7 @@ _NORM_GROUPS = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Written:
-    """What was written.
-
-    Attributes:
-        files: the weight files.
-        absent: glob pattern of official names that the files lack to the reason.
-    """
+    """The weight files, and why they lack official names, by glob pattern of these."""
 
     files: list[pathlib.Path]
     absent: dict[str, str]
@@ -94,9 +89,11 @@ def export_run(workdir: pathlib.Path, output: pathlib.Path) -> Written:
         plan = part.plan_export(model_config, tensor_files.Below(flat, prefix))
         exported.append(importers.ExportedPart(part, plan, dict.fromkeys(plan.specs, "float32")))
         if part.name in _DIFFUSERS_CLASSES:
-            notes[part.folder] = _diffusers_config(part.name, model_config)
+            given = dataclasses.asdict(model_config)
+            kept = {name: value for name, value in given.items() if name not in _FIELDS_OF_OURS}
+            notes[part.folder] = {"_class_name": _DIFFUSERS_CLASSES[part.name], **kept}
     with importers.new_directory(output) as work:
-        files = importers.write_release(exported, None, work)
+        files = importers.write_release(exported, {}, work)
         for folder, note in notes.items():
             (work / folder / "config.json").write_text(json.dumps(note, indent=2))
     absent = _absent_names(parts, {entry.part.name for entry in exported})
@@ -133,9 +130,3 @@ def _check_groups(config: Any, workdir: pathlib.Path) -> None:
             str(workdir),
             "only runs of such widths have official names, as presets small and full",
         )
-
-
-def _diffusers_config(name: str, config: Any) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    kept = {key: value for key, value in fields.items() if key not in _FIELDS_OF_OURS}
-    return {"_class_name": _DIFFUSERS_CLASSES[name], **kept}

@@ -306,15 +306,8 @@ def import_params(
 def export_params(entries: Sequence[Entry], params: Params) -> dict[str, np.ndarray]:
     """Builds the official state dict from our parameters: the bit-equal inverse of import.
 
-    Args:
-        entries: the table.
-        params: nested dicts of arrays of the shapes that the table's module has.
-
     Returns:
-        official name -> contiguous numpy array in the official layout.
-
-    Raises:
-        DataError: see `plan_export`.
+        official name -> contiguous numpy array in the official layout; errors as of `plan_export`.
     """
     plan = plan_export(entries, params_lib.flatten(params), expected=params)
     return {name: np.array(value, order="C") for name, value in plan.tensors()}

@@ -1,8 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
+import contextlib
 import os
 import pathlib
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+
+from defi_rollout import errors
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
@@ -21,3 +27,26 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_directory(target: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Gives a local directory that becomes `target` when the block succeeds, and vanishes if not.
+
+    `replace` deletes what is at `target` by then.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    what, fix = "output cannot be made", "choose another --output"
+    with errors.UserError.instead_of(OSError, what, target, fix):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp makes private ones
+        if replace and target.exists():
+            shutil.rmtree(target)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

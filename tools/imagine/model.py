@@ -93,9 +93,7 @@ class VideoModel:
 
         Args:
             image: uint8[S, S, 3], the first frame.
-            text: the instruction.
-            seeds: seeds of the noises.
-            num_steps: denoising steps.
+            seeds: of the noises.
             max_guidance: guidance of the last frame, growing linearly from 1 at the first.
 
         Returns:

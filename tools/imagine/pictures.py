@@ -7,12 +7,10 @@ future.png               one row a seed: the given picture, then the frames
 from __future__ import annotations
 
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
-from defi_rollout import pictures
+from defi_rollout import files, pictures
 
 from data_pipelines import pixels
 from data_pipelines.formats import contact_sheet
@@ -32,14 +30,9 @@ def read_image(path: str) -> np.ndarray:
         UserError: there is no such file.
         DataError: it is damaged or of another kind.
     """
-    try:
+    what, fix = "picture cannot be read", "give --image=FILE, JPEG or PNG"
+    with errors.UserError.instead_of(OSError, what, path or "--image", fix):
         data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise errors.UserError(
-            f"picture cannot be read ({error.strerror})",
-            path or "--image",
-            "give --image=FILE, JPEG or PNG",
-        ) from error
     return image_lib.decode_image(data, where=path)
 
 
@@ -62,12 +55,7 @@ def prepare_image(image: np.ndarray, size: int) -> tuple[np.ndarray, str]:
 
 
 def check_output(output: str, *, overwrite: bool) -> None:
-    """Raises UserError where `write` would not write.
-
-    Args:
-        output: directory.
-        overwrite: replace an earlier prediction.
-    """
+    """Raises UserError where `write` would not write; `overwrite` allows for a prediction there."""
     if not output:
         raise errors.UserError("no path given", "--output", "give --output=DIRECTORY")
     path = pathlib.Path(output)
@@ -99,7 +87,6 @@ def write(
         futures: uint8[seeds, T, S, S, 3].
         seeds: one a future.
         caption: one line above everything.
-        fps: frames per second.
 
     Returns:
         Path by kind of file.
@@ -111,25 +98,12 @@ def write(
         _captioned(_grid([given, *futures[:, t]], labels, factor, len(labels)), caption)
         for t in range(futures.shape[1])
     ]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = pathlib.Path(tempfile.mkdtemp(prefix=".future-", dir=target.parent))
-    except OSError as error:
-        raise errors.UserError(
-            f"output cannot be made ({error.strerror})", output, "choose another --output"
-        ) from error
-    try:
+    with files.new_directory(target, replace=True) as building:
         (building / FILES["video"]).write_bytes(pictures.encode_mp4(film, fps))
         (building / FILES["animation"]).write_bytes(pictures.encode_animation(film, fps))
         sheet = _captioned(_sheet(given, futures, seeds), caption)
         (building / FILES["sheet"]).write_bytes(image_lib.encode_png(sheet))
-        building.chmod(0o755)  # mkdtemp makes private ones
         check_output(output, overwrite=True)  # somebody else may have written meanwhile
-        if target.exists():
-            shutil.rmtree(target)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return {kind: str(target / name) for kind, name in FILES.items()}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.array_typing import Params
-from defi_jax.checkpoints import digests, train_state
+from defi_jax.checkpoints import digests
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 from defi_jax.training import step, warm_start
@@ -32,13 +32,7 @@ _WITHOUT_EFFECT = ("tokenizer_dir", "decode_chunk", "posterior")
 
 
 def check(config: Any, objective: base.Objective, frozen: Params, loader: batch_lib.Loader) -> None:
-    """Refuses latent caches that other encoders made.
-
-    Args:
-        config: the run's config.
-        objective: the stage; nothing happens where it reads no cache.
-        frozen: its frozen parameters, as training has them.
-        loader: the training split's loader.
+    """Refuses latent caches that other encoders made, where the objective reads any.
 
     Raises:
         UserError: naming what differs, and the command that rebuilds the cache.
@@ -53,8 +47,7 @@ def encoder_facts(config: Any, objective: base.Objective, frozen: Params) -> dic
     """Returns what latents and embeddings of a frame and a text depend on, JSON-able.
 
     Args:
-        config: the experiment.
-        objective: made from it.
+        config, objective: the experiment.
         frozen: parameters below "encoders/", nested; on several processes global arrays, or numpy
             arrays that are the same on all of them.
     """
@@ -139,11 +132,7 @@ def make_encoder(
 ) -> Encoder:
     """Returns the encoders that training with this config has, their weights read.
 
-    Args:
-        config: a GFDM experiment.
-        objective: made from it.
-        posterior: "mode", or "sample" where the latent encoder has one.
-        frames_per_device: encoded at once.
+    `posterior` is "mode", or "sample" where the latent encoder has one.
 
     Raises:
         UserError: an objective without a latent cache, weights are missing, or no posterior.
@@ -166,21 +155,11 @@ def _initial_encoders(config: Any, objective: base.Objective) -> Params:
         state = step.init_state(rng, objective=objective, config=config)
         return params_lib.subtree(state.frozen, "encoders")  # the rest is never computed
 
-    encoders = step.jit_init(init)(jax.random.key(config.seed))
-    nothing = jnp.zeros((), jnp.int32)
-    state = train_state.TrainState(
-        step=nothing,
-        params={},
-        frozen={"encoders": encoders},
-        ema_params=None,
-        opt_state=(),
-        extra={},
-        rng=jax.random.key(config.seed),
-        bad_steps=nothing,
-        skipped_steps=nothing,
-    )
+    encoders = params_lib.flatten({"encoders": step.jit_init(init)(jax.random.key(config.seed))})
     starts = [start for start in objective.warm_starts() if start.ours.startswith("encoders/")]
-    return params_lib.subtree(warm_start.apply(state, starts).frozen, "encoders")
+    return params_lib.subtree(
+        params_lib.unflatten(warm_start.replace(encoders, starts)), "encoders"
+    )
 
 
 def _with_posterior(latents: Any, posterior: str) -> Any:

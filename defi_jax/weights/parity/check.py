@@ -36,15 +36,7 @@ _GOLDEN_SUFFIX = ".npz"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fixture:
-    """One recorded module.
-
-    Attributes:
-        kind: key of `KINDS`.
-        config: the reference's fields.
-        params: official name to tensor.
-        inputs: name to tensor.
-        outputs: what the reference returned.
-    """
+    """One recorded module: its kind, the reference's config and state dict, tensors by name."""
 
     kind: str
     config: Mapping[str, Any]
@@ -58,8 +50,6 @@ class Comparison:
     """How one output agrees.
 
     Attributes:
-        kind: kind of the fixture.
-        output: name of the output.
         max_abs: largest absolute difference; infinite for a missing or misshapen output.
         rel_l2: L2 norm of the difference over that of the reference.
         passed: within tolerance; integer outputs must be equal.
@@ -144,11 +134,12 @@ def read_fixture(path: str | pathlib.Path) -> Fixture:
     fix = "write it as parity fixtures are written: metadata kind, config; tensors param/ in/ out/"
     if not pathlib.Path(path).is_file():
         raise errors.UserError("no such file", str(path), "name a fixture .safetensors file")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise errors.DataError(f"not a safetensors file ({error})", str(path), fix) from error
+    kinds = (safetensors.SafetensorError, OSError)
+    with (
+        errors.DataError.instead_of(kinds, "not a safetensors file", path, fix),
+        safetensors.safe_open(path, "numpy") as file,
+    ):
+        metadata = file.metadata() or {}
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
     for name, tensor in tensor_files.SafetensorsFiles(pathlib.Path(path)).items():
         group, _, rest = name.partition("/")
@@ -159,10 +150,9 @@ def read_fixture(path: str | pathlib.Path) -> Fixture:
     missing += [f"{group}/" for group in _GROUPS if not groups[group]]
     if missing:
         raise errors.DataError(f"fixture without {', '.join(missing)}", str(path), fix)
-    try:
+    kinds = (ValueError, RecursionError)
+    with errors.DataError.instead_of(kinds, "config is not JSON", path, fix):
         config = json.loads(metadata["config"])
-    except (ValueError, RecursionError) as error:
-        raise errors.DataError(f"config is not JSON ({error})", str(path), fix) from error
     return Fixture(
         kind=metadata["kind"],
         config=config,

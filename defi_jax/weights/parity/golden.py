@@ -36,6 +36,11 @@ KIND = "defi_golden"
 
 Outputs = dict[str, Any]
 
+# RuntimeError: encrypted, or a zip of a later version.
+_DAMAGE = (
+    *(ValueError, OSError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -55,18 +60,11 @@ def read(path: str) -> dict[str, np.ndarray]:
         UserError: a name that no module returns.
         DataError: not an .npz of plain arrays, damaged, or empty.
     """
-    fix = "use the file as it was recorded"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            _check_names(members)
-            vectors = {name: _read_member(archive, info) for name, info in members.items()}
-    # RuntimeError: encrypted, or a zip of a later version.
-    except (
-        *(ValueError, OSError, EOFError, RuntimeError),
-        *(zipfile.BadZipFile, zlib.error, struct.error),
-    ) as error:
-        raise errors.DataError(f"not an .npz of arrays ({error})", path, fix) from error
+    what, fix = "not an .npz of arrays", "use the file as it was recorded"
+    with errors.DataError.instead_of(_DAMAGE, what, path, fix), zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        _check_names(members)
+        vectors = {name: _read_member(archive, info) for name, info in members.items()}
     if not vectors:
         raise errors.DataError("an .npz without arrays", path, fix)
     return vectors
@@ -93,13 +91,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def run(names: Iterable[str]) -> Outputs:
-    """Computes golden vectors with our modules.
-
-    Args:
-        names: which; modules that none of them needs do not run.
-
-    Returns:
-        At least the vectors asked for.
+    """Returns at least the vectors asked for, of our modules; those that none needs do not run.
 
     Raises:
         UserError: a name that no module returns.

@@ -38,15 +38,9 @@ class Kind:
     def __call__(
         self, config: Mapping[str, Any], params: Arrays, inputs: Arrays
     ) -> dict[str, np.ndarray]:
-        """Runs the module.
+        """Runs the module on the reference's state dict and inputs; returns its outputs by name.
 
-        Args:
-            config: the reference's fields; names that start with "_" are its own bookkeeping.
-            params: the reference's state dict.
-            inputs: by name.
-
-        Returns:
-            Outputs by name.
+        Fields of `config` whose names start with "_" are the reference's own bookkeeping.
 
         Raises:
             UserError: unknown, missing or contradictory config fields; inputs of other shapes.

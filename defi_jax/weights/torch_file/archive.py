@@ -11,9 +11,8 @@ import pathlib
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from defi_jax import errors, tensor_files
@@ -45,15 +44,14 @@ class TorchArchive(tensor_files.Tensors):
         self._path = str(path)
         if not pathlib.Path(path).is_file():
             raise errors.UserError("no such file", self._path, "give a PyTorch file")
-        try:
+        hint = "; or it is older than PyTorch 1.6: save it again with torch.save"
+        what = "not a PyTorch archive"
+        with errors.DataError.instead_of(_DAMAGE, what, self._path, _FIX + hint):
             self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
-            hint = "; or it is older than PyTorch 1.6: save it again with torch.save"
-            raise errors.DataError(
-                f"not a PyTorch archive ({error})", self._path, _FIX + hint
-            ) from error
+        self._members = {info.filename: info for info in self._zip.infolist()}
         self._prefix = self._find_prefix()
-        if self._member("byteorder", optional=True) not in (None, b"little"):
+        is_said = f"{self._prefix}byteorder" in self._members
+        if is_said and self._member("byteorder") != b"little":
             raise errors.DataError("archive of a big-endian machine", self._path, _FIX)
         root = unpickler.load(self._member("data.pkl"), self._path)
         self._tensors = self._state_dict(root, keys)
@@ -86,37 +84,25 @@ class TorchArchive(tensor_files.Tensors):
     def spec(self, name: str) -> tensor_files.TensorSpec:
         """See `Tensors`."""
         ref = self._tensors[name]
-        is_bf16 = ref.storage.dtype == "bfloat16"
-        dtype = np.dtype(ml_dtypes.bfloat16 if is_bf16 else ref.storage.dtype)
-        return tensor_files.TensorSpec(ref.shape, dtype)
+        return tensor_files.TensorSpec(ref.shape, np.dtype(ref.storage.dtype))
 
     def _find_prefix(self) -> str:
         """The one folder at the archive's top."""
-        found = [name for name in self._zip.namelist() if name.endswith("data.pkl")]
+        found = [name for name in self._members if name.endswith("data.pkl")]
         top = [name for name in found if name.count("/") == 1]
         if len(top) != 1:
             raise errors.DataError("archive without one data.pkl", self._path, _FIX)
         return top[0][: -len("data.pkl")]
 
-    @overload
-    def _member(self, name: str) -> bytes: ...
-
-    @overload
-    def _member(self, name: str, *, optional: bool) -> bytes | None: ...
-
-    def _member(self, name: str, *, optional: bool = False) -> bytes | None:
-        try:
-            info = self._zip.getinfo(self._prefix + name)
-            # PyTorch stores; a compressed member could be a small file that fills the memory.
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise errors.DataError(f"{name} is compressed", self._path, _FIX)
+    def _member(self, name: str) -> bytes:
+        info = self._members.get(self._prefix + name)
+        if info is None:
+            raise errors.DataError(f"archive lacks {name}", self._path, _FIX)
+        # PyTorch stores; a compressed member could be a small file that fills the memory.
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise errors.DataError(f"{name} is compressed", self._path, _FIX)
+        with errors.DataError.instead_of(_DAMAGE, "damaged archive", self._path, _FIX):
             return self._zip.read(info)
-        except KeyError as error:
-            if optional:
-                return None
-            raise errors.DataError(f"archive lacks {name}", self._path, _FIX) from error
-        except _DAMAGE as error:
-            raise errors.DataError(f"damaged archive ({error})", self._path, _FIX) from error
 
     def _state_dict(self, root: Any, keys: Sequence[str]) -> dict[str, unpickler.TensorRef]:
         for key in keys:

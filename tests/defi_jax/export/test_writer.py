@@ -137,7 +137,7 @@ def test_half_precision_scalar_and_strided_parameters_come_back_bit_equal(
     kernel = layer["kernel"].astype(jnp.bfloat16)
     layer |= {"kernel": kernel.T, "gain": np.float32(0.5)}
     monkeypatch.setattr(writer, "_write_example", lambda directory, *_: _touch_example(directory))
-    monkeypatch.setattr(writer, "_check_parity", lambda *_: 0.0)
+    monkeypatch.setattr(writer, "_check_parity", lambda *_: (0.0, ""))
     real_policies.export("run", tmp_path / "bundle")
     params = safetensors.numpy.load_file(tmp_path / "bundle" / rollout_bundle.PARAMS)
     assert params["policy/goal_emb/fc1/kernel"].dtype == kernel.dtype
