@@ -31,19 +31,14 @@ TENSOR_RULES: tuple[tuple[str, int], ...] = (
 )
 
 
-def param_spec(
-    path: str,
-    shape: Sequence[int],
-    mesh_shape: Mapping[str, int],
-    tensor_rules: Sequence[tuple[str, int]] = TENSOR_RULES,
-) -> jax.P:
+def param_spec(path: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> jax.P:
     """Returns the PartitionSpec of a parameter, from its path and shape alone.
 
     A dimension named by a tensor rule goes over `tensor` where it divides; then the largest other
     dimension that divides goes over `fsdp`, if the array is large. What divides nowhere is copied.
     """
     axes: list[str | None] = [None] * len(shape)
-    for pattern, dim in tensor_rules:
+    for pattern, dim in TENSOR_RULES:
         if re.search(f"(^|/){pattern}", path) and len(shape) >= 2:
             if shape[dim] % mesh_shape["tensor"] == 0 and mesh_shape["tensor"] > 1:
                 axes[dim] = "tensor"

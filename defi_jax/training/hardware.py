@@ -25,6 +25,19 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
 
+    def step_seconds(self, *, operations: float, collective_bytes: float) -> float:
+        """Predicted time of a step: the longer of computing and communicating, which overlap.
+
+        A lower bound: kernels reach neither peak, the first and last exchange overlap with nothing,
+        and the slow network between slices counts as links.
+
+        Args:
+            operations: XLA's estimate of the program without communication, each operation the
+                longer of its FLOPs and its memory traffic, seconds.
+            collective_bytes: bytes that each device sends.
+        """
+        return max(operations, collective_bytes / self.link_bandwidth)
+
 
 CHIPS = {
     "v4": Chip(275e12, 32 * _GIB, 1200e9, 270e9),
@@ -33,20 +46,3 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * _GIB, 1638e9, 360e9),
     "tpu7x": Chip(1153e12, 96 * _GIB, 3690e9, 300e9),  # one of a chip's two devices
 }
-
-
-def step_seconds(chip: Chip, *, operations: float, collective_bytes: float) -> float:
-    """Predicted time of a step.
-
-    Args:
-        chip: the device.
-        operations: XLA's estimate of the program without communication, each operation the longer
-            of its FLOPs at `chip.flops` and its bytes at `chip.hbm_bandwidth`, seconds.
-        collective_bytes: bytes that each device sends.
-
-    Returns:
-        The longer of computing and communicating, which overlap, in seconds. A lower bound: kernels
-        reach neither peak, the first and last exchange overlap with nothing, and the slow network
-        between slices counts as links.
-    """
-    return max(operations, collective_bytes / chip.link_bandwidth)

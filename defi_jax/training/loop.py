@@ -37,11 +37,7 @@ def train(
 ) -> TrainState:
     """Trains to `config.steps`, from wherever `workdir` stands, and returns the final state.
 
-    Args:
-        config: a locked ConfigDict, see the module's docstring.
-        objective: the stage.
-        make_loader: opens the splits of the run's data.
-        workdir: the run's directory, local or in a bucket.
+    `config` is a locked ConfigDict; `workdir` is local or in a bucket.
 
     Raises:
         Preempted: asked to stop, after saving.

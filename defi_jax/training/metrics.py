@@ -4,6 +4,7 @@ Scalars are lines `{"step": ..., "time": ..., "split": ..., name: value}`; `time
 since 1970. Pictures go to `media/<split>_<name>_<step>.png`, videos to the same as .gif and .mp4.
 """
 
+import importlib
 import io
 import json
 import logging
@@ -29,7 +30,7 @@ class MetricWriter:
     """Writes what a run reports; a no-op on all processes but the first.
 
     Args:
-        workdir: the run's directory, local or in a bucket.
+        workdir: local or in a bucket.
         config: resolved config; `logging.tensorboard`, `logging.wandb` are read.
         start_step: the run goes on after this step; lines of later steps, left by a run that was
             killed after its last checkpoint, are dropped.
@@ -69,14 +70,7 @@ class MetricWriter:
         images: Mapping[str, np.ndarray],
         videos: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes pictures.
-
-        Args:
-            step: steps taken.
-            split: "train" or "eval".
-            images: name to uint8[H, W, 3].
-            videos: name to uint8[T, H, W, 3].
-        """
+        """Writes pictures, uint8[H, W, 3], and videos, uint8[T, H, W, 3]."""
         if not self._active:
             return
         for name, image in images.items():
@@ -162,15 +156,7 @@ class Progress:
 
 class _TensorBoard:
     def __init__(self, directory: str):
-        try:
-            import tensorboardX
-        except ImportError as error:
-            raise errors.UserError(
-                "tensorboardX is not installed",
-                "logging.tensorboard",
-                "pip install tensorboardX, or --config.logging.tensorboard=False",
-            ) from error
-        self._writer = tensorboardX.SummaryWriter(directory)
+        self._writer = _import("tensorboardX", "tensorboard").SummaryWriter(directory)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -190,16 +176,8 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, config: Any, name: str):
-        try:
-            import wandb
-        except ImportError as error:
-            raise errors.UserError(
-                "wandb is not installed",
-                "logging.wandb",
-                "pip install wandb, or --config.logging.wandb=False",
-            ) from error
-        self._wandb = wandb
-        self._run = wandb.init(project="defi-jax", name=name, config=config.to_dict())
+        self._wandb = _import("wandb", "wandb")
+        self._run = self._wandb.init(project="defi-jax", name=name, config=config.to_dict())
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
@@ -213,6 +191,14 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _import(package: str, option: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        fix = f"pip install {package}, or --config.logging.{option}=False"
+        raise errors.UserError(f"{package} is not installed", f"logging.{option}", fix) from error
 
 
 def format_seconds(seconds: float) -> str:

@@ -99,7 +99,7 @@ class Duties:
             now: steps taken, this one included.
             scalars: what the step returned, on the devices.
             starved: seconds the devices may have waited for the batch after this one.
-            replaced: samples that were replaced so far, by reason.
+            replaced: see `DeviceBatches.replaced`.
         """
         self.report_pending()
         self._pending = (now, scalars, starved, replaced)

@@ -92,7 +92,7 @@ def place(tree: Any, mesh: jax.sharding.Mesh) -> Placement:
         spec = leaf_spec(path, leaf.shape, mesh.shape)
         sharding = jax.sharding.NamedSharding(mesh, spec)
         shardings.append(sharding)
-        size = _num_bytes(leaf.dtype, sharding.shard_shape(leaf.shape))
+        size = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         total += size
         if sharding.is_fully_replicated and size > largest[1]:
             largest = (path, size)
@@ -143,9 +143,3 @@ def global_batch_array(batch: Any, global_batch: int, mesh: jax.sharding.Mesh) -
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree.map(put, batch)
-
-
-def _num_bytes(dtype: Any, shape: Sequence[int]) -> int:
-    is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # pyright: ignore[reportPrivateImportUsage]
-    size = 4 if is_key else np.dtype(dtype).itemsize
-    return math.prod(shape) * size

@@ -39,9 +39,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
     """Returns the run's directory as an absolute path; makes nothing.
 
-    Args:
-        workdir: the flag's value.
-        overwrite: delete what an earlier run wrote there; other files stay.
+    `overwrite` deletes what an earlier run wrote there; other files stay.
 
     Raises:
         UserError: no directory is given, it is a file, or it holds files but no run's.

@@ -41,9 +41,7 @@ class Deadlines:
 class Supervisor:
     """Watches one training process; use as a context manager around the run.
 
-    Args:
-        log_dir: local directory for `hang_<process>.txt`.
-        deadlines: seconds that each phase may take.
+    `log_dir` is a local directory for `hang_<process>.txt`.
     """
 
     def __init__(self, log_dir: str, deadlines: Deadlines | None = None):

@@ -15,12 +15,12 @@ import math
 import os
 import pathlib
 import shutil
-import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from etils import epath
 
 from defi_jax import batch as batch_lib
@@ -34,7 +34,6 @@ from defi_jax.training import sharding, watchdog
 DIRECTORY = "cache"
 
 _PARTIAL = ".partial"
-_REPORT_SECONDS = 5.0
 _OFF = "give --config.cache_features=False"
 
 ImageBatches = Iterable[tuple[batch_lib.JointBatch, np.ndarray]]
@@ -53,13 +52,9 @@ def prepare(
     """Computes or finds the features of an objective that wants them; `loader` then yields them.
 
     Args:
-        config: the run's config.
-        objective: the stage.
         frozen: parameters that do not train, on their devices.
         loader: the training split's loader, made with `objective.batch_spec`.
         held_out: loader of the held-out split, made with `objective.pixel_batch_spec`, or None.
-        mesh: where the computation runs.
-        workdir: the run's directory.
         watch: asked whether to stop, and told of progress.
 
     Returns:
@@ -71,7 +66,7 @@ def prepare(
         Preempted: asked to stop; what is half done is lost.
     """
     pixels = objective.pixel_batch_spec(config.global_batch)
-    if not _is_cached(objective):
+    if not isinstance(objective, base.FeatureObjective) or not objective.caches_features:
         return held_out, pixels
     compute = _Compute(config, objective, frozen, mesh, _local_directory(workdir), watch)
     path = compute.file(
@@ -160,8 +155,8 @@ class _Compute:
         return path
 
     def _fill(self, rows: np.ndarray, batches: ImageBatches, label: str) -> None:
-        progress = _Progress(label, len(rows))
         start = 0
+        progress = tqdm.tqdm(desc=f"features of {label}", total=len(rows), unit="sample")
         for batch, good in batches:
             if self._watch.stop_requested():
                 raise errors.Preempted(
@@ -181,8 +176,9 @@ class _Compute:
             features[~good] = np.nan
             stop = min(start + len(features), len(rows))
             rows[start:stop] = features[: stop - start]
+            progress.update(stop - start)
             start = stop
-            progress.report(start)
+        progress.close()
 
     def _check_space(self, shape: tuple[int, ...]) -> None:
         size = math.prod(shape) * np.dtype(self._dtype).itemsize
@@ -193,40 +189,6 @@ class _Compute:
                 str(self._directory),
                 f"make space, raise --config.data.window_stride, or {_OFF}",
             )
-
-
-class _Progress:
-    """Logs every few seconds; the first batch, which waits for the compilation, does not count."""
-
-    def __init__(self, label: str, total: int):
-        self._label, self._total = label, total
-        self._first: tuple[int, float] | None = None
-        self._last = time.monotonic()
-
-    def report(self, done: int) -> None:
-        """Logs rate and time left, when it is time or all is done."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (done, now)
-        is_last = done == self._total
-        if now - self._last < _REPORT_SECONDS and not is_last:
-            return
-        self._last = now
-        first, since = self._first
-        rate = (done - first) / max(now - since, 1e-9)
-        left = f"{(self._total - done) / rate:.0f} s left" if rate else "time left unknown"
-        logging.info(
-            "features of %d of %d %s, %.1f/s, %s",
-            done,
-            self._total,
-            self._label,
-            rate,
-            "done" if is_last else left,
-        )
-
-
-def _is_cached(objective: base.Objective) -> TypeGuard[base.FeatureObjective]:
-    return isinstance(objective, base.FeatureObjective) and objective.caches_features
 
 
 def _is_complete(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> bool:

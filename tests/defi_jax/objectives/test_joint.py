@@ -11,6 +11,7 @@ from defi_jax import batch as batch_lib
 from defi_jax import errors
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import joint
+from tests.fixtures import fake_batch
 
 BATCH = 2
 
@@ -83,7 +84,7 @@ def params(cached):
 
 @pytest.fixture(scope="module")
 def images(cached):
-    return batch_lib.fake(cached.pixel_batch_spec(BATCH))
+    return fake_batch.fake(cached.pixel_batch_spec(BATCH))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import real_stages
 import toy_run
 
-from defi_jax import batch as batch_lib
 from defi_jax import partition
 from defi_jax.training import sharding, start, step
+from tests.fixtures import fake_batch
 
 MESHES = {
     "one": {"replica": 1, "fsdp": 1, "tensor": 1},
@@ -37,7 +37,7 @@ def gradient(config, objective, state, mesh):
     Scalar leaves, such as the UNet's mixing factors, are compared together as one vector.
     """
     # Noise for frames: all leaves get a gradient that is well above the rounding errors.
-    batch = batch_lib.fake(objective.batch_spec(config.global_batch))
+    batch = fake_batch.fake(objective.batch_spec(config.global_batch))
     with jax.set_mesh(mesh):
         placed = sharding.place(state, mesh).shardings
         batch = sharding.global_batch_array(batch, config.global_batch, mesh)

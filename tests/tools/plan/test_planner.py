@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 def test_a_step_takes_the_longer_of_computing_and_communicating():
     chip = hardware.CHIPS["v5p"]
-    assert hardware.step_seconds(chip, operations=0.2, collective_bytes=54e9) == 0.2
-    assert hardware.step_seconds(chip, operations=0.05, collective_bytes=54e9) == pytest.approx(0.1)
+    assert chip.step_seconds(operations=0.2, collective_bytes=54e9) == 0.2
+    assert chip.step_seconds(operations=0.05, collective_bytes=54e9) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

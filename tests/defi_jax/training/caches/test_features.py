@@ -234,7 +234,7 @@ def test_a_file_that_was_not_finished_is_computed_anew(tmp_path, root, monkeypat
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feature_cache._Progress, "report", stop)
+        patch.setattr(feature_cache.tqdm.tqdm, "update", stop)
         train(root, tmp_path)
     (left,) = files(tmp_path)
     assert left.name.endswith(".npy.partial")
@@ -288,18 +288,3 @@ def test_a_full_disk_is_an_error_before_anything_is_computed(tmp_path, root, mon
     with pytest.raises(errors.UserError, match=r"GiB.*make space"):
         train(root, tmp_path, objective)
     assert objective.batches_computed == 0
-
-
-def test_progress_tells_the_time_left(caplog, monkeypatch):
-    now = iter([0.0, 10.0, 11.0, 20.0, 21.0])
-    monkeypatch.setattr(feature_cache.time, "monotonic", lambda: next(now))
-    progress = feature_cache._Progress("samples", 100)
-    with caplog.at_level(logging.INFO):
-        for done in (20, 25, 60, 100):  # 10 s of compilation, then 4 a second
-            progress.report(done)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == [
-        "features of 20 of 100 samples, 0.0/s, time left unknown",
-        "features of 60 of 100 samples, 4.0/s, 10 s left",
-        "features of 100 of 100 samples, 7.3/s, done",
-    ]
