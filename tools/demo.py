@@ -63,12 +63,9 @@ def video_stores(folders: Sequence[str]) -> dict[str, str]:
 
 
 def phases(out: str, videos: Mapping[str, str], size: Size) -> dict[str, list[list[str]]]:
-    """Returns the commands of each phase, without the leading `python`.
+    """Returns the commands of each phase below `out`, without the leading `python`.
 
-    Args:
-        out: the demo's directory.
-        videos: store name -> folder of clips; empty for simulated video of other tasks.
-        size: how much of everything.
+    `videos` are folders of clips by store name; none for simulated video of other tasks.
     """
     out = shlex.quote(out)
     data = f"{out}/data"
@@ -139,10 +136,7 @@ def claim(out: pathlib.Path, videos: Mapping[str, str], size: Size) -> None:
 def run(out: pathlib.Path, commands: Mapping[str, list[list[str]]], setup: pathlib.Path) -> None:
     """Runs the phases that are not done yet, and always the last.
 
-    Args:
-        out: the demo's directory, see `claim`.
-        commands: as `phases` returns them.
-        setup: where the installation noted its time; may be absent.
+    The installation may have noted its time in `setup`.
 
     Raises:
         SystemExit: a phase failed, with its exit code; its own error is on stderr already.

@@ -28,7 +28,6 @@ def encode_animation(
 
     Args:
         frames: uint8[H, W, 3] each, of one size; at least one.
-        fps: frames per second.
         kind: Pillow's name of the format.
         options: options of Pillow's writer, for example `quality`.
     """
@@ -49,7 +48,6 @@ def encode_mp4(frames: Iterable[np.ndarray], fps: float) -> bytes:
     Args:
         frames: uint8[H, W, 3] each, of one size; at least one. Odd sizes gain one repeated row or
             column, because the codec halves the chroma.
-        fps: frames per second.
 
     Raises:
         ImportError: PyAV is not installed, or without an encoder.

@@ -8,9 +8,9 @@ Legend: S action-chunk length, A action dimension, H W image size, L text tokens
 """
 
 import dataclasses
+import json
 import math
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -195,7 +195,7 @@ class BundleSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; inverse of `from_json`."""
-        return _plain(self)
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, document: Any) -> "BundleSpec":
@@ -226,17 +226,6 @@ def _require_length(values: tuple, length: int, where: str) -> None:
 def _require_known(value: str, known: tuple[str, ...], where: str) -> None:
     if value not in known:
         raise errors.BundleError(f"unknown {value!r} (known: {', '.join(known)})", where, _FIX)
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings to JSON values."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:

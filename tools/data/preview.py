@@ -48,7 +48,6 @@ def store_sheet(
     """Draws evenly spaced frames of evenly spaced episodes.
 
     Args:
-        store: the episodes.
         count: episodes at most.
         frames: per episode and camera.
         side: frames are shrunk until their shorter side has at most this many pixels.

@@ -49,7 +49,7 @@ class Plan:
         memory_traffic_bytes: what XLA's operations read and write.
         collectives: number of operations by kind, each pass of a loop.
         collective_bytes: bytes each device receives by kind.
-        predicted_step_seconds, predicted_mfu: see `hardware.step_seconds`.
+        predicted_step_seconds, predicted_mfu: see `hardware.Chip.step_seconds`.
         scheduled_cycles: sum of the cycles that the compiler expects of each operation, each
             loop's body once; None where it says none.
         peak_compile_gib: memory of this process.
@@ -247,8 +247,7 @@ def _read_program(plan: Plan, compiled: jax.stages.Compiled, chip: hardware.Chip
         return
     cycles = [int(found) for found in re.findall(r'"estimated_cycles":"(\d+)"', text)]
     plan.scheduled_cycles = sum(n for n in cycles if n < _UNKNOWN_CYCLES) or None
-    seconds = hardware.step_seconds(
-        chip,
+    seconds = chip.step_seconds(
         operations=costs["optimal_seconds"] * plan.loop_factor,
         collective_bytes=sum(plan.collective_bytes.values()),
     )

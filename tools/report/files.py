@@ -7,10 +7,9 @@ bundle/bundle.json               exported policy
 evaluation/results.json          episodes in closed loop
 """
 
-import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from defi_jax import errors
@@ -20,11 +19,7 @@ STAGES = ("gfdm", "gidm", "joint")
 
 
 class RunFiles:
-    """Reads the files below one directory.
-
-    Args:
-        root: the run's directory.
-    """
+    """Reads the files below a run's directory."""
 
     def __init__(self, root: pathlib.Path):
         self.root = root
@@ -39,8 +34,7 @@ class RunFiles:
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Lines of a stage's metrics, in the order of the steps."""
-        with self._readable(f"{stage}/{metrics.FILE}", self._train(stage)) as text:
-            return [json.loads(line) for line in text.splitlines()]
+        return self._json(f"{stage}/{metrics.FILE}", self._train(stage), _parse_lines)
 
     def last_evaluation(self, stage: str) -> dict[str, Any]:
         """The last line of a stage's held-out metrics."""
@@ -83,16 +77,10 @@ class RunFiles:
             raise _missing(folder / f"eval_{name}_*.png", self._train(stage))
         return found[-1]
 
-    def _json(self, name: str, command: str) -> Any:
-        with self._readable(name, command) as text:
-            return json.loads(text)
-
-    @contextlib.contextmanager
-    def _readable(self, name: str, command: str) -> Iterator[str]:
-        """Yields a file's text; that it is no JSON is said with what makes the file again."""
+    def _json(self, name: str, command: str, parse: Callable[[str], Any] = json.loads) -> Any:
         path, fix = self._need(name, command), f"make it again: {command}"
         with errors.DataError.instead_of(ValueError, "not readable as JSON", path, fix):
-            yield path.read_text()
+            return parse(path.read_text())
 
     def _need(self, name: str, command: str) -> pathlib.Path:
         path = self.root / name
@@ -114,6 +102,10 @@ class RunFiles:
             f"python -m defi_rollout evaluate {self.root}/bundle --benchmark=metaworld --language "
             f"--output={self.root}/evaluation"
         )
+
+
+def _parse_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _missing(path: pathlib.Path, command: str) -> errors.UserError:

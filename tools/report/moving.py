@@ -27,11 +27,7 @@ _DENOISING_STEPS = 10
 
 
 def write(root: pathlib.Path, output: pathlib.Path) -> int:
-    """Writes the GIF of a run and returns its size, at most `MAX_BYTES`.
-
-    Args:
-        root: the run's directory, see `report.files`.
-        output: the GIF.
+    """Writes the GIF of the run below `root` and returns its size, at most `MAX_BYTES`.
 
     Raises:
         UserError: the run lacks a file or a film, or the GIF cannot be written.

@@ -16,10 +16,7 @@ NUMBERS, PAGE = "report.json", "report.html"
 
 
 def write(root: pathlib.Path) -> dict[str, Any]:
-    """Writes both files, or neither; returns the content of report.json.
-
-    Args:
-        root: directory of the run, see `report.files`.
+    """Writes both files of the run below `root`, or neither; returns the content of report.json.
 
     Raises:
         UserError: a file of a phase is missing; the text says what makes it.

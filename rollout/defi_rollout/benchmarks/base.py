@@ -65,13 +65,9 @@ class Episode:
 
     def row(self) -> dict[str, Any]:
         """Its row of the results before it is played, without "status"."""
+        known = ("id", "task", "condition", "instruction", "seed", "start")
         return {
-            "id": self.id,
-            "task": self.task,
-            "condition": self.condition,
-            "instruction": self.instruction,
-            "seed": self.seed,
-            "start": self.start,
+            **{name: getattr(self, name) for name in known},
             "start_digest": None,
             "start_unseen": None,
             "scored_task": self.scored_task,

@@ -105,32 +105,25 @@ TASKS: dict[str, Task] = {
         "button; turn the coffee machine on",
     ),
     "door-open-v3": _task(
-        300,
-        "open the door; pull the door open; swing the door open; pull the safe open",
+        300, "open the door; pull the door open; swing the door open; pull the safe open"
     ),
     "door-close-v3": _task(
-        300,
-        "close the door; push the door shut; swing the door closed; push the safe shut",
+        300, "close the door; push the door shut; swing the door closed; push the safe shut"
     ),
     "faucet-open-v3": _task(
-        300,
-        "open the faucet; turn the faucet on; rotate the tap open; let the water run",
+        300, "open the faucet; turn the faucet on; rotate the tap open; let the water run"
     ),
     "faucet-close-v3": _task(
-        300,
-        "close the faucet; turn the faucet off; rotate the tap shut; stop the water",
+        300, "close the faucet; turn the faucet off; rotate the tap shut; stop the water"
     ),
     "handle-press-v3": _task(
-        250,
-        "press the handle down; push the handle downwards; lower the handle; force it down",
+        250, "press the handle down; push the handle downwards; lower the handle; force it down"
     ),
     "handle-pull-v3": _task(
-        250,
-        "pull the handle up; raise the handle; lift the handle upwards; lever the handle up",
+        250, "pull the handle up; raise the handle; lift the handle upwards; lever the handle up"
     ),
     "lever-pull-v3": _task(
-        300,
-        "pull the lever up; raise the lever; lift the lever from below; turn the lever upwards",
+        300, "pull the lever up; raise the lever; lift the lever from below; turn the lever upwards"
     ),
     "pick-place-v3": _task(
         300,
@@ -148,8 +141,7 @@ TASKS: dict[str, Task] = {
         "on the table; push the puck to the target",
     ),
     "reach-v3": _task(
-        200,
-        "reach the goal; reach for the target; move the hand to the goal; touch the target",
+        200, "reach the goal; reach for the target; move the hand to the goal; touch the target"
     ),
     "sweep-into-v3": _task(
         250,

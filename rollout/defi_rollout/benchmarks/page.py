@@ -16,6 +16,8 @@ video, img { width: 100%; border-radius: 4px }
 .yes { color: #17752b }
 .no { color: #a3261b }
 """
+# Of the table of episodes: keys of a row, and what became of it.
+_COLUMNS = ("id", "instruction", "start", "outcome", "steps", "status")
 
 
 def write_page(output: pathlib.Path, results: dict[str, Any]) -> None:
@@ -36,13 +38,16 @@ def write_page(output: pathlib.Path, results: dict[str, Any]) -> None:
         f"<p>{summary['episodes']} episodes; 95 % interval {low:.0%} to {high:.0%}</p>",
         _table(("", ""), facts),
         "<h2>By task</h2>",
-        _table(("task", "success"), _percent(summary["success_by_task"].items())),
+        _table(
+            ("task", "success"),
+            [(task, f"{rate:.0%}") for task, rate in summary["success_by_task"].items()],
+        ),
         *_language(summary["language"]),
         "<h2>Episodes</h2>",
         f'<div class="films">{"".join(_film(row) for row in rows if row["video"])}</div>',
         _table(
-            ("episode", "instruction", "start", "outcome", "steps", "status"),
-            [_line(row) for row in rows],
+            ("episode", *_COLUMNS[1:]),
+            [[{**row, "outcome": _outcome(row)}[key] for key in _COLUMNS] for row in rows],
         ),
     ]
     head = f'<meta charset="utf-8"><title>{html.escape(protocol["name"])}</title>'
@@ -54,10 +59,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     return f"<table><tr>{top}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _percent(items: Iterable[tuple[str, float]]) -> list[tuple[str, str]]:
-    return [(name, f"{value:.0%}") for name, value in items]
 
 
 def _language(language: dict[str, Any] | None) -> list[str]:
@@ -79,9 +80,8 @@ def _language(language: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _line(row: dict[str, Any]) -> tuple[Any, ...]:
-    outcome = "success" if row["success"] else "no success"
-    return (row["id"], row["instruction"], row["start"], outcome, row["steps"], row["status"])
+def _outcome(row: dict[str, Any]) -> str:
+    return "success" if row["success"] else "no success"
 
 
 def _film(row: dict[str, Any]) -> str:
@@ -90,8 +90,7 @@ def _film(row: dict[str, Any]) -> str:
         film = f'<img src="{source}" alt="">'
     else:
         film = f'<video src="{source}" controls muted loop preload="metadata"></video>'
-    outcome = "success" if row["success"] else "no success"
     style = "yes" if row["success"] else "no"
     said = html.escape(row["instruction"] or "(no instruction)")
-    caption = f'{said}<br><span class="{style}">{outcome}</span>, {row["start"]} start'
+    caption = f'{said}<br><span class="{style}">{_outcome(row)}</span>, {row["start"]} start'
     return f"<figure>{film}<figcaption>{caption}</figcaption></figure>"

@@ -40,11 +40,7 @@ def evaluate(
     """Plays the episodes that have no row yet; returns the content of results.json.
 
     Args:
-        bundle_path: the bundle's directory.
-        benchmark: the benchmark.
-        plan: which episodes.
         output: directory to write; new or empty unless `resume`.
-        num_workers: processes.
         resume: continue what `output` holds.
         execute_horizon: actions executed per inference; 0 for the bundle's own.
 

@@ -32,14 +32,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every worker needs, besides its episodes.
-
-    Attributes:
-        bundle_path: the bundle's directory.
-        benchmark: the benchmark.
-        execute_horizon: actions executed per inference.
-        output: directory of the results.
-    """
+    """What every worker needs, besides its episodes; `output` is the results' directory."""
 
     bundle_path: pathlib.Path
     benchmark: base.Benchmark
