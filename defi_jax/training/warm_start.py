@@ -41,12 +41,15 @@ def apply(
     """
     trained, frozen = params_lib.flatten(state.params), params_lib.flatten(state.frozen)
     flat = replace(trained | frozen, starts)
-    params = params_lib.unflatten({path: flat[path] for path in trained})
+    average = {
+        path: leaf if flat[path] is trained[path] else jnp.copy(flat[path])
+        for path, leaf in params_lib.flatten(state.ema_params or {}).items()
+    }
     return dataclasses.replace(
         state,
-        params=params,
+        params=params_lib.unflatten({path: flat[path] for path in trained}),
         frozen=params_lib.unflatten({path: flat[path] for path in frozen}),
-        ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
+        ema_params=None if state.ema_params is None else params_lib.unflatten(average),
     )
 
 
