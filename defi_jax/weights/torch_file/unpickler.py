@@ -149,17 +149,6 @@ def _pairs(items: Any = ()) -> dict:
     return {_key(key): value for key, value in items}
 
 
-def _default_dict(factory: Any = None, *rest: Any) -> dict:
-    del factory
-    return _pairs(*rest)
-
-
-def _first(value: Any, *rest: Any) -> Any:
-    """TorchScript's typed lists: the list is what counts."""
-    del rest
-    return value
-
-
 def _latin1(text: str, encoding: str) -> bytes:
     """bytes, as protocol 2 writes them."""
     if not isinstance(text, str) or encoding != "latin1":
@@ -172,15 +161,16 @@ _REBUILD: dict[Name, Callable[..., Any]] = {
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_tensor"): _tensor,
     Name("torch._utils", "_rebuild_parameter"): _parameter,
-    Name("torch.jit._pickle", "build_intlist"): _first,
-    Name("torch.jit._pickle", "build_doublelist"): _first,
-    Name("torch.jit._pickle", "build_boollist"): _first,
-    Name("torch.jit._pickle", "build_tensorlist"): _first,
-    Name("torch.jit._pickle", "restore_type_tag"): _first,
+    # TorchScript's typed lists: the list is what counts.
+    **{
+        Name("torch.jit._pickle", f"build_{kind}list"): lambda value, *_: value
+        for kind in ("int", "double", "bool", "tensor")
+    },
+    Name("torch.jit._pickle", "restore_type_tag"): lambda value, *_: value,
     Name("torch", "Size"): lambda items=(): tuple(items),
     Name("torch", "device"): lambda *parts: parts,
     Name("collections", "OrderedDict"): _pairs,
-    Name("collections", "defaultdict"): _default_dict,
+    Name("collections", "defaultdict"): lambda factory=None, *items: _pairs(*items),
     Name("_codecs", "encode"): _latin1,
     Name("builtins", "dict"): _pairs,
     Name("builtins", "list"): lambda items=(): list(items),
@@ -264,10 +254,17 @@ class _Machine:
                 return items
         raise ValueError("no mark")
 
+    def pop_pair(self) -> list[Any]:
+        """Removes and returns the last two values."""
+        return [self.stack.pop(-2), self.stack.pop()]
+
+    def note(self, index: Any) -> None:
+        """Keeps the last value under a number."""
+        self.memo[int(index)] = self.stack[-1]
+
     def collect(self, kind: Callable[[list], Any]) -> None:
         """Replaces what is above the mark by a container of it."""
-        items = self.pop_mark()
-        self.stack.append(kind(items))
+        self.stack.append(kind(self.pop_mark()))
 
     def tuple_of(self, count: int) -> None:
         """Replaces the last `count` values by their tuple."""
@@ -349,27 +346,6 @@ def _refusal(what: str, where: str) -> errors.DataError:
     return errors.DataError(what[:_LONGEST_SHOWN], where, "use the file of the official release")
 
 
-def _get(machine: _Machine, index: Any) -> None:
-    machine.stack.append(machine.memo[int(index)])
-
-
-def _put(machine: _Machine, index: Any) -> None:
-    machine.memo[int(index)] = machine.stack[-1]
-
-
-def _memoize(machine: _Machine, _: Any) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
-
-
-def _global(machine: _Machine, argument: str) -> None:
-    machine.global_name(*argument.split(" ", 1))
-
-
-def _stack_global(machine: _Machine, _: Any) -> None:
-    name = machine.stack.pop()
-    machine.global_name(machine.stack.pop(), name)
-
-
 def _new_with_keywords(machine: _Machine, _: Any) -> None:
     if machine.stack.pop():
         raise ValueError("object with keyword arguments")
@@ -380,15 +356,6 @@ def _dict(machine: _Machine, _: Any) -> None:
     items = machine.pop_mark()
     machine.stack.append({})
     machine.set_items(items)
-
-
-def _append_one(machine: _Machine, _: Any) -> None:
-    machine.append([machine.stack.pop()])
-
-
-def _set_one(machine: _Machine, _: Any) -> None:
-    value = machine.stack.pop()
-    machine.set_items([machine.stack.pop(), value])
 
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -422,19 +389,22 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], object]] = {
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "APPEND": _append_one,
+    "APPEND": lambda machine, _: machine.append([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.pop_mark()),
     "ADDITEMS": lambda machine, _: machine.append(machine.pop_mark()),
-    "SETITEM": _set_one,
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop_pair()),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
-    "GLOBAL": _global,
-    "STACK_GLOBAL": _stack_global,
+    "GLOBAL": lambda machine, names: machine.global_name(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.global_name(*machine.pop_pair()),
     "REDUCE": lambda machine, _: machine.call(tuple(machine.stack.pop())),
     "NEWOBJ": lambda machine, _: machine.call(tuple(machine.stack.pop())),
     "NEWOBJ_EX": _new_with_keywords,
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.persistent(),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _get),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
-    "MEMOIZE": _memoize,
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"),
+        lambda machine, index: machine.stack.append(machine.memo[int(index)]),
+    ),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, index: machine.note(index)),
+    "MEMOIZE": lambda machine, _: machine.note(len(machine.memo)),
 }
