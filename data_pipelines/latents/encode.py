@@ -328,7 +328,6 @@ class FrameBatches:
     """Frames as the encoder takes them, random access.
 
     Attributes:
-        source: store of the frames.
         rows: (episode, camera, frame), by episode and camera.
         image_size: pixels of a side, as training resizes to.
         batch_size: rows of a batch; the last one is filled up with blank frames.

@@ -28,7 +28,13 @@ def build(
         DataError: the fields differ in length, so that the dataset is not what its description
             says.
     """
-    num_steps = _num_steps(standard, steps, where)
+    lengths = {name: len(steps[name]) for name in standard.fields}
+    if len(set(lengths.values())) > 1:
+        raise errors.DataError(
+            f"fields differ in their number of steps {lengths}",
+            where,
+            "check that features.json belongs to these files",
+        )
     flag = standard.success_flag
     if flag and not metadata.get(flag, True):
         return episodes.Reject(where, f"its '{flag}' flag is false")
@@ -47,21 +53,10 @@ def build(
             actions=trajectory.actions,
             states=trajectory.states,
             fps=standard.control_hz,
-            metadata={**metadata, "raw_steps": num_steps},
+            metadata={**metadata, "raw_steps": next(iter(lengths.values()))},
         )
     except (ValueError, errors.DataError) as error:
         return episodes.Reject(where, str(error))
-
-
-def _num_steps(standard: base.Standard, steps: base.Steps, where: str) -> int:
-    lengths = {name: len(steps[name]) for name in standard.fields}
-    if len(set(lengths.values())) > 1:
-        raise errors.DataError(
-            f"fields differ in their number of steps {lengths}",
-            where,
-            "check that features.json belongs to these files",
-        )
-    return next(iter(lengths.values()))
 
 
 def _kept_images(images: Any, kept: range, where: str) -> list[bytes]:

@@ -161,12 +161,10 @@ class ItemSource:
     """A source whose episodes are read independently of each other, in worker processes.
 
     Args:
-        name: name of the dataset.
         found: items, in the order in which they are written, and rejects: what was found unusable
             before reading. An id that was there before is a reject, too.
         read_item: picklable; reads an item. A DataError makes it a reject.
         recipe: JSON-able; how items were chosen and are stored, kept in the manifest.
-        workers: how they are read.
     """
 
     def __init__(

@@ -69,8 +69,7 @@ class Segment:
     """Consecutive steps of one recording; see `base.Item`.
 
     Attributes:
-        episode_id: see `episodes.Episode`.
-        folder: folder of the split.
+        folder: of the split.
         first: number of the first step.
         last: number of the last step, inclusive.
         text: instruction, "" for play.
@@ -108,7 +107,6 @@ def open_source(
 
     Args:
         directory: that holds `training` and `validation`, or one of these.
-        how: what is read.
         part: the annotated windows, or all recordings without language in pieces.
         language: folder of the annotation within a split; "" for a usual one.
         actions: which of the two to keep.

@@ -34,9 +34,7 @@ METADATA = "traj_metadata"
 class Trajectories:
     """Trajectories, or frames after `flatten`; iterate as often as you like.
 
-    Args:
-        make: returns a new iterator over all of them.
-        is_flattened: whether they are frames.
+    Each time, `make` returns a new iterator over all of them.
     """
 
     def __init__(self, make: Callable[[], Iterator[Nested]], *, is_flattened: bool = False):

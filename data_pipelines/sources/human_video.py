@@ -48,7 +48,6 @@ def open_source(
     """Opens a folder of captioned videos, whichever kind it is.
 
     Args:
-        directory: the folder.
         how: what is read; splits are of the annotation layout and of EPIC-KITCHENS.
         captions: caption or annotation file; None searches the folder.
 

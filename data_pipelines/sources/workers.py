@@ -47,11 +47,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Failure:
-    """A call that broke a limit, or its worker.
-
-    Attributes:
-        reason: one line.
-    """
+    """A call that broke a limit, or its worker; the reason is one line."""
 
     reason: str
 
@@ -64,7 +60,6 @@ def run(
     Args:
         function: picklable, of one item. A `UserError` that it raises ends the run.
         items: picklable; consumed as workers become free.
-        workers: how it is called.
 
     Raises:
         UserError: as the function did.

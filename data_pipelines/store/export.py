@@ -9,6 +9,7 @@ The directory appears as a whole or not at all: it grows under a temporary name 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -77,7 +78,9 @@ def export_tfds(
     except BaseException:
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
-        _remove_empty(target.parent, pathlib.Path(output))
+        for directory in (target.parent, pathlib.Path(output)):
+            with contextlib.suppress(OSError):  # it holds something
+                directory.rmdir()
         raise
     return {
         "directory": str(target),
@@ -147,9 +150,3 @@ def _check_uniform(store: reader.EpisodeStore) -> None:
             str(store.directory),
             "convert them into stores of their own and export each",
         )
-
-
-def _remove_empty(*directories: pathlib.Path) -> None:
-    for directory in directories:
-        if directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()

@@ -60,7 +60,10 @@ def validate(
         DataError: the store cannot be opened at all.
     """
     store = reader.EpisodeStore(directory)
-    findings = list(_check_manifest(directory))
+    manifest, findings = convert.read_manifest(directory), []
+    if manifest is not None and not manifest.get("complete"):
+        what = "conversion was interrupted"
+        findings.append(Finding("error", "incomplete", what, str(directory)))
     bar = tqdm.tqdm(range(len(store)), desc="validate", unit="ep", disable=not progress)
     for i in bar:
         try:
@@ -80,12 +83,6 @@ def validate(
         "errors": counts["error"],
         "warnings": counts["warning"],
     }
-
-
-def _check_manifest(directory: str | os.PathLike) -> Iterator[Finding]:
-    manifest = convert.read_manifest(directory)
-    if manifest is not None and not manifest.get("complete"):
-        yield Finding("error", "incomplete", "conversion was interrupted", str(directory))
 
 
 def _check_episode(store: reader.EpisodeStore, i: int, images: bool) -> list[Finding]:
