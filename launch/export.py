@@ -3,12 +3,13 @@
     python launch/export.py --workdir=runs/joint --output=runs/joint/bundle
     python launch/export.py --from_bundle=OLD --output=NEW
 
+Each may be in a bucket: --output=gs://bucket/bundle.
+
 The first form takes the latest verified checkpoint of a joint run (or --step); the second makes
 an older bundle's program anew, for a jax that refuses the old one. Both end with a parity check.
 """
 
 import json
-import pathlib
 
 from absl import flags
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     if _FROM_BUNDLE.value:
         report = writer.rebuild_bundle(
-            pathlib.Path(_FROM_BUNDLE.value), _OUTPUT.value, overwrite=_OVERWRITE.value
+            _FROM_BUNDLE.value, _OUTPUT.value, overwrite=_OVERWRITE.value
         )
     else:
         assert _WORKDIR.value is not None

@@ -98,7 +98,7 @@ def export_bundle(
 
 
 def rebuild_bundle(
-    old: pathlib.Path, output: str | epath.Path, *, overwrite: bool = False
+    old: str | pathlib.Path, output: str | epath.Path, *, overwrite: bool = False
 ) -> Report:
     """Exports the program of a bundle anew for this jax; everything else is kept.
 

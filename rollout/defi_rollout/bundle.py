@@ -8,19 +8,26 @@
 
 The directory holds these files and nothing else: no link, no folder, no unlisted file.
 bundle.json carries a digest of its own content, so that damage to it is found as well.
+
+A bundle in a bucket is copied into the user's cache first, the manifest before the files that it
+lists, into a directory named by the manifest's digest; the copy is checked like any other bundle.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
+import shutil
 import stat
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from defi_rollout import errors, spec
+from defi_rollout import errors, remote, spec
 
 MANIFEST = "bundle.json"
 PARAMS = "params.safetensors"
@@ -65,12 +72,14 @@ class Bundle:
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Verifies the bundle at `path`.
+    """Verifies the bundle at `path`, a directory or the URL of one, such as "gs://bucket/bundle".
 
     Raises:
-        UserError: there is no such directory (exit 2).
+        UserError: there is no such directory, or it cannot be reached (exit 2).
         BundleError: a file is missing, unknown, damaged or refused (exit 65).
     """
+    if remote.is_remote(path):
+        return _fetch(remote.RemoteDirectory(os.fspath(path)))
     directory = pathlib.Path(path)
     if not directory.is_dir():
         raise errors.UserError(
@@ -80,10 +89,8 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     if not manifest.exists():
         raise errors.BundleError("missing file", manifest, _COPY_AGAIN)
     content = _open_regular(manifest).read(_MAX_MANIFEST_BYTES + 1)
-    if len(content) > _MAX_MANIFEST_BYTES:
-        raise errors.BundleError("too large", manifest, _COPY_AGAIN)
-    bundle_spec = spec.BundleSpec.from_json(_parse_manifest(content, manifest))
-    _check_names(directory, bundle_spec.files)
+    bundle_spec = _parse_manifest(content, str(manifest))
+    _check_names(str(directory), bundle_spec.files, {entry.name for entry in os.scandir(directory)})
     for name, entry in bundle_spec.files.items():
         _check_file(directory / name, entry)
     digest = hashlib.sha256(content).hexdigest()
@@ -105,13 +112,45 @@ def hash_file(path: pathlib.Path) -> spec.FileEntry:
     return spec.FileEntry(bytes=size, sha256=digest.hexdigest())
 
 
+def _fetch(source: remote.RemoteDirectory) -> Bundle:
+    """Returns the local copy of a bundle in a bucket."""
+    content = source.read(MANIFEST, _MAX_MANIFEST_BYTES + 1)
+    files = _parse_manifest(content, f"{source.url}/{MANIFEST}").files
+    _check_names(source.url, files, source.names())
+    for name, entry in files.items():
+        _check_size(f"{source.url}/{name}", source.size(name), entry)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = pathlib.Path(home) / "defi_rollout" / "bundles"
+    target = cache / hashlib.sha256(content).hexdigest()
+    if target.exists():
+        try:
+            return read_bundle(target)
+        except errors.BundleError as error:
+            logging.warning("copying it again, the copy is spoilt: %s", error)
+            shutil.rmtree(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=".bundle-", dir=cache))
+    try:
+        (partial / MANIFEST).write_bytes(content)
+        for name in files:
+            source.copy(name, partial / name)
+        read_bundle(partial)
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return read_bundle(target)
+
+
 def _render(document: Mapping[str, Any]) -> bytes:
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
     return f"{text}\n".encode()
 
 
-def _parse_manifest(content: bytes, where: pathlib.Path) -> dict[str, Any]:
+def _parse_manifest(content: bytes, where: str) -> spec.BundleSpec:
     """Strict JSON: no NaN, and exactly the bytes that the exporter wrote."""
+    if len(content) > _MAX_MANIFEST_BYTES:
+        raise errors.BundleError("too large", where, _COPY_AGAIN)
     with errors.BundleError.instead_of((ValueError, RecursionError), "damaged", where, _COPY_AGAIN):
         document = json.loads(content.decode())
         if not isinstance(document, dict):
@@ -119,38 +158,42 @@ def _parse_manifest(content: bytes, where: pathlib.Path) -> dict[str, Any]:
         body = {key: value for key, value in document.items() if key != "digest"}
         if render_manifest(body) != content:
             raise ValueError("its digest does not match")
-        return body
+    return spec.BundleSpec.from_json(body)
 
 
-def _check_names(directory: pathlib.Path, files: Mapping[str, spec.FileEntry]) -> None:
+def _check_names(where: str, files: Mapping[str, spec.FileEntry], present: Collection[str]) -> None:
+    """Checks the names that a manifest lists, and that these and no others are present."""
     if len(files) > _MAX_FILES:
-        raise errors.BundleError(f"lists {len(files)} files", directory / MANIFEST, _COPY_AGAIN)
+        raise errors.BundleError(f"lists {len(files)} files", f"{where}/{MANIFEST}", _COPY_AGAIN)
     for name in files:
         if not _NAME.fullmatch(name) or name == MANIFEST:
-            raise errors.BundleError(f"refused file name {name!r}", directory, _COPY_AGAIN)
+            raise errors.BundleError(f"refused file name {name!r}", where, _COPY_AGAIN)
     for name in REQUIRED:
         if name not in files:
-            raise errors.BundleError(f"does not list {name}", directory / MANIFEST, _COPY_AGAIN)
-    present = {entry.name for entry in os.scandir(directory)} - {MANIFEST}
-    if unknown := sorted(present - files.keys()):
+            raise errors.BundleError(f"does not list {name}", f"{where}/{MANIFEST}", _COPY_AGAIN)
+    if unknown := sorted({*present} - {MANIFEST} - files.keys()):
         raise errors.BundleError(
-            "unknown file", directory / unknown[0], "remove it: a bundle holds only listed files"
+            "unknown file", f"{where}/{unknown[0]}", "remove it: a bundle holds only listed files"
         )
-    if missing := sorted(files.keys() - present):
-        raise errors.BundleError("missing file", directory / missing[0], _COPY_AGAIN)
+    if missing := sorted(files.keys() - {*present}):
+        raise errors.BundleError("missing file", f"{where}/{missing[0]}", _COPY_AGAIN)
 
 
 def _check_file(path: pathlib.Path, entry: spec.FileEntry) -> None:
     with _open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if size > _MAX_FILE_BYTES.get(path.name, _MAX_OTHER_BYTES):
+        _check_size(str(path), os.fstat(file.fileno()).st_size, entry)
+    if hash_file(path) != entry:
+        raise errors.BundleError("damaged (sha256 does not match)", path, _COPY_AGAIN)
+
+
+def _check_size(path: str, size: int, entry: spec.FileEntry) -> None:
+    name = path.rsplit("/", 1)[-1]
+    if size > _MAX_FILE_BYTES.get(name, _MAX_OTHER_BYTES):
         raise errors.BundleError(f"too large ({size} bytes)", path, _COPY_AGAIN)
     if size != entry.bytes:
         raise errors.BundleError(
             f"damaged ({size} bytes instead of {entry.bytes})", path, _COPY_AGAIN
         )
-    if hash_file(path) != entry:
-        raise errors.BundleError("damaged (sha256 does not match)", path, _COPY_AGAIN)
 
 
 def _open_regular(path: pathlib.Path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import pathlib
 import platform
 import statistics
 import time
@@ -25,7 +24,7 @@ class Check:
     detail: str
 
 
-def run_checks(bundle_path: pathlib.Path | None, benchmark: str) -> list[Check]:
+def run_checks(bundle_path: str | None, benchmark: str) -> list[Check]:
     """Runs all checks that apply; `bundle_path` None and `benchmark` "" leave theirs out."""
     checks = [_check("python", platform.python_version)]
     checks += [_check(name, _version(name)) for name in ("numpy", "jax", "jaxlib", "safetensors")]
@@ -56,14 +55,14 @@ def _devices() -> str:
     return ", ".join(str(device) for device in jax.devices())
 
 
-def _bundle_checks(path: pathlib.Path) -> Iterator[Check]:
+def _bundle_checks(path: str) -> Iterator[Check]:
     verified = _check("bundle files", lambda: f"verified, {bundle.read_bundle(path).digest[:12]}")
     yield verified
     if verified.ok:
         yield _check("bundle policy", lambda: _try_policy(path))
 
 
-def _try_policy(path: pathlib.Path) -> str:
+def _try_policy(path: str) -> str:
     """Compiles the policy, repeats the bundle's own example and times it."""
     from defi_rollout import policy as policy_lib
 
@@ -88,7 +87,7 @@ def _try_policy(path: pathlib.Path) -> str:
     )
 
 
-def _benchmark_checks(name: str, bundle_path: pathlib.Path | None) -> Iterator[Check]:
+def _benchmark_checks(name: str, bundle_path: str | None) -> Iterator[Check]:
     benchmark = registry.get_benchmark(name)
     yield _check(f"{name} simulator", lambda: benchmark.simulator()["version"])
     yield _check(f"{name} renderer", benchmark.check_renderer)
@@ -96,6 +95,6 @@ def _benchmark_checks(name: str, bundle_path: pathlib.Path | None) -> Iterator[C
         yield _check(f"{name} bundle", lambda: _fits(benchmark, bundle_path))
 
 
-def _fits(benchmark: base.Benchmark, bundle_path: pathlib.Path) -> str:
+def _fits(benchmark: base.Benchmark, bundle_path: str) -> str:
     benchmark.check(bundle.read_bundle(bundle_path).spec)
     return "fits the benchmark"

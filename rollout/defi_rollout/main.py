@@ -49,11 +49,11 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     inspect = commands.add_parser("inspect", parents=[common], help="verify and describe a bundle")
-    inspect.add_argument("bundle", type=pathlib.Path)
+    inspect.add_argument("bundle", help="its directory, or its URL such as gs://bucket/bundle")
     inspect.set_defaults(run=_inspect)
 
     doctor = commands.add_parser("doctor", parents=[common], help="check machine and bundle")
-    doctor.add_argument("bundle", type=pathlib.Path, nargs="?")
+    doctor.add_argument("bundle", nargs="?")
     doctor.add_argument("--benchmark", default="", help="also check this benchmark's simulator")
     doctor.set_defaults(run=_doctor)
 
@@ -71,7 +71,7 @@ def _make_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="play a benchmark")
-    evaluate.add_argument("bundle", help="directory of the bundle")
+    evaluate.add_argument("bundle", help="directory or URL of the bundle")
     evaluate.add_argument("--benchmark", required=True, help="metaworld")
     evaluate.add_argument("--tasks", default="", help="comma-separated; default: the benchmark's")
     evaluate.add_argument("--episodes", type=int, default=20, help="per task (default 20)")
@@ -163,9 +163,9 @@ def _require(flags: argparse.Namespace, name: str, least: int) -> None:
 def _evaluate(flags: argparse.Namespace) -> int:
     from defi_rollout.benchmarks import base, registry, runner
 
-    if "://" in flags.bundle:
+    if flags.bundle.startswith(("ws://", "wss://", "http://", "https://")):
         raise errors.UserError(
-            "remote policies are not supported yet", flags.bundle, "give a bundle directory"
+            "remote policies are not supported yet", flags.bundle, "give a bundle"
         )
     for name, least in (("episodes", 1), ("workers", 1), ("seed", 0), ("execute_horizon", 0)):
         _require(flags, name, least)
@@ -176,7 +176,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
         language=flags.language,
     )
     summary = runner.evaluate(
-        pathlib.Path(flags.bundle),
+        bundle.read_bundle(flags.bundle).directory,
         registry.get_benchmark(flags.benchmark),
         plan,
         flags.output,

@@ -10,8 +10,11 @@ the same actions on every platform.
 Legend: B batch, H W image size, S action-chunk length, A action dimension, L text tokens.
 """
 
+import functools
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -30,6 +33,14 @@ PROMPT = "prompt"
 SEED = "_defi/seed"
 RESET = "_defi/reset"
 RESERVED_PREFIX = "_defi/"
+
+# Reads a program as `_load_program` and the compiler will.
+_TRY_PROGRAM = """
+import sys, jax, jax.export
+exported = jax.export.deserialize(bytearray(sys.stdin.buffer.read()))
+(_, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+exported.mlir_module()
+"""
 
 Observation = Mapping[str, Any]
 Inputs = dict[str, np.ndarray]
@@ -60,12 +71,12 @@ class Policy:
         """Loads and verifies the bundle at `path`, and compiles its policy for one observation.
 
         Args:
-            path: the bundle's directory.
+            path: the bundle's directory, or its URL such as "gs://bucket/bundle".
             seed: seed of the noise of observations that bring none.
             warm_up: False leaves the compilation to the first `infer`.
 
         Raises:
-            UserError: no bundle there.
+            UserError: no bundle there, or it cannot be reached.
             BundleError: a file is missing, unknown or damaged, or jax refuses the program.
         """
         policy = cls(bundle.read_bundle(path), seed=seed)
@@ -308,18 +319,31 @@ def _load_program(source: bundle.Bundle, params: Mapping[str, np.ndarray]) -> Ca
     where = source.path(bundle.STABLEHLO)
     rebuild = f"rebuild it: {bundle.REBUILD.format(old=source.directory)}"
     program = source.read(bundle.STABLEHLO)
-    try:
-        exported = jax.export.deserialize(bytearray(program))
-        (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-    except Exception as error:  # jax promises no type for an artefact outside its window
-        text = " ".join(str(error).split())[:200]
-        refusal = f"jax {jax.__version__} refuses it ({text})"
-        raise errors.BundleError(refusal, where, rebuild) from error
+    refusal = _try_program(program)
+    if refusal:
+        what = f"jax {jax.__version__} refuses it ({refusal})"
+        raise errors.BundleError(what, where, rebuild)
+    exported = jax.export.deserialize(bytearray(program))
+    (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
         raise errors.BundleError(f"not exported for {platform}", where, rebuild)
     _check_params(wanted, params, source)
     return jax.jit(exported.call)
+
+
+@functools.lru_cache(maxsize=4)
+def _try_program(program: bytes) -> str:
+    """Returns why jax cannot read a program, "" where it can; a crash ends a child process."""
+    command = [sys.executable, "-c", _TRY_PROGRAM]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, input=program, capture_output=True, env=environment, check=False)
+    if not done.returncode:
+        return ""
+    if done.returncode < 0:
+        return f"its reader ended by signal {-done.returncode}"
+    lines = done.stderr.decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no reason")[:200]
 
 
 def _check_params(wanted: Any, params: Mapping[str, np.ndarray], source: bundle.Bundle) -> None:

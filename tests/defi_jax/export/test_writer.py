@@ -105,10 +105,9 @@ def test_tiny_answers_as_its_checkpoint_in_batches_of_1_and_3(shared):
     _check_batches_of_1_and_3(shared)
 
 
+# Each preset's encoders once; one and two cameras with the quickest of them.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "cameras"), [("tiny", 2), ("small", 1), ("small", 2), ("full", 1), ("full", 2)]
-)
+@pytest.mark.parametrize(("preset", "cameras"), [("tiny", 2), ("small", 1), ("full", 2)])
 def test_every_preset_answers_as_its_checkpoint(tmp_path_factory, monkeypatch, preset, cameras):
     real_policies.shrink_pretrained(monkeypatch)
     root = real_policies.shared_run(tmp_path_factory, preset, cameras)

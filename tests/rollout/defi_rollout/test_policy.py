@@ -94,6 +94,26 @@ def test_refused_program_names_the_command_that_rebuilds_it(tiny_bundle, reseal)
         policy.Policy.load(tiny_bundle)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_damaged_program_is_refused_in_one_line(tiny_bundle, reseal, share):
+    program = bytearray((tiny_bundle / bundle.STABLEHLO).read_bytes())
+    start = int(share * len(program))
+    program[start : start + 64] = b"\xff" * 64
+    (tiny_bundle / bundle.STABLEHLO).write_bytes(program)
+    reseal(tiny_bundle)
+    with pytest.raises(errors.BundleError, match=r"jax \S+ refuses it \(.+\).*--from_bundle"):
+        policy.Policy.load(tiny_bundle)
+
+
+def test_a_program_that_kills_its_reader_is_refused(tiny_bundle, monkeypatch):
+    # A stand-in for the reader: no program is known that ends the reader of this jax by a signal.
+    monkeypatch.setattr(policy, "_TRY_PROGRAM", "import os, signal; os.kill(os.getpid(), 11)")
+    policy._try_program.cache_clear()
+    with pytest.raises(errors.BundleError, match=r"ended by signal 11.*--from_bundle"):
+        policy.Policy.load(tiny_bundle)
+    policy._try_program.cache_clear()
+
+
 def test_params_of_another_model_are_named(tiny_bundle, reseal):
     params = safetensors.numpy.load_file(tiny_bundle / bundle.PARAMS)
     params["policy/goal_emb/fc1/kernel"] = np.zeros((3, 5), np.float32)
