@@ -21,7 +21,7 @@ Make = Callable[[nnx.Rngs], _M]
 
 def init_params(make: Make, rng: jax.Array) -> Params:
     """Returns freshly initialised parameters; call under `jax.jit` for large modules."""
-    return unflatten(flatten(nnx.to_pure_dict(nnx.split(make(_rngs(rng)))[1])))
+    return unflatten(flatten(nnx.to_pure_dict(nnx.split(make(_Rngs(rng)))[1])))
 
 
 def abstract_params(make: Make) -> Params:
@@ -59,7 +59,7 @@ def method(make: Make, name: str = "__call__") -> Callable[..., Any]:
 @functools.lru_cache(maxsize=64)
 def _split(make: Make) -> tuple[Any, nnx.State]:
     """Structure and abstract parameters of a module: built once, whoever traces it how often."""
-    return nnx.split(nnx.eval_shape(lambda: make(_rngs(jax.random.key(0)))))
+    return nnx.split(nnx.eval_shape(lambda: make(_Rngs(jax.random.key(0)))))
 
 
 class _Stream(nnx.RngStream):
@@ -78,10 +78,12 @@ class _Stream(nnx.RngStream):
         return jax.random.fold_in(self.key[...], self.drawn - 1)
 
 
-def _rngs(key: jax.Array) -> nnx.Rngs:
-    rngs = nnx.Rngs(key)
-    rngs.default = _Stream(key, tag="default")
-    return rngs
+class _Rngs(nnx.Rngs):
+    default: _Stream
+
+    def __init__(self, key: jax.Array):
+        super().__init__()
+        self.default = _Stream(key, tag="default")
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
