@@ -99,31 +99,24 @@ class ActionDenoiserConfig:
             raise ValueError(f"cross_attention is {self.cross_attention!r}, not 'causal' or 'full'")
 
 
+# Official Step3_DeFI configuration.
+_FULL = ActionDenoiserConfig(
+    action_dim=7,
+    action_horizon=10,
+    observation_dim=384,
+    goal_dim=512,
+    latent_action_dim=768,
+    embed_dim=384,
+    encoder_layers=4,
+    decoder_layers=4,
+    heads=8,
+    num_tokens=224,
+)
+
 PRESETS: dict[str, ActionDenoiserConfig] = {
-    # Official Step3_DeFI configuration.
-    "full": ActionDenoiserConfig(
-        action_dim=7,
-        action_horizon=10,
-        observation_dim=384,
-        goal_dim=512,
-        latent_action_dim=768,
-        embed_dim=384,
-        encoder_layers=4,
-        decoder_layers=4,
-        heads=8,
-        num_tokens=224,
-    ),
-    "small": ActionDenoiserConfig(
-        action_dim=7,
-        action_horizon=10,
-        observation_dim=256,
-        goal_dim=512,
-        latent_action_dim=384,
-        embed_dim=256,
-        encoder_layers=4,
-        decoder_layers=4,
-        heads=8,
-        num_tokens=64,
+    "full": _FULL,
+    "small": dataclasses.replace(
+        _FULL, observation_dim=256, latent_action_dim=384, embed_dim=256, num_tokens=64
     ),
     "tiny": ActionDenoiserConfig(
         action_dim=4,
@@ -250,29 +243,25 @@ class ActionDenoiser(nnx.Module):
 
     def __init__(self, config: ActionDenoiserConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         dim, linear = config.embed_dim, _linear(config)
-        self.config = config
-        self.dtype = dtype
-        self.tok_emb = linear(config.observation_dim, dim, dtype=dtype, rngs=rngs)
-        self.tok_emb_token = linear(config.latent_action_dim, dim, dtype=dtype, rngs=rngs)
-        self.lang_emb = _embedding(config, config.goal_dim, dtype=dtype, rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.config, self.dtype = config, dtype
+        self.tok_emb = linear(config.observation_dim, dim, **options)
+        self.tok_emb_token = linear(config.latent_action_dim, dim, **options)
+        self.lang_emb = _embedding(config, config.goal_dim, **options)
         # fp32: neighbouring noise levels must not round to one embedding.
         self.sigma_emb = _embedding(
             config, dim, activation=jax.nn.mish, dtype=jnp.float32, rngs=rngs
         )
-        self.action_emb = linear(config.action_dim, dim, dtype=dtype, rngs=rngs)
-        self.action_pred = linear(dim, config.action_dim, dtype=dtype, rngs=rngs)
+        self.action_emb = linear(config.action_dim, dim, **options)
+        self.action_pred = linear(dim, config.action_dim, **options)
         self.encoder_blocks = stack.stack_blocks(
-            lambda block_rngs: EncoderBlock(config, dtype=dtype, rngs=block_rngs),
-            config.encoder_layers,
-            rngs,
+            lambda rngs: EncoderBlock(config, dtype=dtype, rngs=rngs), config.encoder_layers, rngs
         )
-        self.encoder_ln = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.encoder_ln = norms.layer_norm(dim, use_bias=False, **options)
         self.decoder_blocks = stack.stack_blocks(
-            lambda block_rngs: DecoderBlock(config, dtype=dtype, rngs=block_rngs),
-            config.decoder_layers,
-            rngs,
+            lambda rngs: DecoderBlock(config, dtype=dtype, rngs=rngs), config.decoder_layers, rngs
         )
-        self.decoder_ln = norms.layer_norm(dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.decoder_ln = norms.layer_norm(dim, use_bias=False, **options)
         positions = 0.02 * jax.random.normal(rngs.params(), (config.action_horizon, dim))
         self.action_pos_emb = nnx.Param(positions) if config.action_positions else None
 
@@ -358,9 +347,7 @@ class ActionDenoiser(nnx.Module):
         self, context: DenoiserContext, actions: Float[Array, "B S A"], sigma: Float[Array, "B"]
     ) -> Float[Array, "B S A"]:
         """Returns D(actions; sigma), the estimate of the clean actions, in fp32."""
-        c_skip, c_out, c_in, _ = (
-            c[:, None, None] for c in self.preconditioner.scalings(sigma.astype(jnp.float32))
-        )
+        c_skip, c_out, c_in, _ = self.preconditioner.scalings(sigma[:, None, None])
         actions = actions.astype(jnp.float32)
         return c_out * self.predict(context, c_in * actions, sigma) + c_skip * actions
 
@@ -385,10 +372,10 @@ class ActionDenoiser(nnx.Module):
             noise: unit normal.
             dropout_rng: None for no dropout; not the one given to `encode_context`.
         """
-        scalings = self.preconditioner.scalings(sigma)
-        c_skip, c_out, c_in, _ = (c[:, None, None] for c in scalings)
-        noised = actions + sigma[:, None, None] * noise
-        target = (actions - c_skip * noised) / c_out
+        column = sigma[:, None, None]
+        noised = actions + column * noise
+        target = self.preconditioner.target(actions, noised, column)
+        _, _, c_in, _ = self.preconditioner.scalings(column)
         predicted = self.predict(context, c_in * noised, sigma, dropout_rng=dropout_rng)
         squares = jnp.square(predicted - target).mean(-1)
         weights = action_mask.astype(jnp.float32)

@@ -87,8 +87,7 @@ class GFDM(nnx.Module):
         text: Float[Array, "B L D"],
     ) -> Float[Array, "B T h w c"]:
         """Raw network output at noise level `sigma`, in float32."""
-        c_in, c_noise = self._input_scalings(sigma)
-        output = self._unet(noisy * c_in, c_noise, condition, text, fps_id=self.config.fps_id)
+        output = self._unet(noisy, sigma, condition, text, fps_id=self.config.fps_id)
         return output.sample.astype(jnp.float32)
 
     def denoise(self, noisy: Array, sigma: Array, condition: Array, text: Array) -> Array:
@@ -161,11 +160,9 @@ class GFDM(nnx.Module):
                 x,
                 sigmas[: config.feature_steps],
             )
-        sigma = jnp.broadcast_to(sigmas[config.feature_steps - 1], (batch,))
-        c_in, c_noise = self._input_scalings(sigma)
         output = self._unet(
-            x * c_in,
-            c_noise,
+            x,
+            jnp.broadcast_to(sigmas[config.feature_steps - 1], (batch,)),
             condition,
             text,
             fps_id=config.feature_fps_id,
@@ -173,11 +170,9 @@ class GFDM(nnx.Module):
         )
         return svd_unet.up_features(output).astype(jnp.float32)
 
-    def _input_scalings(self, sigma: Array) -> tuple[Array, Array]:
+    def _unet(self, noisy, sigma, condition, text, *, fps_id, stop_after_up_block=None):
         _, _, c_in, c_noise = edm.VIDEO.scalings(sigma)
-        return _column(c_in), c_noise
-
-    def _unet(self, scaled, c_noise, condition, text, *, fps_id, stop_after_up_block=None):
+        scaled = noisy * _column(c_in)
         config, (batch, frames) = self.config, scaled.shape[:2]
         repeated = jnp.broadcast_to(condition[:, None], (batch, frames, *condition.shape[1:]))
         ids = jnp.asarray([fps_id, config.motion_bucket_id, config.noise_aug_strength])

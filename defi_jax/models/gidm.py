@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from defi_jax.array_typing import Array, Bool, Float, typed
-from defi_jax.models import latent_action
+from defi_jax.models import latent_action, vector_quantizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,30 +32,23 @@ class GIDMConfig(latent_action.LatentActionConfig):
     decoder_blocks: int
 
 
-# full: official lam-stage-1 configuration (the paper's table 10 differs: docs/deviations.md).
+# Official lam-stage-1 configuration (the paper's table 10 differs: docs/deviations.md).
+_FULL = GIDMConfig(
+    feature_dim=768,
+    text_dim=768,
+    model_dim=768,
+    num_heads=12,
+    latent_dim=128,
+    codebook_size=16,
+    num_codes=4,
+    encoder_blocks=12,
+    decoder_blocks=12,
+)
+
 PRESETS: dict[str, GIDMConfig] = {
-    "full": GIDMConfig(
-        feature_dim=768,
-        text_dim=768,
-        model_dim=768,
-        num_heads=12,
-        latent_dim=128,
-        codebook_size=16,
-        num_codes=4,
-        encoder_blocks=12,
-        decoder_blocks=12,
-        remat=True,
-    ),
-    "small": GIDMConfig(
-        feature_dim=768,
-        text_dim=768,
-        model_dim=384,
-        num_heads=6,
-        latent_dim=64,
-        codebook_size=16,
-        num_codes=4,
-        encoder_blocks=6,
-        decoder_blocks=6,
+    "full": dataclasses.replace(_FULL, remat=True),
+    "small": dataclasses.replace(
+        _FULL, model_dim=384, num_heads=6, latent_dim=64, encoder_blocks=6, decoder_blocks=6
     ),
     "tiny": GIDMConfig(
         feature_dim=192,
@@ -73,26 +66,18 @@ PRESETS: dict[str, GIDMConfig] = {
 
 
 @flax.struct.dataclass
-class GIDMOutput:
-    """Latent actions, reconstruction and the terms of the loss.
+class GIDMOutput(vector_quantizer.VQOutput):
+    """Quantised latent actions with their losses, and the reconstruction.
 
     Attributes:
         z_e: float32[B, K, Dz], before quantisation.
-        z_q: float32[B, K, Dz], straight-through output.
-        indices: int32[B, K], or None when latent actions are continuous.
         recon: float32[B, N, Df], the second frame's features as predicted.
         recon_loss: scalar, mean squared error of `recon`.
-        codebook_loss: scalar.
-        commitment_loss: scalar.
     """
 
     z_e: jax.Array
-    z_q: jax.Array
-    indices: jax.Array | None
     recon: jax.Array
     recon_loss: jax.Array
-    codebook_loss: jax.Array
-    commitment_loss: jax.Array
 
 
 class GIDM(nnx.Module):
@@ -123,11 +108,8 @@ class GIDM(nnx.Module):
         recon = self.decoder(latent.tokens, frame_features[:, 0], lang, text_mask)
         target = frame_features[:, 1].astype(jnp.float32)
         return GIDMOutput(
+            **vars(latent.vq),
             z_e=latent.z_e,
-            z_q=latent.vq.z_q,
-            indices=latent.vq.indices,
             recon=recon,
             recon_loss=jnp.mean(jnp.square(recon - target)),
-            codebook_loss=latent.vq.codebook_loss,
-            commitment_loss=latent.vq.commitment_loss,
         )

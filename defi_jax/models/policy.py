@@ -100,18 +100,14 @@ class Observation:
 
 
 @flax.struct.dataclass
-class PolicyContext:
+class PolicyContext(Observation):
     """Everything inferred from one observation.
 
     Attributes:
         denoiser: what the action denoiser needs.
-        video_tokens: [B, N, D] of the Video Former.
-        latent_action: tokens, z_e, indices and VQ losses.
     """
 
     denoiser: action_denoiser.DenoiserContext
-    video_tokens: jax.Array
-    latent_action: latent_action.LatentActionOutput
 
 
 @flax.struct.dataclass
@@ -135,21 +131,15 @@ class Policy(nnx.Module):
     """Adapter from predicted-video features to actions."""
 
     def __init__(self, config: PolicyConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.config = config
-        self.dtype = dtype
-        feature_dim = config.gidm.feature_dim
+        self.config, self.dtype, options = config, dtype, {"dtype": dtype, "rngs": rngs}
+        condition_dim, dim = config.video_former.condition_dim, config.gidm.feature_dim
         self.goal_emb = linear_lib.MLP(
-            config.video_former.condition_dim,
-            feature_dim,
-            feature_dim,
-            linear=linear_lib.torch_linear,
-            dtype=dtype,
-            rngs=rngs,
+            condition_dim, dim, dim, linear=linear_lib.torch_linear, **options
         )
-        self.time_pos_emb = nnx.Param(jax.random.normal(rngs.params(), (2, 1, feature_dim)))
-        self.latent_action = latent_action.LatentActionModel(config.gidm, dtype=dtype, rngs=rngs)
-        self.video_former = video_former.VideoFormer(config.video_former, dtype=dtype, rngs=rngs)
-        self.denoiser = action_denoiser.ActionDenoiser(config.denoiser, dtype=dtype, rngs=rngs)
+        self.time_pos_emb = nnx.Param(jax.random.normal(rngs.params(), (2, 1, dim)))
+        self.latent_action = latent_action.LatentActionModel(config.gidm, **options)
+        self.video_former = video_former.VideoFormer(config.video_former, **options)
+        self.denoiser = action_denoiser.ActionDenoiser(config.denoiser, **options)
 
     @typed
     def context(
@@ -207,14 +197,9 @@ class Policy(nnx.Module):
             dropout_rng: None for no dropout.
         """
         goal = goal.reshape(goal.shape[0], 1, goal.shape[-1]).astype(self.dtype)
-        denoiser_context = self.denoiser.encode_context(
-            seen.latent_action.tokens, seen.video_tokens, goal, dropout_rng=dropout_rng
-        )
-        return PolicyContext(
-            denoiser=denoiser_context,
-            video_tokens=seen.video_tokens,
-            latent_action=seen.latent_action,
-        )
+        video, latent = seen.video_tokens, seen.latent_action
+        denoiser = self.denoiser.encode_context(latent.tokens, video, goal, dropout_rng=dropout_rng)
+        return PolicyContext(video_tokens=video, latent_action=latent, denoiser=denoiser)
 
     @typed
     def loss(

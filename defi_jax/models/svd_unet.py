@@ -17,6 +17,7 @@ embedding width.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +84,10 @@ class SVDUNetConfig:
                 that heads or norm groups do not divide.
         """
         for problem, is_wrong in (
-            ("block types, one per level, needed", not self._has_one_type_per_level()),
+            (
+                "block types, one per level, needed",
+                {len(self.down_block_types), len(self.up_block_types)} != {self.num_levels},
+            ),
             (
                 f"unknown down block in {self.down_block_types}",
                 {*self.down_block_types} - {*_DOWN_TYPES},
@@ -110,10 +114,6 @@ class SVDUNetConfig:
                     "svd_unet config",
                     "change num_attention_heads or block_out_channels",
                 )
-
-    def _has_one_type_per_level(self) -> bool:
-        lengths = {len(self.down_block_types), len(self.up_block_types)}
-        return lengths == {self.num_levels}
 
     @property
     def num_levels(self) -> int:
@@ -207,25 +207,21 @@ class UNetBlock(nnx.Module):
         dim, options = config.block_out_channels[level], {"dtype": dtype, "rngs": rngs}
         groups = config.norm_num_groups
         self.resnets = nnx.List(
-            [
-                residual.SpatioTemporalResBlock(
-                    in_dim, dim, emb_dim=config.emb_dim, num_groups=groups, eps=eps, **options
-                )
-                for in_dim in in_dims
-            ]
+            residual.SpatioTemporalResBlock(
+                in_dim, dim, emb_dim=config.emb_dim, num_groups=groups, eps=eps, **options
+            )
+            for in_dim in in_dims
         )
         self.attentions = nnx.List(
-            [
-                video_transformer.TransformerSpatioTemporal(
-                    dim,
-                    config.per_level("num_attention_heads")[level],
-                    config.per_level("transformer_layers_per_block")[level],
-                    config.per_level("cross_attention_dim")[level],
-                    groups,
-                    **options,
-                )
-                for _ in range(num_attentions)
-            ]
+            video_transformer.TransformerSpatioTemporal(
+                dim,
+                config.per_level("num_attention_heads")[level],
+                config.per_level("transformer_layers_per_block")[level],
+                config.per_level("cross_attention_dim")[level],
+                groups,
+                **options,
+            )
+            for _ in range(num_attentions)
         )
         resizes = nnx.List([] if resize is None else [resize(dim, **options)])
         self.downsamplers = resizes if resize is conv.Downsample else nnx.List([])
@@ -247,13 +243,11 @@ def _layer_widths(
     last first, beside their own input.
     """
     widths, num_layers = config.block_out_channels, config.per_level("layers_per_block")
-    down, skips, width = [], [widths[0]], widths[0]
+    down, skips, up, width = [], [widths[0]], [], widths[-1]
     for level, count in enumerate(num_layers):
-        down.append((width, *[widths[level]] * (count - 1)))
-        width = widths[level]
+        down.append((skips[-1], *[widths[level]] * (count - 1)))
         is_resized = level < config.num_levels - 1
-        skips += [width] * (count + is_resized)
-    up = []
+        skips += [widths[level]] * (count + is_resized)
     for level in reversed(range(config.num_levels)):
         inputs = []
         for _ in range(num_layers[level] + 1):
@@ -279,34 +273,27 @@ class SVDUNet(nnx.Module):
         )
         down, mid, up = _layer_widths(config)
         coarsest = config.num_levels - 1
+        make = functools.partial(UNetBlock, config, **options)
         self.down_blocks = nnx.List(
-            [
-                UNetBlock(
-                    config,
-                    level,
-                    down[level],
-                    num_attentions=len(down[level]) if kind == _DOWN_TYPES[0] else 0,
-                    eps=1e-6 if kind == _DOWN_TYPES[0] else 1e-5,
-                    resize=conv.Downsample if level < coarsest else None,
-                    **options,
-                )
-                for level, kind in enumerate(config.down_block_types)
-            ]
+            make(
+                level,
+                down[level],
+                num_attentions=len(down[level]) if kind == _DOWN_TYPES[0] else 0,
+                eps=1e-6 if kind == _DOWN_TYPES[0] else 1e-5,
+                resize=conv.Downsample if level < coarsest else None,
+            )
+            for level, kind in enumerate(config.down_block_types)
         )
-        self.mid_block = UNetBlock(config, coarsest, mid, num_attentions=1, eps=1e-5, **options)
+        self.mid_block = make(coarsest, mid, num_attentions=1, eps=1e-5)
         self.up_blocks = nnx.List(
-            [
-                UNetBlock(
-                    config,
-                    coarsest - block,
-                    up[block],
-                    num_attentions=len(up[block]) if kind == _UP_TYPES[0] else 0,
-                    eps=1e-6,
-                    resize=conv.Upsample if block < coarsest else None,
-                    **options,
-                )
-                for block, kind in enumerate(config.up_block_types)
-            ]
+            make(
+                coarsest - block,
+                up[block],
+                num_attentions=len(up[block]) if kind == _UP_TYPES[0] else 0,
+                eps=1e-6,
+                resize=conv.Upsample if block < coarsest else None,
+            )
+            for block, kind in enumerate(config.up_block_types)
         )
         self.conv_norm_out = norms.GroupNorm(width, config.norm_num_groups, 1e-5, dtype=dtype)
         self.conv_out = conv.Conv2d(

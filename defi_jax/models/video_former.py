@@ -134,15 +134,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, dim: int, *, dtype: Any, rngs: nnx.Rngs):
         self.norm = norms.layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.mlp = linear_lib.MLP(
-            dim,
-            4 * dim,
-            dim,
-            linear=linear_lib.torch_linear,
-            use_bias=False,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        options = {"linear": linear_lib.torch_linear, "dtype": dtype, "rngs": rngs}
+        self.mlp = linear_lib.MLP(dim, 4 * dim, dim, use_bias=False, **options)
 
     def __call__(self, x: Array) -> jax.Array:
         """Maps [..., D] to the same shape."""
@@ -175,28 +168,24 @@ class VideoFormer(nnx.Module):
     """Compresses the features of a predicted video."""
 
     def __init__(self, config: VideoFormerConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.config = config
-        self.dtype = dtype
-        latents_shape = (config.num_frames, config.latents_per_frame, config.dim)
-        self.latents = nnx.Param(jax.random.normal(rngs.params(), latents_shape))
-        self.time_pos_emb = nnx.Param(
-            jax.random.normal(rngs.params(), (config.num_frames, 1, config.dim))
+        self.config, self.dtype, dim = config, dtype, config.dim
+        options = {"dtype": dtype, "rngs": rngs}
+
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), shape))
+
+        self.latents = normal(config.num_frames, config.latents_per_frame, dim)
+        self.time_pos_emb = normal(config.num_frames, 1, dim)
+        self.token_pos_emb = (
+            normal(1, config.token_positions, dim) if config.token_positions else None
         )
-        self.token_pos_emb = _position_embedding(config, rngs) if config.token_positions else None
         self.goal_emb = linear_lib.MLP(
-            config.condition_dim,
-            2 * config.dim,
-            config.dim,
-            linear=linear_lib.torch_linear,
-            dtype=dtype,
-            rngs=rngs,
+            config.condition_dim, 2 * dim, dim, linear=linear_lib.torch_linear, **options
         )
         self.layers = stack.stack_blocks(
-            lambda layer_rngs: VideoFormerLayer(config, dtype=dtype, rngs=layer_rngs),
-            config.depth,
-            rngs,
+            lambda rngs: VideoFormerLayer(config, dtype=dtype, rngs=rngs), config.depth, rngs
         )
-        self.norm = norms.layer_norm(config.dim, dtype=dtype, rngs=rngs)
+        self.norm = norms.layer_norm(dim, **options)
 
     @typed
     def __call__(self, features: Float[Array, "B T N C"]) -> Float[Array, "B M D"]:
@@ -220,8 +209,3 @@ class VideoFormer(nnx.Module):
         )
         tokens = latents.reshape(features.shape[0], self.config.num_latents, self.config.dim)
         return self.norm(tokens)
-
-
-def _position_embedding(config: VideoFormerConfig, rngs: nnx.Rngs) -> nnx.Param:
-    shape = (1, config.token_positions, config.dim)
-    return nnx.Param(jax.random.normal(rngs.params(), shape))

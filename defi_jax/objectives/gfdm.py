@@ -87,8 +87,7 @@ class GFDMObjective(base.Objective):
         )
         column = sigma[:, None, None, None, None]
         noisy = x + column * jax.random.normal(eps_rng, x.shape)  # (1)
-        c_skip, c_out, _, _ = edm.VIDEO.scalings(column)
-        target = (x - c_skip * noisy) / c_out
+        target = edm.VIDEO.target(x, noisy, column)
         velocity = self.apply(params, "gfdm", "velocity", noisy, sigma, condition, text)
         error = jnp.mean(jnp.square(velocity - target), axis=(1, 2, 3, 4))  # (3)
         loss = jnp.mean(error)

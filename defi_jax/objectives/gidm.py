@@ -33,7 +33,7 @@ class GIDMObjective(base.Objective):
         self.config = config
         self.features = setup.feature_encoder(config)
         self.text = setup.text_encoder(config, "gidm")
-        self.model_config = setup.gidm_config(config.model, self.features, self.text)
+        self.model_config = setup.gidm_config(config.model.to_dict(), self.features, self.text)
         dtype = jnp.dtype(config.compute_dtype)
         self.encoders = {"features": self.features, "gidm_text": self.text}
         self.modules = {"gidm": lambda rngs: gidm.GIDM(self.model_config, dtype=dtype, rngs=rngs)}

@@ -77,10 +77,7 @@ def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.P
     former = video_former.VideoFormerConfig(
         **former_fields | {"condition_dim": channels, "num_frames": num_frames}
     )
-    inverse = gidm.GIDMConfig(
-        **fields.pop("gidm")
-        | {"feature_dim": feature_encoder(config).dim, "text_dim": texts["gidm"].dim}
-    )
+    inverse = gidm_config(fields.pop("gidm"), feature_encoder(config), texts["gidm"])
     denoiser = action_denoiser.ActionDenoiserConfig(
         **fields.pop("denoiser")
         | {
@@ -97,11 +94,9 @@ def policy_config(config: Any, forward: gfdm.GFDMConfig, texts: Any) -> policy.P
     return policy.PolicyConfig(video_former=former, gidm=inverse, denoiser=denoiser, **fields)
 
 
-def gidm_config(section: Any, features: Any, text: Any) -> gidm.GIDMConfig:
+def gidm_config(fields: dict[str, Any], features: Any, text: Any) -> gidm.GIDMConfig:
     """Returns the inverse model's config, its input widths taken from the encoders."""
-    fields = section.to_dict()
-    fields["feature_dim"], fields["text_dim"] = features.dim, text.dim
-    return gidm.GIDMConfig(**fields)
+    return gidm.GIDMConfig(**fields | {"feature_dim": features.dim, "text_dim": text.dim})
 
 
 def stage(
