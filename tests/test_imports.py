@@ -51,7 +51,7 @@ FILE_FLOORS = {
         "video",
     ),
     "data_pipelines.loading": (
-        "meaning named_mixtures request",
+        "meaning named_mixtures splits",
         "config",
         "sample_kinds",
         "mixtures reading",

@@ -36,11 +36,11 @@ from data_pipelines.loading import (
     meaning,
     mixtures,
     sample_kinds,
+    splits,
     store_batches,
     stream_batches,
 )
 from data_pipelines.loading import reading as reading_lib
-from data_pipelines.loading import request as request_lib
 from defi_jax import batch as batch_lib
 from defi_jax import errors
 
@@ -54,14 +54,14 @@ def make_loader(data_config: Any, batch_spec: batch_lib.Batch, **request: Any) -
     Args:
         data_config: the experiment's `data` section.
         batch_spec: abstract batch of the objective, of any batch size; batches are checked.
-        **request: see `request.Request`.
+        **request: see `splits.Request`.
 
     Raises:
         UserError: stores are absent, a number is impossible, or nothing is held out.
         DataError: a component lacks what the batch needs, or is damaged.
     """
     config = config_lib.DataConfig.of(data_config)
-    asked = request_lib.Request(**request)
+    asked = splits.Request(**request)
     return Loader(config, batch_spec, mixtures.prepare(config, batch_spec, asked), asked)
 
 
@@ -81,7 +81,7 @@ class Loader:
         config: config_lib.DataConfig,
         batch_spec: batch_lib.Batch,
         prepared: mixtures.Prepared,
-        request: request_lib.Request,
+        request: splits.Request,
     ):
         self._config, self._request = config, request
         self._spec = batch_lib.with_batch_size(batch_spec, request.local_batch)

@@ -24,8 +24,7 @@ from etils import epath
 from data_pipelines import episodes, normalization
 from data_pipelines.latents import cache
 from data_pipelines.loading import config as config_lib
-from data_pipelines.loading import meaning, named_mixtures, sample_kinds
-from data_pipelines.loading import request as request_lib
+from data_pipelines.loading import meaning, named_mixtures, sample_kinds, splits
 from data_pipelines.sources import rlds, rlds_directory, synthetic
 from data_pipelines.store import reader, shards
 from data_pipelines.streaming import pool, scan
@@ -103,7 +102,7 @@ class Prepared:
 
 
 def prepare(
-    config: config_lib.DataConfig, spec: batch_lib.Batch, request: request_lib.Request
+    config: config_lib.DataConfig, spec: batch_lib.Batch, request: splits.Request
 ) -> Prepared:
     """Opens the mixture that a config names for batches of a spec.
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.loading import request as request_lib
-from data_pipelines.loading import sample_kinds
+from data_pipelines.loading import sample_kinds, splits
 from defi_jax import errors
 
 MAX_BAD = 16  # damaged samples in a row before giving up
@@ -76,7 +75,7 @@ class Reading:
     """
 
     kinds: Mapping[str, sample_kinds.SampleKind]
-    request: request_lib.Request
+    request: splits.Request
 
     def batch(
         self, number: int, draw: Draw, replaced: Replaced, run: Callable[..., Iterable[Any]] = map

@@ -23,7 +23,11 @@ BT2020 = np.array(
 def _write(path, frames, codec="ffv1", container="matroska", tags=None, **stream_attributes):
     """Writes frames that have their pixel format already; `tags` are colours of the stream."""
     with av.open(str(path), "w", format=container) as output:
-        options = {"x265-params": "log-level=0:crf=4:pools=none:frame-threads=1:bframes=0"} if codec == "libx265" else {}
+        options = (
+            {"x265-params": "log-level=0:crf=4:pools=none:frame-threads=1:bframes=0"}
+            if codec == "libx265"
+            else {}
+        )
         stream = output.add_stream(codec, rate=10, options=options)
         stream.height, stream.width = frames[0].height, frames[0].width
         stream.pix_fmt = frames[0].format.name

@@ -5,9 +5,8 @@ import zlib
 import numpy as np
 import pytest
 
-from data_pipelines.loading import features, mixtures, sample_kinds, store_batches
+from data_pipelines.loading import features, mixtures, sample_kinds, splits, store_batches
 from data_pipelines.loading import reading as reading_lib
-from data_pipelines.loading import request as request_lib
 from data_pipelines.sources import synthetic
 from defi_jax import errors
 
@@ -51,15 +50,15 @@ def test_order_depends_on_the_seed():
 
 def test_held_out_split_is_by_id_alone():
     ids = [f"episode {k}" for k in range(2000)]
-    share = np.mean([request_lib.is_held_out(name, 10) for name in ids])
+    share = np.mean([splits.is_held_out(name, 10) for name in ids])
     assert 0.07 < share < 0.13
-    assert not any(request_lib.is_held_out(name, 0) for name in ids)
-    assert all(request_lib.is_held_out(name, 100) for name in ids)
-    small = np.mean([request_lib.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
+    assert not any(splits.is_held_out(name, 0) for name in ids)
+    assert all(splits.is_held_out(name, 100) for name in ids)
+    small = np.mean([splits.is_held_out(f"episode {k}", 0.5) for k in range(50_000)])
     assert 0.004 < small < 0.006
-    assert request_lib.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
-    nested = [name for name in ids if request_lib.is_held_out(name, 5)]
-    assert all(request_lib.is_held_out(name, 10) for name in nested)
+    assert splits.is_held_out("episode 0", 10) == (zlib.crc32(b"episode 0") % 100 < 10)
+    nested = [name for name in ids if splits.is_held_out(name, 5)]
+    assert all(splits.is_held_out(name, 10) for name in nested)
 
 
 class _Lengths:
@@ -109,7 +108,7 @@ def _batches(bad=(), still=(), *, sets=None, kind=None, **changes):
     }
     reading = reading_lib.Reading(
         kinds=dict.fromkeys((one.component.name for one in sets), kind),
-        request=request_lib.Request(**values | changes),
+        request=splits.Request(**values | changes),
     )
     return store_batches.StoreBatches(sets=sets, reading=reading)
 
@@ -249,7 +248,7 @@ def test_fixed_text_gives_a_sample_one_paraphrase(fixed):
 def test_paraphrases_are_drawn_in_training_only():
     place = _set("a", [1]).place(0)
     rng, seen = np.random.default_rng(0), {}
-    for split in request_lib.SPLITS:
+    for split in splits.SPLITS:
         reading = _batches(split=split).reading
         seen[split] = {reading._instruction(place, rng) for _ in range(50)}
     first, *_ = place.meta.instructions

@@ -7,8 +7,7 @@ import pytest
 from defi_rollout import tokenizers
 
 from data_pipelines import episodes
-from data_pipelines.loading import loader
-from data_pipelines.loading import request as request_lib
+from data_pipelines.loading import loader, splits
 from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
 from defi_jax import batch as batch_lib
@@ -143,7 +142,7 @@ def test_first_is_finite_and_leaves_the_position_alone():
 def test_splits_share_no_episode(tmp_path):
     loaders.write_store(tmp_path, "a", count=40)
     found = {}
-    for split in request_lib.SPLITS:
+    for split in splits.SPLITS:
         one = loaders.make(split=split, root=str(tmp_path), mixture="a", holdout_percent=30)
         ids = set()
         for batch in one.first(40):

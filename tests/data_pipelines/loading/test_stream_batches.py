@@ -16,10 +16,10 @@ from data_pipelines.loading import (
     mixtures,
     named_mixtures,
     sample_kinds,
+    splits,
     store_batches,
     stream_batches,
 )
-from data_pipelines.loading import request as request_lib
 from data_pipelines.sources import base, rlds
 from data_pipelines.store import convert
 from data_pipelines.store import reader as store_reader
@@ -326,11 +326,11 @@ def test_dataset_without_held_out_episodes_is_only_trained_on(
     (tmp_path / "one" / "bridge_dataset").symlink_to(root / "bridge_dataset")
     numbers = {"mixture": "bridge_dataset,again", "normalization": "none"}
     only = "bridge_dataset/train/00000/00000"  # the one episode of "again"
-    monkeypatch.setattr(request_lib, "is_held_out", lambda name, percent: name != only)
+    monkeypatch.setattr(splits, "is_held_out", lambda name, percent: name != only)
     held_out = _make(tmp_path / "one", split="eval", **numbers)
     assert [part["name"] for part in held_out.describe()] == ["bridge_dataset"]
     assert len(_make(tmp_path / "one", **numbers).describe()) == 2
-    monkeypatch.setattr(request_lib, "is_held_out", lambda name, percent: name == only)
+    monkeypatch.setattr(splits, "is_held_out", lambda name, percent: name == only)
     with pytest.raises(errors.UserError, match="no episode of again is in split train"):
         _make(tmp_path / "one", **numbers)
 

@@ -1,4 +1,4 @@
-"""What a run asks of its loader beside the `data` section: split, seed, share of a batch."""
+"""The splits of a data set, and what a run asks of one: seed, and its share of each batch."""
 
 from __future__ import annotations
 
