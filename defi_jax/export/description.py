@@ -15,7 +15,6 @@ from defi_rollout import spec as rollout_spec
 from defi_rollout import tokenizers
 
 from defi_jax import embodiment, errors
-from defi_jax.export import program
 from defi_jax.objectives import joint
 
 # Turns the metadata's normaliser into its inverse, float32[..., A] -> float32[..., A].
@@ -33,7 +32,7 @@ def describe(
         UserError: the embodiment is not known, or a tokenizer has no file that can travel.
     """
     config = objective.config
-    chunk, dim = objective.action_noise_shape(1)[1:]
+    chunk, dim = objective.noise_shapes()["actions"]
     robot = embodiment.get(config.embodiment, dim)
     size = config.data.image_size
     low, high = limits(robot, metadata["normalizer"]["statistics"])
@@ -57,7 +56,7 @@ def describe(
             role: dataclasses.replace(tokenizer.text, file=_file(role, tokenizer))
             for role, tokenizer in objective.tokenizers().items()
         },
-        noise=program.noise_shapes(objective),
+        noise=objective.noise_shapes(),
         example_prompt=EXAMPLE_PROMPT,
         training_starts=_training_starts(metadata),
         model={"objective": metadata["objective"], "config": metadata["config"]},

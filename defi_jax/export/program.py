@@ -39,19 +39,11 @@ def policy_program(objective: joint.JointObjective) -> Program:
             role: batch_lib.TextTokens(ids=inputs[f"text/{role}"], mask=inputs[f"text_mask/{role}"])
             for role in roles
         }
-        noise = {name: inputs[f"noise/{name}"] for name in noise_shapes(objective)}
+        noise = {name: inputs[f"noise/{name}"] for name in objective.noise_shapes()}
         actions = objective.sample_actions(params, inputs["images"], text, noise)
         return {"actions": actions.astype(jnp.float32)}
 
     return program
-
-
-def noise_shapes(objective: joint.JointObjective) -> dict[str, tuple[int, ...]]:
-    """Shape of each noise input of one example."""
-    return {
-        "video": objective.video_noise_shape(1)[1:],
-        "actions": objective.action_noise_shape(1)[1:],
-    }
 
 
 def input_spec(objective: joint.JointObjective) -> dict[str, jax.ShapeDtypeStruct]:
@@ -61,7 +53,7 @@ def input_spec(objective: joint.JointObjective) -> dict[str, jax.ShapeDtypeStruc
     for role, tokens in batch.text.items():
         spec |= {f"text/{role}": tokens.ids, f"text_mask/{role}": tokens.mask}
     spec = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in spec.items()}
-    noise = noise_shapes(objective)
+    noise = objective.noise_shapes()
     return spec | {f"noise/{n}": jax.ShapeDtypeStruct(s, jnp.float32) for n, s in noise.items()}
 
 

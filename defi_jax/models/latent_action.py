@@ -134,8 +134,7 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Stem, position code, language tokens appended, stacked blocks, optional output layer.
 
-    Attributes:
-        out: to the width of the output tokens; None leaves them at D.
+    From tokens of width `in_dim` to `out_dim`, None for D; `is_temporal` as in `Block`.
     """
 
     def __init__(

@@ -24,9 +24,6 @@ from defi_jax.diffusion import schedules
 from defi_jax.models import action_denoiser, gidm, latent_action, video_former
 from defi_jax.models.layers import linear as linear_lib
 
-# Where stage 2's parameters start: policy prefix -> GIDM prefix; names below it are equal.
-STAGE2_PREFIXES: dict[str, str] = {"latent_action": "latent_action"}
-
 _NORM_EPSILON = 1e-5
 
 

@@ -151,7 +151,13 @@ class T5Encoder(nnx.Module):
     @typed
     def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         """Returns the hidden states; masked positions are computed but never attended."""
-        position_bias = self.relative_attention_bias(self._buckets(ids.shape[1]))  # [L, L, heads]
+        config, positions = self.config, np.arange(ids.shape[1])
+        buckets = relative_position_buckets(
+            positions - positions[:, None],  # of the key, minus the query's
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        )
+        position_bias = self.relative_attention_bias(buckets)  # [L, L, heads]
         bias = jnp.where(
             mask[:, None, None, :],
             jnp.moveaxis(position_bias, -1, 0)[None],
@@ -162,19 +168,8 @@ class T5Encoder(nnx.Module):
         )
         return self.final_layer_norm(x)
 
-    def _buckets(self, length: int) -> Array:
-        """int32[L, L]: bucket of key position minus query position."""
-        distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-        return relative_position_buckets(
-            distance,
-            self.config.relative_attention_num_buckets,
-            self.config.relative_attention_max_distance,
-        )
 
-
-def relative_position_buckets(
-    distance: np.ndarray, num_buckets: int, max_distance: int
-) -> np.ndarray:
+def relative_position_buckets(distance: np.ndarray, num_buckets: int, max_distance: int) -> Array:
     """Returns the bucket of each signed distance, int32 of the same shape.
 
     Half of the buckets are for keys behind, half for keys ahead; in each half the first ones hold

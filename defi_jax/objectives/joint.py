@@ -118,7 +118,7 @@ class JointObjective(base.FeatureObjective):
         batch_size = len(batch.actions)
         features = batch.features
         if features is None:
-            noise = jax.random.normal(video_rng, self.video_noise_shape(batch_size))
+            noise = jax.random.normal(video_rng, (batch_size, *self.noise_shapes()["video"]))
             features = self._features(params, batch.images, batch.text, noise)
         model = params_lib.bind(self.modules["policy"], params["policy"])
         context = self._context(params, model, features, batch.text, context_rng)
@@ -200,30 +200,28 @@ class JointObjective(base.FeatureObjective):
     def precompute_features(self, params: Params, batch: batch_lib.JointBatch) -> jax.Array:
         """Equation (1) for a batch with images, float16[B, cams, T, h, w, C]."""
         assert batch.images is not None
-        noise = jnp.zeros(self.video_noise_shape(len(batch.images)))  # its scale is 0
+        noise = jnp.zeros((len(batch.images), *self.noise_shapes()["video"]))  # its scale is 0
         features = self._features(params, batch.images, batch.text, noise)
         return features.astype(jnp.float16)
 
     # Sampling; export and rollouts go through `sample_actions`.
 
-    def video_noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of the forward model's noise, [B, cams, T, h, w, c]."""
-        side = self._latent_side()
-        frames = self.gfdm_config.num_frames
-        cameras = len(self.config.data.cameras)
-        return (batch_size, cameras, frames, side, side, self.latents.channels)
-
-    def action_noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of the policy's noise, [B, S, A]."""
-        denoiser = self.policy_config.denoiser
-        return (batch_size, denoiser.action_horizon, denoiser.action_dim)
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each noise of one example: of the videos [cams, T, h, w, c], actions [S, A]."""
+        side, denoiser = self._latent_side(), self.policy_config.denoiser
+        cameras, frames = len(self.config.data.cameras), self.gfdm_config.num_frames
+        return {
+            "video": (cameras, frames, side, side, self.latents.channels),
+            "actions": (denoiser.action_horizon, denoiser.action_dim),
+        }
 
     def draw_noise(self, batch_size: int, rng: PRNGKey) -> dict[str, jax.Array]:
         """Unit noise for `sample_actions`."""
-        video_rng, action_rng = jax.random.split(rng)
         return {
-            "video": jax.random.normal(video_rng, self.video_noise_shape(batch_size)),
-            "actions": jax.random.normal(action_rng, self.action_noise_shape(batch_size)),
+            name: jax.random.normal(noise_rng, (batch_size, *shape))
+            for noise_rng, (name, shape) in zip(
+                jax.random.split(rng), self.noise_shapes().items(), strict=True
+            )
         }
 
     def sample_actions(

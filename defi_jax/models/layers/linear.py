@@ -86,10 +86,6 @@ def gelu(x: Array) -> jax.Array:
     return (0.5 * y * (1.0 + jax.lax.erf(y * _SQRT_HALF))).astype(x.dtype)
 
 
-def _tanh_gelu(x: Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=True)
-
-
 def _quick_gelu(x: Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -99,7 +95,7 @@ ACTIVATIONS: dict[str, Callable[[Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": _quick_gelu,
 }

@@ -102,7 +102,7 @@ def test_spec_has_features_in_the_place_of_images(cached, with_features):
 
 
 def test_features_are_the_same_computed_now_or_once(cached, params, images, with_features):
-    noise = jnp.zeros(cached.video_noise_shape(BATCH))
+    noise = jnp.zeros((BATCH, *cached.noise_shapes()["video"]))
     now = jax.jit(cached._features)(params, images.images, images.text, noise)
     np.testing.assert_array_equal(np.asarray(now), with_features.features.astype(np.float32))
 
