@@ -20,6 +20,7 @@ import pytest
 import real_policies
 from pyarrow import parquet
 
+from tests.data_pipelines.open_x import example_dataset
 from tests.fixtures import films
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,11 +63,15 @@ SMALLER = {
         "init.gfdm=G": "init.gfdm=runs/gfdm",
     },
     "docs/serving.md": {"--steps=20": "--steps=3"},
-    "docs/open_x.md": {"configs/gidm.py:tiny": f"{STAGE}:gidm"},
+    "docs/open_x.md": {
+        "configs/gidm.py:tiny": f"{STAGE}:gidm",
+        "configs/gidm.py ": f"{STAGE}:gidm ",
+    },
 }
 
 _COMMANDS = "python|make|git|pip|bash|cd|tfds|export"
 _SHELL = re.compile(rf"(?:\$ )?(?:[A-Z_]+=\S* ?)*(?:{_COMMANDS})\b|[A-Z_]+=\S+$", re.MULTILINE)
+_FILE = re.compile(r"# (\w+\.py)\n")  # first line of a Python block that is a file of one's own
 _NOT_RUN = re.compile(r"<!-- not run: (\S.*) -->")
 _BY_CI = "<!-- run by .ci/run -->"
 
@@ -161,6 +166,7 @@ def sandbox(tmp_path_factory, rlds_writer, rlds_tools):
     episodes = [rlds_tools["episode"](seed) for seed in range(12)]
     rlds_writer(directory / "raw")([episodes[:6], episodes[6:]])
     _write_lerobot(directory / "raw" / "my_robot")
+    example_dataset.write(directory / "raw", num_episodes=12)
     bundle = real_policies.shared_run(tmp_path_factory) / "bundle"
     shutil.copytree(bundle, directory / "runs" / "demo" / "bundle")
     _type(directory, "README.md")
@@ -239,6 +245,8 @@ def _type(directory: pathlib.Path, document: str) -> None:
         if block.is_python:
             picture = "import numpy; image = numpy.zeros((64, 64, 3), numpy.uint8)\n"
             command = [sys.executable, "-c", picture + text]
+            if name := _FILE.match(text):
+                (directory / name[1]).write_text(text)
         done = subprocess.run(
             command,
             cwd=directory,

@@ -5,12 +5,11 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds, rlds_directory
 from defi_jax import errors
-from tests.data_pipelines import tfds_directory
+from tests.data_pipelines.open_x import example_dataset
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "open_x.md"
 
@@ -20,37 +19,12 @@ def _no_own_files(monkeypatch):
     monkeypatch.setattr(registry, "_own_files", {})
 
 
-def _write_example(root: pathlib.Path) -> pathlib.Path:
-    """The example builder's layout, as far as it is used."""
-    f = tfds.features
-    views = {"image": f.Image(shape=(8, 12, 3)), "wrist_image": f.Image(shape=(8, 12, 3))}
-    numbers = f.Tensor(shape=(10,), dtype=np.float32)
-    observation = {**views, "state": numbers}
-    step = {"observation": observation, "action": numbers, "language_instruction": f.Text()}
-
-    def episode():
-        def make(t):
-            pictures = {view: tfds_directory.encoded() for view in views}
-            row = np.full(10, t, np.float32) / 10
-            return {
-                "observation": {**pictures, "state": row},
-                "action": row,
-                "language_instruction": "dummy",
-            }
-
-        return {"steps": [make(t) for t in range(4)]}
-
-    features = f.FeaturesDict({"steps": f.Dataset(step)})
-    directory = root / "example_dataset" / "1.0.0"
-    return tfds_directory.write(directory, features, {"train": [episode]}, name="example_dataset")
-
-
 def test_the_documented_example_reads_the_example_builders_layout(tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     path = tmp_path / "example_dataset.py"
     path.write_text(block)
     options = rlds_directory.RldsOptions(standardization=str(path))
-    (found,) = rlds.RldsSource(_write_example(tmp_path), options).read()
+    (found,) = rlds.RldsSource(example_dataset.write(tmp_path), options).read()
     np.testing.assert_allclose(found.actions[:, 0], [0, 0.1, 0.2, 0.3])
     np.testing.assert_allclose(found.actions[:, 6], [1, 0.9, 0.8, 0.7])
     assert found.states.shape == (4, 10) and set(found.frames) == {"static", "gripper"}
@@ -63,7 +37,7 @@ def _meta(episode):
 
 def test_another_text_of_the_file_is_another_recipe(tmp_path, monkeypatch):
     (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
-    directory, path = _write_example(tmp_path), tmp_path / "example_dataset.py"
+    directory, path = example_dataset.write(tmp_path), tmp_path / "example_dataset.py"
     recipes = []
     for text in (block, block, block.replace("gripper.invert", "gripper.clip")):
         monkeypatch.setattr(registry, "_own_files", {})  # as in another process
