@@ -21,15 +21,16 @@ says what differs.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from data_pipelines import files
+from data_pipelines import episodes, files
 from data_pipelines.loading import config as config_lib
 from data_pipelines.loading import (
     features,
@@ -224,9 +225,16 @@ class Loader:
 
     def describe(self) -> list[dict[str, Any]]:
         """Returns what each component contributes to this split, for checkpoints."""
-        weights = {one.name: one.weight for one in self._components}
+        components = {one.name: one for one in self._components}
         return [
-            {"name": name, "weight": weights[name], "rules": self.kinds[name].config.rules}
+            {
+                "name": name,
+                "weight": components[name].weight,
+                "rules": self.kinds[name].config.rules,
+                "frame_sizes": _frame_sizes(
+                    components[name].source, self.kinds[name].config.cameras
+                ),
+            }
             | content
             for name, content in self.batches.contents().items()
         ]
@@ -263,6 +271,19 @@ class Loader:
         batch = batch_lib.assemble(spec, arrays, raw["text"])
         batch_lib.check(batch, spec)
         return batch
+
+
+def _frame_sizes(
+    source: episodes.EpisodeSource, cameras: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Returns height and width of each camera's frames, of the first episode that has it whole."""
+    sizes = {}
+    for camera in cameras:
+        for row in np.flatnonzero(source.has_camera(camera)):
+            with contextlib.suppress(errors.DataError, OSError):  # damaged; sampling counts it
+                sizes[camera] = source.frames(int(row), camera, [0]).shape[1:3]
+                break
+    return sizes
 
 
 def _digest(value: Any) -> str:

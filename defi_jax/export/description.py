@@ -47,9 +47,9 @@ def describe(
         control_hz=robot.control_hz,
         cameras=tuple(
             rollout_spec.CameraSpec(
-                key=embodiment.CAMERA_KEYS[name], name=name, height=size, width=size
+                key=embodiment.CAMERA_KEYS[name], name=name, height=height, width=width
             )
-            for name in config.data.cameras
+            for name, (height, width) in _frame_sizes(metadata, config).items()
         ),
         image=rollout_spec.ImageSpec(height=size, width=size, resize="pillow_bilinear"),
         text={
@@ -112,6 +112,17 @@ def _affine(
         scale=tuple((end.astype(float) - offset).tolist()),
         offset=tuple(offset.astype(float).tolist()),
     )
+
+
+def _frame_sizes(metadata: Mapping[str, Any], config: Any) -> dict[str, tuple[int, int]]:
+    """Returns height and width of each camera's frames, of the data set with the largest share.
+
+    Checkpoints of older versions do not know them; then they are the model's.
+    """
+    parts = sorted(metadata["trained_on"], key=lambda part: part.get("weight", 0))
+    known = {name: size for part in parts for name, size in part.get("frame_sizes", {}).items()}
+    model = (config.data.image_size,) * 2
+    return {name: tuple(known.get(name, model)) for name in config.data.cameras}
 
 
 def _training_starts(metadata: Mapping[str, Any]) -> tuple[str, ...]:

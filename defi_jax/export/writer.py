@@ -18,6 +18,7 @@ import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
 from defi_rollout import files as rollout_files
 from defi_rollout import policy as rollout_policy
+from defi_rollout import preprocess
 from defi_rollout import spec as rollout_spec
 from defi_rollout import tokenizers as rollout_tokenizers
 from etils import epath
@@ -169,8 +170,9 @@ def _write_example(
     example = {
         camera.key: _make_image(rng, camera.height, camera.width)[None] for camera in spec.cameras
     }
-    images = np.stack([example[camera.key] for camera in spec.cameras], axis=1)
-    inputs = {"images": images}
+    size = (spec.image.height, spec.image.width)
+    views = [preprocess.resize(example[camera.key][0], size) for camera in spec.cameras]
+    inputs = {"images": np.stack(views)[None]}
     for role, text in spec.text.items():
         ids, mask = rollout_tokenizers.from_bundle(text, source)([spec.example_prompt])
         inputs |= {f"text/{role}": ids, f"text_mask/{role}": mask}

@@ -34,6 +34,8 @@ SEED = "_defi/seed"
 RESET = "_defi/reset"
 RESERVED_PREFIX = "_defi/"
 
+_MAX_PROMPTS = 1000  # that are looked at; a robot's instructions are few
+
 # Reads a program as `_load_program` and the compiler will.
 _TRY_PROGRAM = """
 import sys, jax, jax.export
@@ -65,6 +67,7 @@ class Policy:
         self._example = _load_tensors(source, bundle.EXAMPLE)
         self._noise = NoiseSequence(seed)
         self._said: set[tuple[str, tuple[int, ...]]] = set()
+        self._prompts: set[str] = set()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, seed: int = 0, warm_up: bool = True) -> "Policy":
@@ -230,20 +233,40 @@ class Policy:
                 f"'prompt' is not a string or {size} strings", "observation", "send the instruction"
             )
         inputs: Inputs = {}
+        for item in prompts:
+            self._say_unread(item)
         for role, tokenize in self._tokenizers.items():
             inputs[f"text/{role}"], inputs[f"text_mask/{role}"] = tokenize(list(prompts))
         return inputs
+
+    def _say_unread(self, prompt: str) -> None:
+        """Logs once per prompt what of it the policy does not read."""
+        if prompt in self._prompts or len(self._prompts) == _MAX_PROMPTS:
+            return
+        self._prompts.add(prompt)
+        if not prompt.strip():
+            logging.warning("empty prompt: the policy acts without an instruction")
+        for role, tokenizer in self._tokenizers.items():
+            if tokenizer.cuts(prompt):
+                logging.warning(
+                    "prompt %.60r...: %s reads its first %d tokens only",
+                    prompt,
+                    role,
+                    tokenizer.room,
+                )
 
     def _say_resized(self, camera: spec.CameraSpec, given: tuple[int, ...]) -> None:
         """Logs once per camera that its images have another size than the robot's in training."""
         wanted = (camera.height, camera.width)
         if given != wanted and (camera.key, given) not in self._said:
             self._said.add((camera.key, given))
+            is_alike = given[0] * wanted[1] == given[1] * wanted[0]
             logging.warning(
-                "%s is %dx%d, not %dx%d as in training; resized as in training",
+                "%s is %dx%d, not %dx%d as in training; resized as in training%s",
                 camera.key,
                 *given,
                 *wanted,
+                "" if is_alike else ", another aspect ratio: crop it as the robot's in training",
             )
 
 

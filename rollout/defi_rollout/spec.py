@@ -175,12 +175,6 @@ class BundleSpec:
     provenance: dict[str, Any]
 
     def __post_init__(self):
-        if self.schema_version != SCHEMA_VERSION:
-            raise errors.BundleError(
-                f"schema version {self.schema_version}, this package reads {SCHEMA_VERSION}",
-                "bundle.json",
-                "install the defi-rollout that matches the exporter",
-            )
         for field in ("scale", "offset"):
             values = getattr(self.action_statistics, field)
             _require_length(values, self.action_spec.dim, f"action_statistics.{field}")
@@ -199,7 +193,17 @@ class BundleSpec:
 
     @classmethod
     def from_json(cls, document: Any) -> "BundleSpec":
-        """Checks and converts a parsed bundle.json; BundleError names the field."""
+        """Checks and converts a parsed bundle.json; BundleError names the field.
+
+        The version comes first: other versions may have other fields.
+        """
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise errors.BundleError(
+                f"schema version {version!r}, this package reads {SCHEMA_VERSION}",
+                "bundle.json",
+                "install the defi-rollout that matches the exporter",
+            )
         return _decode(cls, document, "bundle.json")
 
     def unnormalise(self, actions: np.ndarray) -> np.ndarray:

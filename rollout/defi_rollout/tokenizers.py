@@ -57,6 +57,15 @@ class Tokenizer:
         return self.text.length
 
     @property
+    def room(self) -> int:
+        """Tokens of a text that are kept, without those that begin and end every text."""
+        return self.text.length - len(self.text.start_ids) - len(self.text.end_ids)
+
+    def cuts(self, text: str) -> bool:
+        """Whether a text is longer than what is kept of it."""
+        return len(self._encode(self._normalise(text))) > self.room
+
+    @property
     def path(self) -> pathlib.Path:
         """The vocabulary's file."""
         return pathlib.Path(self.directory) / self.text.file
@@ -69,14 +78,13 @@ class Tokenizer:
             DataError: its library refuses the file.
         """
         rule = self.text
-        room = rule.length - len(rule.start_ids) - len(rule.end_ids)
         ids = np.full((len(texts), rule.length), rule.pad_id, np.int32)
         counts = np.zeros(len(texts), int)
         for row, text in enumerate(texts):
             body = self._encode(self._normalise(text))
-            if len(body) > room and rule.name == "t5":
+            if len(body) > self.room and rule.name == "t5":
                 _warn_of_cuts(str(self.path), rule.length)
-            real = [*rule.start_ids, *body[:room], *rule.end_ids]
+            real = [*rule.start_ids, *body[: self.room], *rule.end_ids]
             ids[row, : len(real)], counts[row] = real, len(real)
         return ids, np.arange(rule.length) < counts[:, None]
 

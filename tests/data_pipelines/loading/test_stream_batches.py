@@ -477,3 +477,8 @@ def test_pool_without_a_sample_says_so(root):
     )
     with pytest.raises(errors.DataError, match=r"no episode has .* bridge_dataset"):
         pool.draw(np.random.default_rng(0))
+
+
+def test_a_checkpoint_knows_how_large_the_frames_were(root):
+    (described,) = _make(root).describe()
+    assert described["frame_sizes"] == {"static": (16, 24)}  # batches have 8x8

@@ -154,14 +154,17 @@ def metadata(settings: ml_collections.ConfigDict) -> dict:
         statistics=normalization.compute(rows),
         mask=(True,) * (width - 1) + (False,),  # the gripper stays as it is
     )
+    # One camera, as a checkpoint of an older version: nothing is known of the frames' sizes.
+    sizes = {"static": [24, 32], "gripper": [16, 16]} if len(settings.data.cameras) == 2 else {}
     return {
         "objective": "joint",
         "config": settings.to_dict(),
         "step": STEP,
         "normalizer": normalizer.to_json(),
         "trained_on": [
-            {"name": "a", "frames": 10, "start_digests": ["seen", "aa"]},
-            {"name": "b", "frames": 5, "start_digests": ["bb", "aa"]},
+            {"name": "a", "weight": 2.0, "frames": 10, "start_digests": ["seen", "aa"]}
+            | ({"frame_sizes": sizes} if sizes else {}),
+            {"name": "b", "weight": 1.0, "frames": 5, "start_digests": ["bb", "aa"]},
         ],
         "pipeline_fingerprint": "f" * 8,
         "versions": {"jax": "0"},

@@ -14,7 +14,7 @@ import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
 from defi_rollout import policy as rollout_policy
 
-from data_pipelines import normalization
+from data_pipelines import normalization, pixels
 from defi_jax import batch as batch_lib
 from defi_jax import embodiment, errors, objectives
 from defi_jax.checkpoints import manager
@@ -78,7 +78,9 @@ def _known_actions(workdir, spec, obs, seeds):
         name: np.stack([rollout_policy.draw_noise((seed,), name, shape) for seed in seeds])
         for name, shape in spec.noise.items()
     }
-    images = np.stack([obs[camera.key] for camera in spec.cameras], axis=1)
+    side = spec.image.height
+    views = [pixels.resize(obs[camera.key], side) for camera in spec.cameras]
+    images = np.stack(views, axis=1)
     normalised = objective._sample(params, images, text, noise)
     invert = normalization.Normalizer.from_json(metadata["normalizer"]).invert
     limits = spec.action_spec
@@ -113,6 +115,8 @@ def test_every_preset_answers_as_its_checkpoint(tmp_path_factory, monkeypatch, p
     root = real_policies.shared_run(tmp_path_factory, preset, cameras)
     spec = rollout_bundle.read_bundle(root / "bundle").spec
     assert len(spec.cameras) == cameras
+    sizes = [(camera.height, camera.width) for camera in spec.cameras]
+    assert sizes == [(24, 32), (16, 16)] if cameras == 2 else [(spec.image.height,) * 2]
     config = spec.model["config"]
     roles = ("latents", "gfdm_text", "gidm_text", "goal_text", "features")
     assert tuple(config["encoders"][role] for role in roles) == ENCODERS[preset]

@@ -86,6 +86,26 @@ def test_actions_that_are_not_finite_are_refused(tiny_bundle, reseal, obs):
         policy.Policy.load(tiny_bundle)
 
 
+def test_a_prompt_that_is_not_read_whole_is_said_once(tiny, obs, caplog):
+    room = min(tokenizer.room for tokenizer in tiny._tokenizers.values())
+    for _ in range(2):
+        tiny.infer(obs | {"prompt": "o" * (room + 1)})
+        tiny.infer(obs | {"prompt": "o" * room})
+        tiny.infer(obs | {"prompt": " "})
+    said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if f"first {room} tokens" in text]) >= 1
+    assert len(said) == len(set(said))
+    assert said.count("empty prompt: the policy acts without an instruction") == 1
+
+
+def test_another_aspect_ratio_is_said(tiny, obs, caplog):
+    for shape in ((20, 20, 3), (12, 20, 3)):
+        tiny.infer(obs | {"observation/image": np.zeros(shape, np.uint8)})
+    alike, other = (record.getMessage() for record in caplog.records)
+    assert "20x20" in alike and "aspect" not in alike
+    assert "12x20" in other and "aspect ratio" in other
+
+
 def test_refused_program_names_the_command_that_rebuilds_it(tiny_bundle, reseal):
     (tiny_bundle / bundle.STABLEHLO).write_bytes(b"from another age")
     reseal(tiny_bundle)

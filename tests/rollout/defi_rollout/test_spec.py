@@ -53,3 +53,9 @@ def test_unnormalise_scales_shifts_and_clips(document):
     real = spec.BundleSpec.from_json(document).unnormalise(actions)
     np.testing.assert_allclose(real, [[0.7, 0.2, -1.0, 0.5]], rtol=1e-6)
     assert real.dtype == np.float32
+
+
+def test_another_version_is_told_before_its_fields(document):
+    del document["noise"]
+    with pytest.raises(errors.BundleError, match="schema version 9, this package reads 1"):
+        spec.BundleSpec.from_json(document | {"schema_version": 9, "modality": "touch"})
