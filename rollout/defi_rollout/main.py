@@ -84,6 +84,13 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--resume", action="store_true", help="continue what --output holds")
     evaluate.add_argument("--output", type=pathlib.Path, required=True)
     evaluate.set_defaults(run=_evaluate)
+
+    compare = commands.add_parser(
+        "compare", parents=[common], help="pair two evaluations episode by episode"
+    )
+    for name in ("first", "second"):
+        compare.add_argument(name, type=pathlib.Path, help="directory of an evaluation")
+    compare.set_defaults(run=_compare)
     return parser
 
 
@@ -194,7 +201,29 @@ def _evaluate(flags: argparse.Namespace) -> int:
         print(f"  {task:28} {rate:.1%}")
     if summary["language"]:
         print(f"instructed task first: {summary['language']['instructed']:.1%} of half-way starts")
-    print(f"written: {flags.output / runner.RESULTS}")
+    print(f"written: {flags.output / base.RESULTS}")
+    return 0
+
+
+def _compare(flags: argparse.Namespace) -> int:
+    from defi_rollout.benchmarks import comparison
+
+    result = comparison.compare(flags.first, flags.second)
+    if flags.json:
+        _print_json(result)
+        return 0
+    for key in result["differs"]:
+        print(f"note: {key} differs, which may explain a difference of the policies")
+    if result["unpaired"]:
+        print(f"note: {result['unpaired']} episodes are in one evaluation only and left out")
+    print(
+        f"{'':28} {'pairs':>6} {'first':>7} {'second':>7} {'only 1st':>9} {'only 2nd':>9} {'p':>7}"
+    )
+    for name, row in {**result["tasks"], "all": result["all"]}.items():
+        print(
+            f"{name:28} {row['pairs']:6} {row['first']:7.1%} {row['second']:7.1%} "
+            f"{row['only_first']:9} {row['only_second']:9} {row['p_value']:7.3f}"
+        )
     return 0
 
 

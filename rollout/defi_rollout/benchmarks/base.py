@@ -17,6 +17,8 @@ STANDARD = "standard"
 OPPOSITE = "opposite"
 EMPTY = "empty"
 
+RESULTS = "results.json"  # in the directory of an evaluation
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -22,7 +22,6 @@ from defi_rollout import bundle, errors, files
 from defi_rollout.benchmarks import base, page, scores, workers
 
 ROWS = "episodes.jsonl"
-RESULTS = "results.json"
 _RUN = "run.json"
 _FINISHED = ("ok", "retried")  # on resume the others are played again
 
@@ -71,12 +70,12 @@ def evaluate(
     )
     _play(job, todo, rows, num_workers)
     results = _collect(identity, [rows[episode.id] for episode in episodes])
-    files.write(output / RESULTS, json.dumps(results, indent=1, allow_nan=False))
+    files.write(output / base.RESULTS, json.dumps(results, indent=1, allow_nan=False))
     page.write_page(output, results)
     if results["summary"]["seen_starts"]:
         raise errors.CheckFailed(
             f"{results['summary']['seen_starts']} evaluation starts were seen in training",
-            output / RESULTS,
+            output / base.RESULTS,
             "evaluate with another --seed",
         )
     return results
