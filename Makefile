@@ -23,9 +23,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Types the shell blocks of README.md and docs/ from top to bottom, at reduced size
+# Of the tests, those that type the blocks of README.md and docs/, at reduced size
 test-docs: setup
-	TYPE_DOCUMENTS=1 $(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_docs.py
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

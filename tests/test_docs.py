@@ -29,8 +29,6 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
-# Not among the tests yet: typing all blocks was never run to its end, nor timed.
-TYPED = pytest.mark.skipif("TYPE_DOCUMENTS" not in os.environ, reason="run by `make test-docs`")
 STAGE = "tests/defi_jax/training/real_stages.py"  # the real stages, shrunk
 
 # Document -> what it says and what is typed instead.
@@ -260,7 +258,7 @@ def _type(directory: pathlib.Path, document: str) -> None:
         assert done.returncode == 0, said
 
 
-@TYPED
+@pytest.mark.slow
 def test_readme_runs_as_it_stands(sandbox):
     assert (sandbox / "runs" / "bundle" / "bundle.json").exists()
     assert (sandbox / "runs" / "evaluation" / "results.json").exists()
@@ -268,7 +266,7 @@ def test_readme_runs_as_it_stands(sandbox):
     assert (sandbox / "runs" / "mine" / "bundle" / "bundle.json").exists()
 
 
-@TYPED
+@pytest.mark.slow
 @pytest.mark.parametrize("document", [name for name in SMALLER if name != "README.md"])
 def test_documents_run_as_they_stand(sandbox, document):
     _type(sandbox, document)
