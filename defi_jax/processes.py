@@ -20,7 +20,10 @@ from defi_jax import errors
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
 _PLACE = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
-_HEARTBEAT_TIMEOUT_SECONDS = 30
+# Seconds without a sign of life after which a process counts as lost, and the run ends. More where
+# the processes of a run share few cores: a compiler can take them all for longer.
+_HEARTBEAT = "DEFI_HEARTBEAT_SECONDS"
+_HEARTBEAT_SECONDS = 30
 
 
 @contextlib.contextmanager
@@ -45,16 +48,20 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
     JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES, and its own JAX_PROCESS_ID from 0.
 
     Raises:
-        UserError: only one of the last two is given, or it is no number.
+        UserError: only one of the last two is given, or it is no number; so with
+            DEFI_HEARTBEAT_SECONDS, after which a silent process counts as lost (30).
     """
     several_workers = "," in environ.get(_TPU_WORKERS, "")
     if not several_workers and not any(name in environ for name in _CLUSTER_VARIABLES):
         return
     num_processes, process_id = _place(environ)
+    heartbeat = environ.get(_HEARTBEAT, str(_HEARTBEAT_SECONDS))
+    if not heartbeat.isdecimal() or not int(heartbeat):
+        raise errors.UserError(f"{_HEARTBEAT}={heartbeat}", "environment", "give seconds")
     jax.distributed.initialize(
         num_processes=num_processes,
         process_id=process_id,
-        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+        heartbeat_timeout_seconds=int(heartbeat),
     )
     sys.excepthook = lambda kind, error, trace: die(error)
     threading.excepthook = lambda args: die(args.exc_value)

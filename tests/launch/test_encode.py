@@ -81,6 +81,7 @@ def test_two_processes_write_what_one_does(store, tmp_path, free_port):
                 JAX_COORDINATOR_BIND_ADDRESS=address,
                 JAX_NUM_PROCESSES="2",
                 JAX_PROCESS_ID=str(number),
+                DEFI_HEARTBEAT_SECONDS="300",  # other tests take the cores
             )
             for number in range(2)
         ]

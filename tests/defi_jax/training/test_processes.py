@@ -71,6 +71,7 @@ def test_two_processes_measure_what_one_does(tmp_path, name):
                 JAX_COORDINATOR_BIND_ADDRESS=address,
                 JAX_NUM_PROCESSES="2",
                 JAX_PROCESS_ID=str(number),
+                DEFI_HEARTBEAT_SECONDS="300",  # other tests take the cores
             )
             for number in range(2)
         ]

@@ -92,6 +92,16 @@ def test_half_a_place_among_processes_is_refused(joined, number):
     assert not joined
 
 
+def test_the_heartbeat_may_be_longer(joined):
+    environ = {"TPU_WORKER_HOSTNAMES": "a,b", "DEFI_HEARTBEAT_SECONDS": "90"}
+    processes.initialize(environ)
+    assert joined[0]["heartbeat_timeout_seconds"] == 90
+    for text in ("0", "soon", ""):
+        with pytest.raises(errors.UserError, match="DEFI_HEARTBEAT_SECONDS"):
+            processes.initialize(environ | {"DEFI_HEARTBEAT_SECONDS": text})
+    assert len(joined) == 1
+
+
 def test_an_error_of_one_process_alone_passes_through():
     with pytest.raises(errors.DataError, match="damaged"), processes.joined({}):
         raise errors.DataError("damaged")
@@ -117,6 +127,7 @@ cli.run(main)
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
         "JAX_NUM_PROCESSES": "2",
+        "DEFI_HEARTBEAT_SECONDS": "10",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_COORDINATOR_BIND_ADDRESS": address,
     }
