@@ -88,7 +88,7 @@ class TorchArchive(tensor_files.Tensors):
 
     def _find_prefix(self) -> str:
         """The one folder at the archive's top."""
-        found = [name for name in self._members if name.endswith("data.pkl")]
+        found = [name for name in self._zip.namelist() if name.endswith("data.pkl")]
         top = [name for name in found if name.count("/") == 1]
         if len(top) != 1:
             raise errors.DataError("archive without one data.pkl", self._path, _FIX)

@@ -235,3 +235,12 @@ def test_short_storage_and_compressed_member_are_refused(tmp_path):
         archive = archive_lib.TorchArchive(path)
         with pytest.raises(errors.DataError, match=message):
             dict(archive)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_of_two_pickles_is_refused(tmp_path):
+    path = _write(tmp_path / "a.pt", pickle.dumps({}, 2))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(next(n for n in archive.namelist() if n.endswith("data.pkl")), b"")
+    with pytest.raises(errors.DataError, match=r"without one data\.pkl"):
+        archive_lib.TorchArchive(path)
