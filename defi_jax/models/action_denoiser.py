@@ -347,7 +347,9 @@ class ActionDenoiser(nnx.Module):
         self, context: DenoiserContext, actions: Float[Array, "B S A"], sigma: Float[Array, "B"]
     ) -> Float[Array, "B S A"]:
         """Returns D(actions; sigma), the estimate of the clean actions, in fp32."""
-        c_skip, c_out, c_in, _ = self.preconditioner.scalings(sigma[:, None, None])
+        c_skip, c_out, c_in, _ = self.preconditioner.scalings(
+            sigma.astype(jnp.float32)[:, None, None]
+        )
         actions = actions.astype(jnp.float32)
         return c_out * self.predict(context, c_in * actions, sigma) + c_skip * actions
 
