@@ -295,8 +295,7 @@ def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
 
 
 def _is_store(directory: pathlib.Path) -> bool:
-    pattern = f"episodes-*{shards.INDEX_SUFFIX}"
-    return directory.is_dir() and next(directory.glob(pattern), None) is not None
+    return bool(shards.find_indexes(directory))
 
 
 # ---- what the components need ----
