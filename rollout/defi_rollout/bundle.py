@@ -13,7 +13,6 @@ A bundle in a bucket is copied into the user's cache first, the manifest before 
 lists, into a directory named by the manifest's digest; the copy is checked like any other bundle.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,11 +22,11 @@ import pathlib
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from defi_rollout import errors, remote, spec
+from defi_rollout import files as files_lib
 
 MANIFEST = "bundle.json"
 PARAMS = "params.safetensors"
@@ -97,6 +96,11 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(directory=directory, spec=bundle_spec, digest=digest)
 
 
+def local_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns where a bundle lies on this machine; one in a bucket is copied, see `read_bundle`."""
+    return read_bundle(path).directory if remote.is_remote(path) else pathlib.Path(path)
+
+
 def render_manifest(document: Mapping[str, Any]) -> bytes:
     """Bytes of bundle.json for a document without its own digest."""
     return _render({**document, "digest": hashlib.sha256(_render(document)).hexdigest()})
@@ -128,18 +132,17 @@ def _fetch(source: remote.RemoteDirectory) -> Bundle:
         except errors.BundleError as error:
             logging.warning("copying it again, the copy is spoilt: %s", error)
             shutil.rmtree(target)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=".bundle-", dir=cache))
     try:
-        (partial / MANIFEST).write_bytes(content)
-        for name in files:
-            source.copy(name, partial / name)
-        read_bundle(partial)
-        with contextlib.suppress(OSError):  # another process was first
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return read_bundle(target)
+        with files_lib.new_directory(target) as partial:
+            (partial / MANIFEST).write_bytes(content)
+            for name in files:
+                source.copy(name, partial / name)
+            copied = read_bundle(partial)
+    except errors.UserError:
+        if not target.exists():
+            raise
+        return read_bundle(target)  # another process was first
+    return dataclasses.replace(copied, directory=target)
 
 
 def _render(document: Mapping[str, Any]) -> bytes:

@@ -36,7 +36,7 @@ def new_directory(target: pathlib.Path, *, replace: bool = False) -> Iterator[pa
     `replace` deletes what is at `target` by then.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made, or something else is there by then.
     """
     what, fix = "output cannot be made", "choose another --output"
     with errors.UserError.instead_of(OSError, what, target, fix):
@@ -47,6 +47,7 @@ def new_directory(target: pathlib.Path, *, replace: bool = False) -> Iterator[pa
         work.chmod(0o755)  # mkdtemp makes private ones
         if replace and target.exists():
             shutil.rmtree(target)
-        work.rename(target)
+        with errors.UserError.instead_of(OSError, what, target, fix):
+            work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

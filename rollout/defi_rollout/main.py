@@ -183,7 +183,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
         language=flags.language,
     )
     summary = runner.evaluate(
-        bundle.read_bundle(flags.bundle).directory,
+        bundle.local_directory(flags.bundle),
         registry.get_benchmark(flags.benchmark),
         plan,
         flags.output,
@@ -215,7 +215,7 @@ def _compare(flags: argparse.Namespace) -> int:
     for key in result["differs"]:
         print(f"note: {key} differs, which may explain a difference of the policies")
     if result["unpaired"]:
-        print(f"note: {result['unpaired']} episodes are in one evaluation only and left out")
+        print(f"note: left out, as only one evaluation has them: {result['unpaired']} episodes")
     print(
         f"{'':28} {'pairs':>6} {'first':>7} {'second':>7} {'only 1st':>9} {'only 2nd':>9} {'p':>7}"
     )

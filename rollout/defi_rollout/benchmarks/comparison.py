@@ -85,8 +85,8 @@ def _named(document: Mapping[str, Any]) -> str:
 
 
 def _by_start(document: Mapping[str, Any]) -> dict[tuple, Mapping[str, Any]]:
-    """Rows by what makes two episodes the same: the task, its number and where it starts."""
-    return {(r["id"], r["task"], r["start_digest"]): r for r in document["episodes"]}
+    """Rows by what makes two episodes the same: their id, seed and start."""
+    return {(r["id"], r["seed"], r["start_digest"]): r for r in document["episodes"]}
 
 
 def _paired(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_other_starts_and_simulators_are_said(write, capsys):
     two = write("b", {"open": "11"}, renderer={"name": "y"}, execute_horizon=5)
     assert main.main(["compare", str(one), str(two)]) == 0
     said = capsys.readouterr().out
-    assert "renderer differs" in said and "1 episodes are in one evaluation only" in said
+    assert "renderer differs" in said and "as only one evaluation has them: 1 episodes" in said
     assert main.main(["compare", str(one), str(two), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["all"]["pairs"] == 2
     elsewhere = write("c", {"open": "11"}, start="t")
