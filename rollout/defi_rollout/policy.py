@@ -10,7 +10,6 @@ the same actions on every platform.
 Legend: B batch, H W image size, S action-chunk length, A action dimension, L text tokens.
 """
 
-import functools
 import logging
 import os
 import subprocess
@@ -43,6 +42,9 @@ exported = jax.export.deserialize(bytearray(sys.stdin.buffer.read()))
 (_, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
 exported.mlir_module()
 """
+
+_TRY_SECONDS = 300
+_READABLE: set[str] = set()  # digests of bundles whose programs were read
 
 Observation = Mapping[str, Any]
 Inputs = dict[str, np.ndarray]
@@ -249,7 +251,7 @@ class Policy:
         for role, tokenizer in self._tokenizers.items():
             if tokenizer.cuts(prompt):
                 logging.warning(
-                    "prompt %.60r...: %s reads its first %d tokens only",
+                    "prompt %.60r: %s reads its first %d tokens only",
                     prompt,
                     role,
                     tokenizer.room,
@@ -342,7 +344,7 @@ def _load_program(source: bundle.Bundle, params: Mapping[str, np.ndarray]) -> Ca
     where = source.path(bundle.STABLEHLO)
     rebuild = f"rebuild it: {bundle.REBUILD.format(old=source.directory)}"
     program = source.read(bundle.STABLEHLO)
-    refusal = _try_program(program)
+    refusal = _try_program(source.digest, program)
     if refusal:
         what = f"jax {jax.__version__} refuses it ({refusal})"
         raise errors.BundleError(what, where, rebuild)
@@ -355,13 +357,28 @@ def _load_program(source: bundle.Bundle, params: Mapping[str, np.ndarray]) -> Ca
     return jax.jit(exported.call)
 
 
-@functools.lru_cache(maxsize=4)
-def _try_program(program: bytes) -> str:
-    """Returns why jax cannot read a program, "" where it can; a crash ends a child process."""
+def _try_program(digest: str, program: bytes) -> str:
+    """Returns why jax cannot read a bundle's program, "" where it can.
+
+    A child process reads it, whose crash ends nothing else; once for each bundle in a process.
+    """
+    if digest in _READABLE:
+        return ""
     command = [sys.executable, "-c", _TRY_PROGRAM]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, input=program, capture_output=True, env=environment, check=False)
+    try:
+        done = subprocess.run(
+            command,
+            input=program,
+            capture_output=True,
+            env=environment,
+            check=False,
+            timeout=_TRY_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"its reader was not done in {_TRY_SECONDS} s"
     if not done.returncode:
+        _READABLE.add(digest)
         return ""
     if done.returncode < 0:
         return f"its reader ended by signal {-done.returncode}"

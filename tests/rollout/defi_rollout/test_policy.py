@@ -92,10 +92,12 @@ def test_a_prompt_that_is_not_read_whole_is_said_once(tiny, obs, caplog):
         tiny.infer(obs | {"prompt": "o" * (room + 1)})
         tiny.infer(obs | {"prompt": "o" * room})
         tiny.infer(obs | {"prompt": " "})
-    said = [record.getMessage() for record in caplog.records]
-    assert len([text for text in said if f"first {room} tokens" in text]) >= 1
-    assert len(said) == len(set(said))
-    assert said.count("empty prompt: the policy acts without an instruction") == 1
+    cut = sorted(role for role, own in tiny._tokenizers.items() if own.room == room)
+    long = repr("o" * (room + 1))
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "empty prompt: the policy acts without an instruction",
+        *(f"prompt {long:.60}: {role} reads its first {room} tokens only" for role in cut),
+    ]
 
 
 def test_another_aspect_ratio_is_said(tiny, obs, caplog):
@@ -128,10 +130,18 @@ def test_a_damaged_program_is_refused_in_one_line(tiny_bundle, reseal, share):
 def test_a_program_that_kills_its_reader_is_refused(tiny_bundle, monkeypatch):
     # A stand-in for the reader: no program is known that ends the reader of this jax by a signal.
     monkeypatch.setattr(policy, "_TRY_PROGRAM", "import os, signal; os.kill(os.getpid(), 11)")
-    policy._try_program.cache_clear()
+    monkeypatch.setattr(policy, "_READABLE", set())
     with pytest.raises(errors.BundleError, match=r"ended by signal 11.*--from_bundle"):
         policy.Policy.load(tiny_bundle)
-    policy._try_program.cache_clear()
+
+
+def test_a_program_whose_reader_hangs_is_refused(tiny_bundle, monkeypatch):
+    # A stand-in, as above.
+    monkeypatch.setattr(policy, "_TRY_PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(policy, "_TRY_SECONDS", 1)
+    monkeypatch.setattr(policy, "_READABLE", set())
+    with pytest.raises(errors.BundleError, match=r"not done in 1 s.*--from_bundle"):
+        policy.Policy.load(tiny_bundle)
 
 
 def test_params_of_another_model_are_named(tiny_bundle, reseal):
