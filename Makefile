@@ -15,7 +15,7 @@ DLIMP ?=
 TENSORFLOW_TESTS := tests/data_pipelines/open_x tests/data_pipelines/sources/test_dlimp_dataset.py \
 	tests/data_pipelines/sources/test_rlds.py tests/data_pipelines/store/test_export.py
 
-.PHONY: demo test test-docs test-fast test-beam test-tensorflow lint setup clean
+.PHONY: demo test test-docs test-fast test-beam test-gcs test-tensorflow lint setup clean
 
 demo: setup
 	$(BIN)/python launch/demo.py --output=$(RUN) --video="$(DEMO_VIDEO)" $(DEMO_FLAGS)
@@ -41,6 +41,11 @@ test-tensorflow: $(VENV)-tensorflow/setup.json
 	CUDA_VISIBLE_DEVICES= TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$(DLIMP)" \
 		$(VENV)-tensorflow/bin/python -m pytest $(TENSORFLOW_TESTS)
 
+# Bundles to and from a server of the GCS JSON API, which lacks the calls of the newest buckets.
+test-gcs: $(VENV)-gcs/setup.json
+	GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=false JAX_PLATFORMS=cpu \
+		$(VENV)-gcs/bin/python -m pytest tests/defi_jax/export/test_gcs.py
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
@@ -49,8 +54,8 @@ setup: $(VENV)/setup.json
 $(VENV)/setup.json: requirements.txt requirements-dev.txt pyproject.toml rollout/pyproject.toml launch/setup.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash launch/setup.sh
 
-$(VENV)-tensorflow/setup.json: requirements-tensorflow.txt requirements.txt requirements-dev.txt launch/setup.sh
-	PYTHON=$(PYTHON) VENV=$(VENV)-tensorflow EXTRA=requirements-tensorflow.txt bash launch/setup.sh
+$(VENV)-%/setup.json: requirements-%.txt requirements.txt requirements-dev.txt launch/setup.sh
+	PYTHON=$(PYTHON) VENV=$(VENV)-$* EXTRA=requirements-$*.txt bash launch/setup.sh
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-tensorflow runs
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-gcs $(VENV)-tensorflow runs

@@ -226,7 +226,10 @@ def _hash_files(directory: pathlib.Path) -> dict[str, rollout_spec.FileEntry]:
 
 
 def _check_free(output: epath.Path, overwrite: bool) -> None:
-    if not output.exists():
+    fix = "pip install 'defi-jax[gcs]'"
+    with errors.UserError.instead_of(ImportError, "bucket cannot be written", output, fix):
+        is_free = not output.exists()
+    if is_free:
         return
     if not overwrite:
         raise errors.UserError(

@@ -1,6 +1,7 @@
 """The writer on the real joint objective, shrunk; batches are symbolic in export."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -270,3 +271,9 @@ def test_limits_that_no_robot_documents_are_those_of_the_training(kind):
     assert high == ((1.0, 0.5, 5.0, 1.0) if seen else (1.0, largest, 5.0, largest))
     clipped = np.clip(np.float32([9, 9, 9, 9]), np.float32(low), np.float32(high))
     assert np.isfinite(clipped).all()
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("gcsfs")), reason="gcsfs is installed")
+def test_a_bucket_without_its_package_is_one_line(shared):
+    with pytest.raises(errors.UserError, match=r"gs://bucket/new; pip install 'defi-jax\[gcs\]'"):
+        writer.rebuild_bundle(shared / "bundle", "gs://bucket/new")

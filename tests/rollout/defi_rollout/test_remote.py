@@ -1,4 +1,7 @@
-"""Bundles in a bucket; fsspec's own file system in memory stands for one, see also test_gcs.py."""
+"""Bundles in a bucket; fsspec's file system in memory stands for one, which lets itself be spoilt.
+
+tests/defi_jax/export/test_gcs.py has a server of the GCS JSON API.
+"""
 
 import fsspec
 import pytest
