@@ -194,6 +194,7 @@ class Policy:
             "action_horizon": self.spec.action_horizon,
             "execute_horizon": self.spec.execute_horizon,
             "control_hz": self.spec.control_hz,
+            "embodiment": self.spec.embodiment,
             "bundle": self.digest,
         }
 

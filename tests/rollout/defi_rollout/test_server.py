@@ -224,6 +224,7 @@ def test_served_equals_in_process_drives_the_example_and_ends_on_sigterm(served,
     port, process = served
     with client.Client(f"ws://127.0.0.1:{port}") as robot:
         assert robot.metadata == wire.unpack(wire.pack(tiny.metadata))
+        assert robot.metadata["embodiment"] == tiny.spec.embodiment
         seeded = obs | {policy.SEED: 3}
         np.testing.assert_allclose(
             robot.infer(seeded)["actions"], tiny.infer(seeded)["actions"], atol=1e-5
