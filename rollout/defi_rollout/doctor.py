@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from defi_rollout import bundle, errors
-from defi_rollout.benchmarks import base, registry
+from defi_rollout.benchmarks import adapters, base, registry, simulators
 
 # Largest relative L2 distance of the example's actions: other hardware sums in another order.
 EXAMPLE_TOLERANCE = 1e-2
@@ -89,12 +89,22 @@ def _try_policy(path: str) -> str:
 
 def _benchmark_checks(name: str, bundle_path: str | None) -> Iterator[Check]:
     benchmark = registry.get_benchmark(name)
-    yield _check(f"{name} simulator", lambda: benchmark.simulator()["version"])
-    yield _check(f"{name} renderer", benchmark.check_renderer)
+    for label, question in (
+        ("simulator", "versions"),
+        ("files", "check_files"),
+        ("renderer", "draw_one"),
+    ):
+        yield _check(f"{name} {label}", lambda question=question: _ask(benchmark, question))
     if bundle_path is not None:
         yield _check(f"{name} bundle", lambda: _fits(benchmark, bundle_path))
 
 
+def _ask(benchmark: base.Benchmark, question: str) -> str:
+    answer = simulators.ask(benchmark.simulator, question)[question]
+    return answer["version"] if isinstance(answer, dict) else answer
+
+
 def _fits(benchmark: base.Benchmark, bundle_path: str) -> str:
-    benchmark.check(bundle.read_bundle(bundle_path).spec)
+    source = bundle.read_bundle(bundle_path)
+    benchmark.check(adapters.from_metadata(source.spec.metadata(source.digest), bundle_path))
     return "fits the benchmark"

@@ -1,4 +1,4 @@
-"""Command line of the rollout side: serve, evaluate, inspect, doctor.
+"""Command line of the rollout side: serve, evaluate, compare, setup, inspect, doctor.
 
 Every expected error is one line on stderr, `error: what: where; what to do`, and an exit code
 (errors.py); `--debug` shows the traceback. `--json` prints one object on stdout; logs go to stderr.
@@ -71,19 +71,28 @@ def _make_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="play a benchmark")
-    evaluate.add_argument("bundle", help="directory or URL of the bundle")
-    evaluate.add_argument("--benchmark", required=True, help="metaworld")
+    evaluate.add_argument("policy", help="a bundle, a server's ws://HOST:PORT, or `expert`")
+    evaluate.add_argument("--benchmark", required=True, help="such as calvin-abcd-360")
     evaluate.add_argument("--tasks", default="", help="comma-separated; default: the benchmark's")
-    evaluate.add_argument("--episodes", type=int, default=20, help="per task (default 20)")
+    evaluate.add_argument("--episodes", type=int, help="per task, or of a list; default: all")
     evaluate.add_argument("--seed", type=int, default=0, help="another seed gives other starts")
     evaluate.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-    evaluate.add_argument("--execute_horizon", type=int, default=0, help="default: the bundle's")
+    evaluate.add_argument("--execute_horizon", type=int, default=0, help="default: the policy's")
+    evaluate.add_argument("--adapter", default="", help="for servers that are not ours; see docs")
+    evaluate.add_argument("--token_file", type=pathlib.Path, help="what the server wants")
+    evaluate.add_argument("--step_seconds", type=float, default=600, help="then a worker hangs")
     evaluate.add_argument(
         "--language", action="store_true", help="also play half-way starts with other instructions"
     )
     evaluate.add_argument("--resume", action="store_true", help="continue what --output holds")
     evaluate.add_argument("--output", type=pathlib.Path, required=True)
     evaluate.set_defaults(run=_evaluate)
+
+    setup = commands.add_parser(
+        "setup", parents=[common], help="make the environment of a benchmark's simulator"
+    )
+    setup.add_argument("benchmark")
+    setup.set_defaults(run=_setup)
 
     compare = commands.add_parser(
         "compare", parents=[common], help="pair two evaluations episode by episode"
@@ -168,29 +177,29 @@ def _require(flags: argparse.Namespace, name: str, least: int) -> None:
 
 
 def _evaluate(flags: argparse.Namespace) -> int:
-    from defi_rollout.benchmarks import base, registry, runner
+    from defi_rollout.benchmarks import base, runner
 
-    if flags.bundle.startswith(("ws://", "wss://", "http://", "https://")):
-        raise errors.UserError(
-            "remote policies are not supported yet", flags.bundle, "give a bundle"
-        )
-    for name, least in (("episodes", 1), ("workers", 1), ("seed", 0), ("execute_horizon", 0)):
-        _require(flags, name, least)
+    least = {"workers": 1, "seed": 0, "execute_horizon": 0, "step_seconds": 1}
+    for name, value in least.items():
+        _require(flags, name, value)
+    if flags.episodes is not None:
+        _require(flags, "episodes", 1)
     plan = base.Plan(
         tasks=tuple(task for task in flags.tasks.split(",") if task),
         episodes=flags.episodes,
         seed=flags.seed,
         language=flags.language,
     )
-    summary = runner.evaluate(
-        bundle.local_directory(flags.bundle),
-        registry.get_benchmark(flags.benchmark),
-        plan,
-        flags.output,
+    options = runner.Options(
         num_workers=flags.workers,
         resume=flags.resume,
         execute_horizon=flags.execute_horizon,
-    )["summary"]
+        adapter=flags.adapter,
+        token=_read_token(flags.token_file) if flags.token_file else None,
+        step_seconds=flags.step_seconds,
+    )
+    results = runner.evaluate(flags.policy, flags.benchmark, plan, flags.output, options)
+    summary = results["summary"]
     if flags.json:
         _print_json(summary)
         return 0
@@ -202,6 +211,21 @@ def _evaluate(flags: argparse.Namespace) -> int:
     if summary["language"]:
         print(f"instructed task first: {summary['language']['instructed']:.1%} of half-way starts")
     print(f"written: {flags.output / base.RESULTS}")
+    return 0
+
+
+def _setup(flags: argparse.Namespace) -> int:
+    from defi_rollout.benchmarks import registry, simulators
+
+    simulator = registry.get_benchmark(flags.benchmark).simulator
+    simulators.set_up(simulator, flags.benchmark)
+    versions = simulators.ask(simulator, "versions")["versions"]
+    python = simulators.python_of(simulator)
+    if flags.json:
+        _print_json({"simulator": versions, "python": python})
+        return 0
+    print(f"{versions['name']} {versions['version']}, {versions['commit']}, runs in {python}")
+    print(f"now: python -m defi_rollout doctor --benchmark={flags.benchmark}")
     return 0
 
 

@@ -188,15 +188,7 @@ class Policy:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a server tells its clients about this policy."""
-        return {
-            "obs_spec": self.spec.observation_spec(),
-            "action_spec": self.spec.to_json()["action_spec"],
-            "action_horizon": self.spec.action_horizon,
-            "execute_horizon": self.spec.execute_horizon,
-            "control_hz": self.spec.control_hz,
-            "embodiment": self.spec.embodiment,
-            "bundle": self.digest,
-        }
+        return self.spec.metadata(self.digest)
 
     def _read_images(self, obs: Observation) -> tuple[np.ndarray, bool]:
         """Images at the model's size, uint8 [B, cams, H, W, 3], and whether they were batched."""

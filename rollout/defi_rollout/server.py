@@ -7,15 +7,18 @@ by a result; an error is a text message. All inference runs in the batcher's thr
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import hmac
 import http
 import ipaddress
 import logging
+import os
 import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import websockets.exceptions
@@ -220,6 +223,40 @@ class Server:
         return "\n".join(lines) + "\n"
 
 
+@contextlib.contextmanager
+def in_thread(
+    batcher: batching.Batcher, metadata: Mapping[str, Any], options: Options
+) -> Iterator[str]:
+    """Serves in a thread while the block runs; yields the server's URL.
+
+    Raises:
+        UserError: the address cannot be listened at.
+    """
+    ports: concurrent.futures.Future[int] = concurrent.futures.Future()
+    loop = asyncio.new_event_loop()
+    server = Server(batcher, metadata, options)
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(server.run(ports.set_result))
+        except BaseException as error:
+            if ports.done():
+                raise
+            ports.set_exception(error)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=run, name="policy server")
+    thread.start()
+    try:
+        yield f"ws://{options.host}:{ports.result()}"
+    finally:
+        if thread.is_alive():
+            loop.call_soon_threadsafe(server.stop)
+        thread.join()
+        batcher.close()
+
+
 def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:
     """Loads a bundle, compiles its policy for all batch sizes, and serves it until SIGTERM.
 
@@ -227,16 +264,27 @@ def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:
         UserError: no such bundle, or the address cannot be listened at.
         BundleError: the bundle is damaged or refused.
     """
-    loaded = policy.Policy.load(bundle, warm_up=False)
-    for size in batching.batch_sizes(max_batch):
-        started = time.perf_counter()
-        loaded.run(loaded.example_inputs(size))
-        _log.info("compiled for batches of %d in %.1f s", size, time.perf_counter() - started)
+    loaded = load(bundle, max_batch)
     batcher = batching.Batcher(loaded, max_rows=max_batch)
     try:
         asyncio.run(_serve_until_signal(batcher, loaded.metadata, options))
     finally:
         batcher.close()
+
+
+def load(bundle: str | os.PathLike[str], max_batch: int) -> policy.Policy:
+    """Loads a bundle and compiles its policy for all batch sizes up to `max_batch`.
+
+    Raises:
+        UserError: no such bundle.
+        BundleError: the bundle is damaged or refused.
+    """
+    loaded = policy.Policy.load(bundle, warm_up=False)
+    for size in batching.batch_sizes(max_batch):
+        started = time.perf_counter()
+        loaded.run(loaded.example_inputs(size))
+        _log.info("compiled for batches of %d in %.1f s", size, time.perf_counter() - started)
+    return loaded
 
 
 async def _serve_until_signal(

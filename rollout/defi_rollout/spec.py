@@ -221,6 +221,18 @@ class BundleSpec:
         }
         return spec | {"prompt": {"dtype": "str", "shape": []}}
 
+    def metadata(self, digest: str) -> dict[str, Any]:
+        """What a server tells its clients about the policy of the bundle with that digest."""
+        return {
+            "obs_spec": self.observation_spec(),
+            "action_spec": self.to_json()["action_spec"],
+            "action_horizon": self.action_horizon,
+            "execute_horizon": self.execute_horizon,
+            "control_hz": self.control_hz,
+            "embodiment": self.embodiment,
+            "bundle": digest,
+        }
+
 
 def _require_length(values: tuple, length: int, where: str) -> None:
     if len(values) != length:

@@ -1,21 +1,27 @@
 """What a benchmark is: a frozen table of episodes and an environment that plays them.
 
+Environments run in a process of the simulator's own Python, tables in the user's: see `workers`.
+
 Legend: A action dimension, H W image size.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from defi_rollout import spec
+from defi_rollout import errors
+from defi_rollout.benchmarks import adapters, simulators
 
 STANDARD = "standard"
 OPPOSITE = "opposite"
 EMPTY = "empty"
+
+FIRST_SUCCESS = "first_success"  # a task once reached counts
+LAST_STEP = "last_step"  # the task must hold when the episode ends
 
 RESULTS = "results.json"  # in the directory of an evaluation
 
@@ -26,13 +32,13 @@ class Plan:
 
     Attributes:
         tasks: task names; empty for the benchmark's own list.
-        episodes: episodes per task.
+        episodes: episodes per task, or of a list; None for all that the protocol has.
         seed: another seed gives other starts.
         language: whether half-way starts are played again with the opposite and no instruction.
     """
 
     tasks: tuple[str, ...]
-    episodes: int
+    episodes: int | None
     seed: int
     language: bool
 
@@ -45,13 +51,15 @@ class Episode:
         id: stable and unique; also the stem of its video's file name.
         task: the scene and start state.
         condition: "standard", or in the language test "opposite" or "empty".
-        instruction: text given to the policy.
+        instruction: text given to the policy first.
         seed: seed of the start.
         start: kind of start state.
         max_steps: steps until it counts as failed.
         scored_task: the task whose success is the row's.
-        ends_on: tasks whose success ends the episode.
+        ends_on: tasks whose success ends the episode; where none are named, the steps or the
+            environment's own rule end it.
         film: whether a video is kept.
+        stages: the tasks of a chain, in order; what comes after a failed one is not tried.
     """
 
     id: str
@@ -64,13 +72,21 @@ class Episode:
     scored_task: str
     ends_on: tuple[str, ...]
     film: bool
+    stages: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Episode":
+        """Rebuilds an episode from the JSON values of its fields."""
+        lists = {name: tuple(document[name]) for name in ("ends_on", "stages")}
+        return cls(**{**document, **lists})
 
     def row(self) -> dict[str, Any]:
         """Its row of the results before it is played, without "status"."""
-        known = ("id", "task", "condition", "instruction", "seed", "start")
+        known = ("id", "task", "condition", "instruction", "seed", "start", "stages")
         return {
             **{name: getattr(self, name) for name in known},
             "start_digest": None,
+            "end_digest": None,
             "start_unseen": None,
             "scored_task": self.scored_task,
             "success": False,
@@ -83,18 +99,41 @@ class Episode:
 
 
 class Environment(Protocol):
-    """A simulator with one task loaded."""
+    """A simulator that plays one episode after the other."""
 
     def reset(self, episode: Episode) -> str:
-        """Places the scene; returns a digest of the start state."""
+        """Places the scene; returns a digest of the start state, 16 hex digits."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """What the policy is told now; when it changes, the policy starts anew."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the protocol's own rule has ended the episode."""
         ...
 
     def observe(self) -> dict[str, np.ndarray]:
-        """Observation key of each camera to uint8 [H, W, 3]."""
+        """All that it offers: cameras, uint8 [H, W, 3], the main one first; states, float32 [n]."""
         ...
 
     def step(self, action: np.ndarray) -> Mapping[str, bool]:
-        """Executes an action, float32 [A]; returns by task whether it has succeeded so far."""
+        """Executes an action, float32 [A], without changing it.
+
+        Returns:
+            By task whether it has succeeded; of a benchmark that judges by the last step, whether
+            it holds now.
+        """
+        ...
+
+    def expert_action(self) -> np.ndarray:
+        """What the scripted expert does now, float32 [A]; UserError where there is none."""
+        ...
+
+    def state_digest(self) -> str:
+        """16 hex digits of the exact physical state: equal ones are equal to the last bit."""
         ...
 
     def renderer(self) -> dict[str, Any]:
@@ -107,7 +146,7 @@ class Environment(Protocol):
 
 
 class Benchmark(Protocol):
-    """A named, versioned protocol; picklable, because workers are processes of their own."""
+    """A named, versioned protocol."""
 
     @property
     def name(self) -> str:
@@ -115,8 +154,28 @@ class Benchmark(Protocol):
         ...
 
     @property
+    def simulator(self) -> simulators.Simulator:
+        """What plays it."""
+        ...
+
+    @property
+    def embodiments(self) -> tuple[str, ...]:
+        """Robots whose actions it takes, its own and its expert's first."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        ...
+
+    @property
+    def success_mode(self) -> str:
+        """FIRST_SUCCESS or LAST_STEP."""
+        ...
+
+    @property
     def film_every(self) -> int:
-        """Of how many episodes one is filmed."""
+        """Of how many frames one is filmed."""
         ...
 
     @property
@@ -132,21 +191,37 @@ class Benchmark(Protocol):
         """The episodes of `plan`, in order; UserError for unknown tasks."""
         ...
 
-    def check(self, bundle_spec: spec.BundleSpec) -> None:
-        """Raises UserError when the bundle or this machine cannot play the benchmark."""
+    def check(self, adapter: adapters.Adapter) -> None:
+        """Raises UserError where a policy would play that it does not fit; see `check_fits`."""
         ...
 
-    def check_renderer(self) -> str:
-        """Draws one picture; returns which renderer did, or raises UserError."""
+    def make_environment(self, task: str, adapter: adapters.Adapter) -> Environment:
+        """Loads the simulator with `task`, in the simulator's own Python."""
         ...
 
-    def make_environment(self, task: str, bundle_spec: spec.BundleSpec) -> Environment:
-        """Loads the simulator with `task`."""
-        ...
 
-    def simulator(self) -> dict[str, str]:
-        """{"name", "version", "commit"} of the simulator."""
-        ...
+def check_fits(benchmark: Benchmark, adapter: adapters.Adapter, offered: Sequence[str]) -> None:
+    """Raises UserError where a policy drives another robot or wants what is not offered.
+
+    Args:
+        offered: keys of the environment's observation.
+    """
+    here = f"--benchmark={benchmark.name}"
+    if adapter.embodiment not in benchmark.embodiments:
+        raise errors.UserError(
+            f"the policy drives {adapter.embodiment!r}",
+            here,
+            f"give one for {' or '.join(map(repr, benchmark.embodiments))}",
+        )
+    if adapter.action_dim != benchmark.action_dim:
+        raise errors.UserError(
+            f"{adapter.action_dim} action dimensions", here, f"it takes {benchmark.action_dim}"
+        )
+    for key, view in adapter.observations.items():
+        if view.source not in offered:
+            raise errors.UserError(
+                f"the policy wants {view.source!r} (as {key!r})", here, f"it offers {[*offered]}"
+            )
 
 
 def describe_protocol(benchmark: Benchmark) -> dict[str, str]:

@@ -6,21 +6,36 @@ instruction and with none.
 """
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from defi_rollout import errors, spec
-from defi_rollout.benchmarks import base, headless_gl, metaworld_env, metaworld_tasks
+from defi_rollout import errors
+from defi_rollout.benchmarks import (
+    adapters,
+    base,
+    metaworld_env,
+    metaworld_tasks,
+    simulators,
+    videos,
+)
 
 VERSION = "1"
 SEEDS_PER_RUN = 10_000  # starts of run seed n: FIRST_EVALUATION_SEED + n * this + index
+EPISODES = 20  # per task, unless the plan says
 FILMED_EPISODES = 3  # of each task and condition
 
 # Renderers on the CPU; pixels, and so success rates, may differ from those of a GPU.
 _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
+
+
+SIMULATOR = simulators.Simulator(
+    name="metaworld",
+    module="defi_rollout.benchmarks.metaworld_env",
+    pythons=("3.11", "3.12", "3.10"),
+    packages=("metaworld==3.0.0", "mujoco>=3.3,<3.17"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +43,10 @@ class MetaWorld:
     """See the module; implements `base.Benchmark`."""
 
     name: str = "metaworld"
+    simulator: simulators.Simulator = SIMULATOR
+    embodiments: tuple[str, ...] = (metaworld_env.EMBODIMENT,)
+    action_dim: int = metaworld_env.ACTION_DIM
+    success_mode: str = base.FIRST_SUCCESS
     film_every: int = 4
     film_fps: float = 20.0
 
@@ -48,14 +67,13 @@ class MetaWorld:
 
     def episodes(self, plan: base.Plan) -> list[base.Episode]:
         """Standard episodes by task; then, if asked for, those of the language test."""
-        if not 1 <= plan.episodes <= SEEDS_PER_RUN:
-            raise errors.UserError(
-                f"{plan.episodes} episodes", "--episodes", f"give 1 to {SEEDS_PER_RUN}"
-            )
+        count = EPISODES if plan.episodes is None else plan.episodes
+        if not 1 <= count <= SEEDS_PER_RUN:
+            raise errors.UserError(f"{count} episodes", "--episodes", f"give 1 to {SEEDS_PER_RUN}")
         tasks = plan.tasks or metaworld_tasks.DEMO_TASKS
         if len(set(tasks)) < len(tasks):
             raise errors.UserError("a task is named twice", "--tasks", "name each once")
-        standard = [_episode(task, i, plan.seed) for task in tasks for i in range(plan.episodes)]
+        standard = [_episode(task, i, plan.seed) for task in tasks for i in range(count)]
         if not plan.language:
             return standard
         half_way = [episode for episode in standard if episode.start == "half_way"]
@@ -69,60 +87,41 @@ class MetaWorld:
             for episode in half_way
         ]
 
-    def check(self, bundle_spec: spec.BundleSpec) -> None:
-        """Refuses other robots and unknown cameras; names a missing simulator or GL library."""
-        here = f"--benchmark={self.name}"
-        if bundle_spec.embodiment["name"] != metaworld_env.EMBODIMENT:
-            raise errors.UserError(
-                f"the bundle drives {bundle_spec.embodiment['name']!r}",
-                here,
-                f"give a bundle trained for {metaworld_env.EMBODIMENT!r}",
-            )
-        for camera in bundle_spec.cameras:
-            known = metaworld_env.CAMERA_KEYS.get(camera.name) == camera.key
-            if not known or {camera.height, camera.width} != {bundle_spec.cameras[0].height}:
+    def check(self, adapter: adapters.Adapter) -> None:
+        """Refuses other robots and unknown cameras."""
+        base.check_fits(self, adapter, [*metaworld_env.CAMERA_KEYS.values()])
+        for key, view in adapter.observations.items():
+            if view.size is None or view.size != (_size(adapter), _size(adapter)):
                 raise errors.UserError(
-                    f"camera {camera.name!r} ({camera.key}, {camera.height}x{camera.width})",
-                    here,
-                    f"it offers {dict(metaworld_env.CAMERA_KEYS)}, square and of one size",
+                    f"{key!r} of {view.size}",
+                    f"--benchmark={self.name}",
+                    "it draws square images, of one size for all cameras",
                 )
-        if bundle_spec.action_spec.dim != metaworld_env.ACTION_DIM:
-            raise errors.UserError(
-                f"{bundle_spec.action_spec.dim} action dimensions",
-                here,
-                f"it takes {metaworld_env.ACTION_DIM}",
-            )
-        self.simulator()
-        headless_gl.choose()
 
-    def check_renderer(self) -> str:
-        """Draws one picture in a child process, which a broken library may end."""
-        return headless_gl.choose()
+    def make_environment(self, task: str, adapter: adapters.Adapter) -> base.Environment:
+        """Loads `task` with the policy's cameras."""
+        names = {key: name for name, key in metaworld_env.CAMERA_KEYS.items()}
+        cameras = [names[view.source] for view in adapter.observations.values()] or ["static"]
+        env = metaworld_env.MetaWorldEnv(task, image_size=_size(adapter), cameras=cameras)
+        return _Environment(env)
 
-    def make_environment(self, task: str, bundle_spec: spec.BundleSpec) -> base.Environment:
-        """Loads `task` with the bundle's cameras."""
-        cameras = [camera.name for camera in bundle_spec.cameras]
-        size = bundle_spec.cameras[0].height  # of all, see `check`
-        return _Environment(metaworld_env.MetaWorldEnv(task, image_size=size, cameras=cameras))
 
-    def simulator(self) -> dict[str, str]:
-        """Versions of Meta-World and MuJoCo; wheels carry no commit."""
-        with metaworld_env.needs_simulator():
-            versions = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
-        return {
-            "name": "metaworld",
-            "version": f"{versions['metaworld']} (mujoco {versions['mujoco']})",
-            "commit": f"PyPI metaworld=={versions['metaworld']}",
-        }
+def _size(adapter: adapters.Adapter) -> int:
+    """Height and width that the policy wants; where it looks at nothing, those of films."""
+    sizes = [view.size for view in adapter.observations.values() if view.size is not None]
+    return sizes[0][0] if sizes else videos.MIN_SIDE
 
 
 class _Environment:
     """`base.Environment` over `MetaWorldEnv`."""
 
+    is_over = False  # the table of episodes says when
+
     def __init__(self, env: metaworld_env.MetaWorldEnv):
-        self._env = env
+        self._env, self.instruction = env, ""
 
     def reset(self, episode: base.Episode) -> str:
+        self.instruction = episode.instruction
         self._env.reset(episode.seed, episode.start)
         return self._env.start_digest()
 
@@ -132,6 +131,12 @@ class _Environment:
     def step(self, action: np.ndarray) -> Mapping[str, bool]:
         self._env.step(action)
         return self._env.successes
+
+    def expert_action(self) -> np.ndarray:
+        return self._env.expert_action()
+
+    def state_digest(self) -> str:
+        return self._env.state_digest()
 
     def renderer(self) -> dict[str, Any]:
         name = self._env.renderer_name()

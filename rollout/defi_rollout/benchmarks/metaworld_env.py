@@ -16,6 +16,7 @@ step; x to the robot's right, y away from it, z up) and gripper effort (+1 close
 import contextlib
 import hashlib
 import importlib
+import importlib.metadata
 import sys
 import warnings
 import zlib
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import headless_gl, metaworld_tasks
+from defi_rollout.benchmarks import headless_gl, metaworld_tasks, wheels
 
 CONTROL_HZ = 80.0  # frame_skip 5 x time step 2.5 ms of assets/scene/basic_scene.xml
 ACTION_DIM = 4
@@ -55,6 +56,28 @@ _STATIC_FOVY = 45.0
 
 # metaworld 3.0.0 writes 11 numbers per weld; MuJoCo 3.17 and later keep 12.
 _FIRST_UNSUPPORTED_MUJOCO = (3, 17)
+
+
+def versions() -> dict[str, str]:
+    """{"name", "version", "commit"} of Meta-World and MuJoCo; wheels carry no commit."""
+    _import_mujoco()
+    with needs_simulator():
+        found = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
+    return {
+        "name": "metaworld",
+        "version": f"{found['metaworld']} (mujoco {found['mujoco']})",
+        "commit": f"PyPI metaworld=={found['metaworld']}",
+    }
+
+
+def draw_one() -> str:
+    """Draws one picture; returns the OpenGL that did, or raises UserError."""
+    return choose_gl()
+
+
+def check_files() -> str:
+    """Compares the scenes and meshes of Meta-World with their digests."""
+    return wheels.check_files("metaworld")
 
 
 def needs_simulator() -> contextlib.AbstractContextManager[None]:
@@ -200,6 +223,11 @@ class MetaWorldEnv:
         state = np.concatenate([self._env.data.qpos, self._env.data.xpos.ravel()])
         rounded = np.round(state, 4).astype(np.float32) + np.float32(0.0)  # merges -0.0 into 0.0
         return hashlib.sha256(rounded.tobytes()).hexdigest()[:16]
+
+    def state_digest(self) -> str:
+        """16 hex digits of positions and velocities, to the last bit."""
+        state = np.concatenate([self._env.data.qpos, self._env.data.qvel])
+        return hashlib.sha256(state.tobytes()).hexdigest()[:16]
 
     def _draw_scene(self, rng: np.random.Generator) -> None:
         """Lets upstream draw an object and goal placement that its own rejection rules accept."""

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from defi_rollout.benchmarks import scores
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 }
@@ -16,43 +18,84 @@ video, img { width: 100%; border-radius: 4px }
 .yes { color: #17752b }
 .no { color: #a3261b }
 """
-# Of the table of episodes: keys of a row, and what became of it.
-_COLUMNS = ("id", "instruction", "start", "outcome", "steps", "status")
+_COLUMNS = ("episode", "instruction", "start", "outcome", "steps", "status")
 
 
 def write_page(output: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes `output`/index.html; videos are linked, not embedded."""
-    summary = results["summary"]
-    low, high = summary["ci95"]
-    protocol, renderer = results["protocol"], results["renderer"] or {}
+    summary, name = results["summary"], results["protocol"]["name"]
     rows = results["episodes"] + results["language_episodes"]
-    facts = [
-        ("protocol", f"{protocol['name']} v{protocol['version']} ({protocol['sha256'][:12]})"),
-        ("bundle", results["bundle_sha256"][:12]),
-        ("simulator", results["simulator"]["version"]),
-        ("renderer", " ".join(str(renderer.get(k, "unknown")) for k in ("vendor", "name"))),
-        ("median inference", f"{summary['policy_latency_ms_p50'] or 0:.1f} ms"),
-    ]
+    films = sorted((row for row in rows if row["video"]), key=lambda row: row["success"])
     body = [
-        f"<h1>{html.escape(protocol['name'])}: {summary['success_rate']:.0%} success</h1>",
-        f"<p>{summary['episodes']} episodes; 95 % interval {low:.0%} to {high:.0%}</p>",
-        _table(("", ""), facts),
+        f"<h1>{html.escape(name)}: {summary['success_rate']:.0%} success</h1>",
+        f"<p>{summary['episodes']} episodes; 95 % interval {_interval(summary['ci95'])}</p>",
+        _table(("", ""), _facts(results)),
+        *_chains(summary["chains"]),
         "<h2>By task</h2>",
         _table(
-            ("task", "success"),
-            [(task, f"{rate:.0%}") for task, rate in summary["success_by_task"].items()],
+            ("task", "tried", "success", "95 % interval"),
+            [
+                (task, found["episodes"], f"{found['success_rate']:.0%}", _interval(found["ci95"]))
+                for task, found in summary["by_task"].items()
+            ],
         ),
         *_language(summary["language"]),
-        "<h2>Episodes</h2>",
-        f'<div class="films">{"".join(_film(row) for row in rows if row["video"])}</div>',
+        "<h2>Episodes, failures first</h2>",
+        f'<div class="films">{"".join(map(_film, films))}</div>',
         _table(
-            ("episode", *_COLUMNS[1:]),
-            [[{**row, "outcome": _outcome(row)}[key] for key in _COLUMNS] for row in rows],
+            _COLUMNS,
+            [
+                (
+                    row["id"],
+                    row["instruction"],
+                    row["start"],
+                    _outcome(row),
+                    row["steps"],
+                    row["status"],
+                )
+                for row in rows
+            ],
         ),
     ]
-    head = f'<meta charset="utf-8"><title>{html.escape(protocol["name"])}</title>'
+    head = f'<meta charset="utf-8"><title>{html.escape(name)}</title>'
     text = f"<!doctype html><html><head>{head}<style>{_STYLE}</style></head><body>"
     (output / "index.html").write_text(text + "\n".join(body) + "</body></html>\n")
+
+
+def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
+    protocol, renderer = results["protocol"], results["renderer"] or {}
+    bundle, kind = results["bundle_sha256"], results["policy"]["kind"]
+    latency = results["summary"]["policy_latency_ms_p50"]
+    comparable = "" if renderer.get("comparable", True) else " (pixels not those of a GPU)"
+    drawn = " ".join(str(renderer.get(key, "unknown")) for key in ("vendor", "name"))
+    return [
+        ("protocol", f"{protocol['name']} v{protocol['version']} ({protocol['sha256'][:12]})"),
+        ("policy", f"{kind} {bundle[:12] if isinstance(bundle, str) else ''}"),
+        ("simulator", f"{results['simulator']['version']}, {results['simulator']['commit']}"),
+        ("renderer", drawn + comparable),
+        ("success counts", results["success_mode"].replace("_", " ")),
+        ("median inference", "none" if latency is None else f"{latency:.1f} ms"),
+    ]
+
+
+def _chains(chains: dict[str, Any] | None) -> list[str]:
+    if chains is None:
+        return []
+    low, high = chains["average_length_ci95"]
+    rates = zip(chains["success_rates"], chains["ci95"], strict=True)
+    return [
+        "<h2>By position in the chain</h2>",
+        f"<p>{chains['chains']} chains, {chains['average_length']:.2f} tasks done on average "
+        f"(95 % interval {low:.2f} to {high:.2f})</p>",
+        _table(
+            ("tasks in a row", "chains", "95 % interval"),
+            [(i, f"{rate:.1%}", _interval(ci)) for i, (rate, ci) in enumerate(rates, start=1)],
+        ),
+    ]
+
+
+def _interval(ci95: Sequence[float]) -> str:
+    return f"{ci95[0]:.0%} to {ci95[1]:.0%}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -81,7 +124,15 @@ def _language(language: dict[str, Any] | None) -> list[str]:
 
 
 def _outcome(row: dict[str, Any]) -> str:
-    return "success" if row["success"] else "no success"
+    """Success, or where it failed."""
+    if row["success"]:
+        return "success"
+    if row["status"] in ("failed", "crashed"):
+        return f"{row['status']} after {row['steps']} steps"
+    done = scores.completed(row)
+    if row["stages"]:
+        return f"failed at task {done + 1} of {len(row['stages'])}: {row['stages'][done]}"
+    return f"no success in {row['steps']} steps"
 
 
 def _film(row: dict[str, Any]) -> str:
@@ -92,5 +143,6 @@ def _film(row: dict[str, Any]) -> str:
         film = f'<video src="{source}" controls muted loop preload="metadata"></video>'
     style = "yes" if row["success"] else "no"
     said = html.escape(row["instruction"] or "(no instruction)")
-    caption = f'{said}<br><span class="{style}">{_outcome(row)}</span>, {row["start"]} start'
+    outcome = html.escape(_outcome(row))
+    caption = f'{said}<br><span class="{style}">{outcome}</span>, {row["start"]} start'
     return f"<figure>{film}<figcaption>{caption}</figcaption></figure>"

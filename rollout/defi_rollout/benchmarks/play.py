@@ -1,26 +1,28 @@
 """Plays one episode: policy and environment in, one row of results out.
 
-Legend: A action dimension, H W image size.
+Legend: S action-chunk length, A action dimension, H W image size.
 """
 
 import hashlib
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from defi_rollout import executors, policy
-from defi_rollout.benchmarks import base, videos
+from defi_rollout import client, executors
+from defi_rollout.benchmarks import adapters, base, videos
+
+SEED = client.RESERVED_PREFIX + "seed"
 
 
 class _Camera:
     """Draws each step at most once, whoever asks: the policy, the film or both.
 
     Attributes:
-        drawn: first view of every step that was drawn.
+        drawn: main view of every step that was drawn.
     """
 
     def __init__(self, environment: base.Environment):
@@ -31,67 +33,93 @@ class _Camera:
     def at(self, step: int) -> dict[str, np.ndarray]:
         if step != self._step:
             self._views, self._step = self._environment.observe(), step
-            self.drawn.append(_first_view(self._views))
+            self.drawn.append(_main_view(self._views))
         return self._views
 
 
 class _TimedActor:
-    """Passes calls on and keeps the time of each inference, in milliseconds."""
+    """Translates for the policy and keeps the time of each inference, in milliseconds."""
 
-    def __init__(self, actor: executors.Actor):
-        self._actor = actor
+    def __init__(self, actor: executors.Actor, adapter: adapters.Adapter):
+        self._actor, self._adapter = actor, adapter
         self.times_ms: list[float] = []
 
     def infer(self, obs: Any) -> dict[str, Any]:
         started = time.perf_counter()
-        result = self._actor.infer(obs)
+        actions = self._actor.infer(obs)["actions"]
         self.times_ms.append(1000 * (time.perf_counter() - started))
-        return result
+        return {"actions": self._adapter.act(actions)}
 
     def reset(self) -> None:
         self._actor.reset()
+
+
+class Expert:
+    """The scripted expert of an environment as a policy that needs no observation; S = 1."""
+
+    def __init__(self, environment: base.Environment):
+        self._environment = environment
+
+    def infer(self, obs: Any) -> dict[str, Any]:
+        """{"actions": float32 [1, A]}, whatever `obs` is; UserError where there is no expert."""
+        return {"actions": self._environment.expert_action()[None]}
+
+    def reset(self) -> None:
+        """Nothing: the environment knows when a task begins."""
 
 
 def play(
     episode: base.Episode,
     *,
     actor: executors.Actor,
+    adapter: adapters.Adapter,
     environment: base.Environment,
     benchmark: base.Benchmark,
-    execute_horizon: int,
-    training_starts: Collection[str],
     output: pathlib.Path,
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Plays `episode` to its end and returns its row, without "status".
 
     The noise of each inference depends on the episode's id and the step alone, so that the row
     does not depend on which worker plays it, or after what.
+
+    Args:
+        alive: called at each step.
     """
     started = time.perf_counter()
     digest = environment.reset(episode)
-    timed, camera, film = _TimedActor(actor), _Camera(environment), []
-    executor = executors.ChunkExecutor(timed, execute_horizon)
+    timed, camera, film = _TimedActor(actor, adapter), _Camera(environment), []
+    executor = executors.ChunkExecutor(timed, adapter.execute_horizon)
     executor.reset()
+    instruction = environment.instruction
     first_success: dict[str, int | None] = {}
+    holds: dict[str, bool] = {}
     step = 0
-    while step < episode.max_steps and not _is_over(episode, first_success):
+    while step < episode.max_steps and not _is_over(environment, episode, first_success):
+        alive()
+        if environment.instruction != instruction:
+            instruction = environment.instruction
+            executor.reset()
         if episode.film and step % benchmark.film_every == 0:
-            film.append(_first_view(camera.at(step)))
-        action = executor.next_action(_observer(camera, episode, step))
+            film.append(_main_view(camera.at(step)))
+        action = executor.next_action(_observer(camera, adapter, episode, instruction, step))
         step += 1
-        for task, succeeded in environment.step(action).items():
+        holds = dict(environment.step(action))
+        for task, succeeded in holds.items():
             if first_success.setdefault(task, None) is None and succeeded:
                 first_success[task] = step
     succeeded = first_success.get(episode.scored_task) is not None
+    if benchmark.success_mode == base.LAST_STEP:
+        succeeded = holds.get(episode.scored_task, False)
     fps = benchmark.film_fps
     if episode.film:
-        film.append(_first_view(camera.at(step)))
+        film.append(_main_view(camera.at(step)))
     elif not succeeded:
         # What the policy saw has been drawn anyway: every failure can be looked at.
-        film, fps = camera.drawn, fps * benchmark.film_every / execute_horizon
+        film, fps = camera.drawn, fps * benchmark.film_every / adapter.execute_horizon
     return episode.row() | {
         "start_digest": digest,
-        "start_unseen": digest not in training_starts,
+        "end_digest": environment.state_digest(),
         "success": succeeded,
         "first_success": first_success,
         "steps": step,
@@ -101,18 +129,32 @@ def play(
     }
 
 
-def _is_over(episode: base.Episode, first_success: dict[str, int | None]) -> bool:
-    return any(first_success.get(task) is not None for task in episode.ends_on)
+def _is_over(
+    environment: base.Environment,
+    episode: base.Episode,
+    first_success: dict[str, int | None],
+) -> bool:
+    return environment.is_over or any(
+        first_success.get(task) is not None for task in episode.ends_on
+    )
 
 
-def _observer(camera: _Camera, episode: base.Episode, step: int) -> Callable[[], dict[str, Any]]:
+def _observer(
+    camera: _Camera,
+    adapter: adapters.Adapter,
+    episode: base.Episode,
+    instruction: str,
+    step: int,
+) -> Callable[[], dict[str, Any]]:
     def observe() -> dict[str, Any]:
+        if not adapter.observations:
+            return {}  # an expert looks at nothing: nothing is drawn for it
         text = f"{episode.id}/{episode.seed}/{step}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-        return {**camera.at(step), policy.PROMPT: episode.instruction, policy.SEED: seed}
+        return {**adapter.observe(camera.at(step), instruction), SEED: seed}
 
     return observe
 
 
-def _first_view(views: dict[str, np.ndarray]) -> np.ndarray:
+def _main_view(views: dict[str, np.ndarray]) -> np.ndarray:
     return next(iter(views.values())).copy()

@@ -1,5 +1,6 @@
 """Benchmarks by the name that users type."""
 
+import importlib
 from collections.abc import Callable
 
 from defi_rollout import errors
@@ -9,13 +10,16 @@ BENCHMARKS: dict[str, Callable[[], base.Benchmark]] = {"metaworld": metaworld.Me
 
 
 def get_benchmark(name: str) -> base.Benchmark:
-    """Returns the benchmark called `name`.
+    """Returns the benchmark called `name`, or a user's own one, MODULE:CLASS.
 
     Raises:
         UserError: there is none of that name.
     """
-    if name not in BENCHMARKS:
-        raise errors.UserError(
-            "unknown benchmark", name, f"give --benchmark={'|'.join(BENCHMARKS)}"
-        )
-    return BENCHMARKS[name]()
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]()
+    module, _, attribute = name.partition(":")
+    fix = f"give --benchmark={'|'.join(BENCHMARKS)}, or your own MODULE:CLASS"
+    if not attribute:
+        raise errors.UserError("unknown benchmark", name, fix)
+    with errors.UserError.instead_of((ImportError, AttributeError), "unknown benchmark", name, fix):
+        return getattr(importlib.import_module(module), attribute)()

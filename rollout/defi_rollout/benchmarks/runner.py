@@ -1,4 +1,4 @@
-"""Evaluates a bundle on a benchmark: rows at once, summary at the end, resumable in between.
+"""Evaluates a policy on a benchmark: rows at once, summary at the end, resumable in between.
 
 Files of the output directory:
 
@@ -9,6 +9,7 @@ Files of the output directory:
     index.html        the same for human eyes
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,60 +17,113 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from defi_rollout import bundle, errors, files
-from defi_rollout.benchmarks import base, page, scores, workers
+from defi_rollout import bundle, client, errors, files
+from defi_rollout.benchmarks import (
+    adapters,
+    base,
+    page,
+    player,
+    registry,
+    scores,
+    simulators,
+    workers,
+)
 
 ROWS = "episodes.jsonl"
+EXPERT = "expert"  # as a policy: the benchmark's scripted one
 _RUN = "run.json"
 _FINISHED = ("ok", "retried")  # on resume the others are played again
+_CONNECT_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to evaluate; nothing of it but `execute_horizon` changes a number.
+
+    Attributes:
+        num_workers: processes that play.
+        resume: continue what the output directory holds.
+        execute_horizon: actions executed per inference; 0 for the policy's own.
+        adapter: name or file of an adapter, for servers that do not describe their policy.
+        token: that the policy's server wants.
+        step_seconds: longest time of one step, inference included, until a worker is given up.
+    """
+
+    num_workers: int = 2
+    resume: bool = False
+    execute_horizon: int = 0
+    adapter: str = ""
+    token: str | None = None
+    step_seconds: float = 600.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Policy:
+    """What is evaluated.
+
+    Attributes:
+        identity: "bundle_sha256" and "policy", for the results.
+        url: of its server; "" for an expert.
+        adapter: how to speak with it; None for an expert, which speaks the benchmark's language.
+        training_starts: start states that it was trained on; None where nobody says.
+    """
+
+    identity: dict[str, Any]
+    url: str
+    adapter: adapters.Adapter | None
+    training_starts: frozenset[str] | None
 
 
 def evaluate(
-    bundle_path: pathlib.Path,
-    benchmark: base.Benchmark,
-    plan: base.Plan,
-    output: pathlib.Path,
-    *,
-    num_workers: int,
-    resume: bool,
-    execute_horizon: int,
+    policy: str, benchmark_name: str, plan: base.Plan, output: pathlib.Path, options: Options
 ) -> dict[str, Any]:
     """Plays the episodes that have no row yet; returns the content of results.json.
 
     Args:
-        output: directory to write; new or empty unless `resume`.
-        resume: continue what `output` holds.
-        execute_horizon: actions executed per inference; 0 for the bundle's own.
+        policy: bundle (directory or URL), a server's ws:// URL, or "expert".
+        benchmark_name: as in `registry`.
+        plan: which episodes.
+        output: directory to write; new or empty unless `options.resume`.
+        options: how.
 
     Raises:
         UserError: bad flags, an output directory of another run, a missing simulator.
         BundleError: the bundle is damaged.
+        ConnectionLost: the policy's server went away; what was played is kept.
         CheckFailed: an evaluation start was seen in training (results.json is written).
     """
-    source = bundle.read_bundle(bundle_path)
+    benchmark = registry.get_benchmark(benchmark_name)
     episodes = benchmark.episodes(plan)
-    execute_horizon = execute_horizon or source.spec.execute_horizon
-    if execute_horizon > source.spec.action_horizon:
-        raise errors.UserError(
-            f"{execute_horizon} actions of {source.spec.action_horizon}",
-            "--execute_horizon",
-            "give at most the bundle's action_horizon",
-        )
-    benchmark.check(source.spec)
-    identity = _identity(source, benchmark, plan.seed, execute_horizon, episodes)
-    rows = _open_output(output, identity, resume)
+    found = _describe(policy, options)
+    adapter = _with_horizon(found.adapter or _expert_adapter(benchmark), options)
+    benchmark.check(adapter)
+    identity = {
+        "protocol": base.describe_protocol(benchmark),
+        **found.identity,
+        "simulator": simulators.ask(benchmark.simulator, "draw_one", "versions")["versions"],
+        "seed": plan.seed,
+        "execute_horizon": adapter.execute_horizon,
+        "episodes_sha256": _digest([dataclasses.asdict(episode) for episode in episodes]),
+    }
+    rows = _open_output(output, identity, options.resume)
     todo = [episode for episode in episodes if episode.id not in rows]
     logging.info("%d episodes, %d to play", len(episodes), len(todo))
-    job = workers.Job(
-        bundle_path=bundle_path,
-        benchmark=benchmark,
-        execute_horizon=execute_horizon,
-        output=output,
-    )
-    _play(job, todo, rows, num_workers)
-    results = _collect(identity, [rows[episode.id] for episode in episodes])
+    if todo:
+        with _serve(policy, found, options) as url:
+            job = player.Job(
+                benchmark=benchmark_name,
+                policy=url,
+                token=options.token if found.url else None,
+                adapter=adapter,
+                output=str(output),
+                step_seconds=options.step_seconds,
+            )
+            starts = found.training_starts
+            _play(job, benchmark.simulator, todo, rows, options.num_workers, starts)
+    results = _collect(benchmark, identity, [rows[episode.id] for episode in episodes])
     files.write(output / base.RESULTS, json.dumps(results, indent=1, allow_nan=False))
     page.write_page(output, results)
     if results["summary"]["seen_starts"]:
@@ -81,23 +135,78 @@ def evaluate(
     return results
 
 
-def _identity(
-    source: bundle.Bundle,
-    benchmark: base.Benchmark,
-    seed: int,
-    execute_horizon: int,
-    episodes: list[base.Episode],
-) -> dict[str, Any]:
-    """What makes rows comparable: only runs that agree in it are continued."""
-    table = json.dumps([dataclasses.asdict(episode) for episode in episodes], sort_keys=True)
-    return {
-        "protocol": base.describe_protocol(benchmark),
-        "bundle_sha256": source.digest,
-        "simulator": benchmark.simulator(),
-        "seed": seed,
-        "execute_horizon": execute_horizon,
-        "episodes_sha256": hashlib.sha256(table.encode()).hexdigest(),
-    }
+def _describe(policy: str, options: Options) -> _Policy:
+    """Reads what the policy is, without loading it."""
+    if policy == EXPERT:
+        identity = {"bundle_sha256": None, "policy": {"kind": EXPERT}}
+        return _Policy(identity=identity, url="", adapter=None, training_starts=None)
+    given = adapters.read(options.adapter) if options.adapter else None
+    if not policy.startswith(("ws://", "wss://")):
+        if given:
+            raise errors.UserError("a bundle describes itself", "--adapter", "leave it out")
+        source = bundle.read_bundle(policy)
+        return _Policy(
+            identity={"bundle_sha256": source.digest, "policy": {"kind": "bundle"}},
+            url="",
+            adapter=adapters.from_metadata(source.spec.metadata(source.digest), policy),
+            training_starts=frozenset(source.spec.training_starts),
+        )
+    with client.Client(policy, token=options.token, connect_timeout=_CONNECT_SECONDS) as remote:
+        metadata = remote.metadata
+    adapter = given or adapters.from_metadata(metadata, policy)
+    described = {"kind": "server", "url": policy, "adapter": dataclasses.asdict(adapter)}
+    # What a server of others says of itself may hold anything; only its digest is kept.
+    described["metadata_sha256"] = hashlib.sha256(repr(metadata).encode()).hexdigest()
+    identity = {"bundle_sha256": metadata.get("bundle"), "policy": described}
+    return _Policy(identity=identity, url=policy, adapter=adapter, training_starts=None)
+
+
+@contextlib.contextmanager
+def _serve(policy: str, found: _Policy, options: Options) -> Iterator[str]:
+    """The URL that workers ask: of a server that is there, or of one for a bundle.
+
+    Ours answers one observation a call. In larger batches sums may round in another way, and rows
+    would depend on which workers ask at the same time.
+    """
+    if found.url or policy == EXPERT:
+        yield found.url
+        return
+    from defi_rollout import batching, server  # with jax, which a remote policy does not need
+
+    loaded = server.load(policy, max_batch=1)
+    chosen = server.Options(port=0, max_connections=2 * options.num_workers + 1)
+    batcher = batching.Batcher(loaded, max_rows=1)
+    with server.in_thread(batcher, loaded.metadata, chosen) as url:
+        yield url
+
+
+def _expert_adapter(benchmark: base.Benchmark) -> adapters.Adapter:
+    """An adapter of a policy that looks at nothing and speaks the benchmark's own language."""
+    width = benchmark.action_dim
+    return adapters.Adapter(
+        embodiment=benchmark.embodiments[0],
+        observations={},
+        prompt="prompt",
+        action_dim=width,
+        action_horizon=1,
+        execute_horizon=1,
+        factors=(1.0,) * width,
+    )
+
+
+def _with_horizon(adapter: adapters.Adapter, options: Options) -> adapters.Adapter:
+    wanted = options.execute_horizon or adapter.execute_horizon
+    if adapter.action_horizon is not None and wanted > adapter.action_horizon:
+        raise errors.UserError(
+            f"{wanted} actions of {adapter.action_horizon}",
+            "--execute_horizon",
+            "give at most the policy's action_horizon",
+        )
+    return dataclasses.replace(adapter, execute_horizon=wanted)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _open_output(
@@ -138,17 +247,20 @@ def _read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _play(
-    job: workers.Job,
+    job: player.Job,
+    simulator: simulators.Simulator,
     todo: list[base.Episode],
     rows: dict[str, dict[str, Any]],
     num_workers: int,
+    training_starts: frozenset[str] | None,
 ) -> None:
     """Plays `todo`; each row goes to the file before the next one is awaited."""
-    if not todo:
-        return
     started = time.monotonic()
-    with (job.output / ROWS).open("a") as file:
-        for count, row in enumerate(workers.play_all(job, todo, num_workers), start=1):
+    played = workers.play_all(job, simulator, todo, num_workers)
+    with pathlib.Path(job.output, ROWS).open("a") as file, contextlib.closing(played):
+        for count, row in enumerate(played, start=1):
+            if training_starts is not None and row["start_digest"]:
+                row["start_unseen"] = row["start_digest"] not in training_starts
             rows[row["id"]] = row
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
@@ -161,15 +273,24 @@ def _play(
             )
 
 
-def _collect(identity: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _collect(
+    benchmark: base.Benchmark, identity: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Content of results.json."""
-    renderers = [row["renderer"] for row in rows if "renderer" in row]
-    shown = [{k: v for k, v in row.items() if k != "renderer"} for row in rows]
     return {
         **{key: value for key, value in identity.items() if key != "episodes_sha256"},
-        "renderer": renderers[0] if renderers else None,
-        "success_mode": "first_success",
+        "renderer": _common_renderer([row["renderer"] for row in rows if "renderer" in row]),
+        "success_mode": benchmark.success_mode,
         "summary": scores.summarise(rows),
-        "episodes": [row for row in shown if row["condition"] == base.STANDARD],
-        "language_episodes": [row for row in shown if row["condition"] != base.STANDARD],
+        "episodes": [row for row in rows if row["condition"] == base.STANDARD],
+        "language_episodes": [row for row in rows if row["condition"] != base.STANDARD],
     }
+
+
+def _common_renderer(renderers: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The renderer of all rows; where they differ, all their names, comparable if each is."""
+    if not renderers:
+        return None
+    names = {key: sorted({str(one[key]) for one in renderers}) for key in ("vendor", "name")}
+    joined = {key: " and ".join(found) for key, found in names.items()}
+    return {**joined, "comparable": all(one["comparable"] for one in renderers)}

@@ -38,15 +38,56 @@ def rate(rows: Sequence[Row]) -> dict[str, Any]:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Success rates over the standard rows, and the language table over those it needs."""
     standard = [row for row in rows if row["condition"] == base.STANDARD]
+    by_task = {
+        task: rate([row for row in attempts if row["task"] == task])
+        for attempts in [_attempts(standard)]
+        for task in dict.fromkeys(row["task"] for row in attempts)
+    }
     latencies = [row["infer_ms_p50"] for row in rows if row["infer_ms_p50"] is not None]
     return {
         **rate(standard),
-        "success_by_task": _rate_by(standard, lambda row: row["task"]),
+        "success_by_task": {task: found["success_rate"] for task, found in by_task.items()},
+        "by_task": by_task,
+        "chains": _chains(standard),
         "success_by_start": _rate_by(standard, lambda row: row["start"]),
         "statuses": dict(collections.Counter(row["status"] for row in rows)),
         "seen_starts": sum(row["start_unseen"] is False for row in rows),
         "policy_latency_ms_p50": statistics.median(latencies) if latencies else None,
         "language": _language(rows),
+    }
+
+
+def _attempts(rows: Sequence[Row]) -> list[Row]:
+    """A row for each task that was tried: of a chain those up to the first failure."""
+    return [
+        {"task": task, "success": index < completed(row) if row["stages"] else row["success"]}
+        for row in rows
+        for index, task in enumerate(row["stages"][: completed(row) + 1] or [row["task"]])
+    ]
+
+
+def completed(row: Row) -> int:
+    """How many tasks of a chain succeeded, one after the other."""
+    done = [row["first_success"].get(task) is not None for task in row["stages"]]
+    return done.index(False) if False in done else len(done)
+
+
+def _chains(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """CALVIN's numbers: by position the share of chains that got so far, and their mean length."""
+    lengths = [completed(row) for row in rows if row["stages"]]
+    if not lengths:
+        return None
+    positions = range(1, max(len(row["stages"]) for row in rows) + 1)
+    reached = [sum(length >= position for length in lengths) for position in positions]
+    mean = statistics.fmean(lengths)
+    spread = statistics.stdev(lengths) if len(lengths) > 1 else float(len(positions))
+    half = _Z95 * spread / math.sqrt(len(lengths))
+    return {
+        "chains": len(lengths),
+        "success_rates": [count / len(lengths) for count in reached],
+        "ci95": [list(wilson_interval(count, len(lengths))) for count in reached],
+        "average_length": mean,
+        "average_length_ci95": [max(0.0, mean - half), min(float(len(positions)), mean + half)],
     }
 
 

@@ -1,9 +1,6 @@
 """A policy server in a thread, for tests of both of its ends."""
 
-import asyncio
-import concurrent.futures
 import contextlib
-import threading
 import time
 
 import numpy as np
@@ -37,21 +34,6 @@ class Slow:
 def serving(model, **options):
     """Serves in a thread; yields the port."""
     batcher = batching.Batcher(model, max_rows=8)
-    ports = concurrent.futures.Future()
-    made = []
-
-    async def main():
-        chosen = server.Options(port=0, **options)
-        made.append(server.Server(batcher, {"bundle": "b", "action_horizon": 5}, chosen))
-        made.append(asyncio.get_running_loop())
-        await made[0].run(ports.set_result)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    try:
-        yield ports.result(10)
-    finally:
-        made[1].call_soon_threadsafe(made[0].stop)
-        thread.join(20)
-        batcher.close()
-    assert not thread.is_alive()
+    metadata = {"bundle": "b", "action_horizon": 5}
+    with server.in_thread(batcher, metadata, server.Options(port=0, **options)) as url:
+        yield int(url.rpartition(":")[2])

@@ -31,7 +31,9 @@ def test_damaged_bundle_is_one_line_and_exit_65(tiny_bundle, capsys):
         ["evaluate", "BUNDLE", "--benchmark=metaworld", "--output=out", "--episodes=0"],
         ["evaluate", "BUNDLE", "--benchmark=metaworld", "--output=out", "--episodes=many"],
         ["evaluate", "BUNDLE", "--benchmark=metaworld", "--output=out", "--tasks=chess-v3"],
-        ["evaluate", "ws://robot:8000", "--benchmark=metaworld", "--output=out"],
+        ["evaluate", "BUNDLE", "--benchmark=metaworld", "--output=out", "--adapter=nowhere"],
+        ["evaluate", "BUNDLE", "--benchmark=no_module:Benchmark", "--output=out"],
+        ["setup", "chess"],
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(tiny_bundle, tmp_path, monkeypatch, capsys, arguments):

@@ -69,6 +69,7 @@ def row(task, index, condition, first_success, *, start="half_way", film=True, *
         "start_digest": name,
         "start_unseen": True,
         "scored_task": scored,
+        "stages": [],
         "success": first_success.get(scored) is not None,
         "first_success": first_success,
         "steps": 80,

@@ -11,20 +11,39 @@ import time
 
 import numpy as np
 from defi_rollout import errors
-from defi_rollout.benchmarks import base
+from defi_rollout.benchmarks import base, simulators
 
 STEPS_TO_SUCCESS = 5
+NAME = "fake_benchmark:FakeBenchmark"  # as users type it
+MARKER = "DEFI_FAKE_MARKER"  # environment variables of the worker processes
+STARTS_SEEN = "DEFI_FAKE_STARTS_SEEN"
+
+
+def versions():
+    return {"name": "fake", "version": "1", "commit": "none"}
+
+
+def draw_one():
+    print("a simulator's chatter")
+    return "numpy"
+
+
+SIMULATOR = simulators.Simulator(
+    name="fake", module="fake_benchmark", pythons=("3.11",), packages=()
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeBenchmark:
-    """Tasks: "win", "lose", "slow", "raise", "die" and "die_once" (needs `marker`)."""
+    """Tasks: "win", "lose", "slow", "raise", "hang", "lacks", "die" and "die_once"."""
 
     name: str = "fake"
+    simulator: simulators.Simulator = SIMULATOR
+    embodiments: tuple[str, ...] = ("metaworld_sawyer",)
+    action_dim: int = 4
+    success_mode: str = base.FIRST_SUCCESS
     film_every: int = 2
     film_fps: float = 10.0
-    marker: str = ""
-    starts_seen: bool = False
 
     def protocol(self):
         return {"name": self.name, "version": "1"}
@@ -47,30 +66,25 @@ class FakeBenchmark:
             for i in range(plan.episodes)
         ]
 
-    def check(self, bundle_spec):
-        if bundle_spec.embodiment["name"] != "metaworld_sawyer":
-            raise errors.UserError("another robot", "bundle", "give that of the small bundle")
+    def check(self, adapter):
+        base.check_fits(self, adapter, ["observation/image"])
 
-    def check_renderer(self):
-        return "numpy"
-
-    def make_environment(self, task, bundle_spec):
-        return FakeEnvironment(self)
-
-    def simulator(self):
-        return {"name": "fake", "version": "1", "commit": "none"}
+    def make_environment(self, task, adapter):
+        return FakeEnvironment()
 
 
 class FakeEnvironment:
     """The image tells the step; "win" succeeds at step 5."""
 
-    def __init__(self, benchmark: FakeBenchmark):
-        self._benchmark = benchmark
-        self.looks = 0
+    is_over = False
+
+    def __init__(self):
+        self.looks, self.instruction = 0, ""
 
     def reset(self, episode: base.Episode) -> str:
         self._episode, self._step = episode, 0
-        if self._benchmark.starts_seen:
+        self.instruction = episode.instruction
+        if os.environ.get(STARTS_SEEN):
             return "seen"
         return hashlib.sha256(episode.id.encode()).hexdigest()[:16]
 
@@ -89,11 +103,21 @@ class FakeEnvironment:
             raise ValueError("the simulator is confused")
         if task == "die":
             os._exit(1)
-        if task == "die_once" and not pathlib.Path(self._benchmark.marker).exists():
-            pathlib.Path(self._benchmark.marker).touch()
+        if task == "hang":
+            time.sleep(1000)
+        if task == "lacks":
+            raise errors.UserError("a mesh is missing", "cup.obj", "install it again")
+        if task == "die_once" and not pathlib.Path(os.environ[MARKER]).exists():
+            pathlib.Path(os.environ[MARKER]).touch()
             os._exit(1)
         wins = task in ("win", "slow", "die_once")
         return {task: wins and self._step >= STEPS_TO_SUCCESS}
+
+    def expert_action(self):
+        return np.zeros(4, np.float32)
+
+    def state_digest(self):
+        return f"{self._step:016x}"
 
     def renderer(self):
         return {"vendor": "none", "name": "numpy", "comparable": True}

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 from defi_rollout import bundle, errors
-from defi_rollout.benchmarks import base, metaworld, metaworld_env, metaworld_tasks
+from defi_rollout.benchmarks import adapters, base, metaworld, metaworld_env, metaworld_tasks
 
 BENCHMARK = metaworld.MetaWorld()
 
@@ -71,9 +71,12 @@ def test_protocol_digest_is_stable():
     assert (described["name"], described["version"]) == ("metaworld", metaworld.VERSION)
 
 
-def test_bundle_of_another_robot_is_refused(tiny_bundle):
-    spec = bundle.read_bundle(tiny_bundle).spec
-    BENCHMARK.check(spec)
-    other = dataclasses.replace(spec, embodiment=spec.embodiment | {"name": "widowx250"})
+def test_policy_of_another_robot_or_size_is_refused(tiny_bundle):
+    source = bundle.read_bundle(tiny_bundle)
+    adapter = adapters.from_metadata(source.spec.metadata(source.digest), "bundle")
+    BENCHMARK.check(adapter)
     with pytest.raises(errors.UserError, match="'widowx250'"):
-        BENCHMARK.check(other)
+        BENCHMARK.check(dataclasses.replace(adapter, embodiment="widowx250"))
+    wide = {"observation/image": adapters.View(source="observation/image", size=(16, 32))}
+    with pytest.raises(errors.UserError, match="square"):
+        BENCHMARK.check(dataclasses.replace(adapter, observations=wide))

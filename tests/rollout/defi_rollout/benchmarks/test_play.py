@@ -4,8 +4,17 @@ import pathlib
 import av
 import numpy as np
 import pytest
-from defi_rollout import policy
-from defi_rollout.benchmarks import base, play
+from defi_rollout.benchmarks import adapters, base, play
+
+ADAPTER = adapters.Adapter(
+    embodiment="metaworld_sawyer",
+    observations={"observation/image": adapters.View(source="observation/image")},
+    prompt="prompt",
+    action_dim=4,
+    action_horizon=5,
+    execute_horizon=3,
+    factors=(1.0,) * 4,
+)
 
 
 class RecordingActor:
@@ -32,14 +41,13 @@ def _play(fake, tmp_path, actor, **changes):
     benchmark = fake.FakeBenchmark()
     plan = base.Plan(tasks=("lose",), episodes=1, seed=0, language=False)
     episode = dataclasses.replace(benchmark.episodes(plan)[0], **changes)
-    environment = fake.FakeEnvironment(benchmark)
+    environment = fake.FakeEnvironment()
     row = play.play(
         episode,
         actor=actor,
+        adapter=ADAPTER,
         environment=environment,
         benchmark=benchmark,
-        execute_horizon=3,
-        training_starts=(),
         output=tmp_path,
     )
     return row, environment
@@ -71,6 +79,6 @@ def test_noise_depends_on_episode_and_step_alone(fake, tmp_path):
     _play(fake, tmp_path, first, film=False)
     _play(fake, tmp_path, second, film=False)
     _play(fake, tmp_path, other, film=False, id="another")
-    seeds = [[obs[policy.SEED] for obs in actor.observations] for actor in (first, second, other)]
+    seeds = [[obs[play.SEED] for obs in actor.observations] for actor in (first, second, other)]
     assert seeds[0] == seeds[1] and len(set(seeds[0])) == 3
     assert not set(seeds[0]) & set(seeds[2])

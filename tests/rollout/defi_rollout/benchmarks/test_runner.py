@@ -1,34 +1,37 @@
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from defi_rollout import errors
+from defi_rollout import batching, errors, server
 from defi_rollout.benchmarks import base, runner
 
 HERE = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def importable_fake(monkeypatch):
-    """Worker processes import the fake benchmark by its name."""
+def fake(monkeypatch):
+    """The fake benchmark, which worker processes import by its name."""
     monkeypatch.syspath_prepend(str(HERE))
-
-
-def _options(bundle_path, output, tasks, *, episodes=2, resume=False, workers=1, **fake):
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     import fake_benchmark
 
+    return fake_benchmark
+
+
+def _options(policy, output, tasks, *, episodes=2, workers=1, **options):
     return {
-        "bundle_path": bundle_path,
-        "benchmark": fake_benchmark.FakeBenchmark(**fake),
+        "policy": str(policy),
+        "benchmark_name": "fake_benchmark:FakeBenchmark",
         "plan": base.Plan(tasks=tasks, episodes=episodes, seed=0, language=False),
         "output": output,
-        "num_workers": workers,
-        "resume": resume,
-        "execute_horizon": 0,
+        "options": runner.Options(num_workers=workers, **options),
     }
 
 
@@ -61,11 +64,12 @@ def test_results_hold_what_the_design_promises(tiny_bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_lost_episodes_become_rows_and_the_others_are_played(tiny_bundle, tmp_path):
+def test_lost_episodes_become_rows_and_the_others_are_played(
+    fake, tiny_bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(fake.MARKER, str(tmp_path / "died"))
     tasks = ("die", "raise", "die_once", "win")
-    options = _options(
-        tiny_bundle, tmp_path / "out", tasks, episodes=1, marker=str(tmp_path / "died")
-    )
+    options = _options(tiny_bundle, tmp_path / "out", tasks, episodes=1)
     rows = {row["task"]: row for row in runner.evaluate(**options)["episodes"]}
     assert {task: row["status"] for task, row in rows.items()} == {
         "die": "crashed",
@@ -78,6 +82,72 @@ def test_lost_episodes_become_rows_and_the_others_are_played(tiny_bundle, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_hanging_simulator_is_given_up_and_the_rest_is_played(tmp_path):
+    options = _options("expert", tmp_path / "out", ("hang", "win"), episodes=1, step_seconds=2)
+    rows = {row["task"]: row for row in runner.evaluate(**options)["episodes"]}
+    assert rows["hang"]["status"] == "crashed" and "hung" in rows["hang"]["error"]
+    assert rows["win"]["status"] == "ok" and rows["win"]["success"]
+
+
+def test_an_absent_asset_ends_the_run_with_one_error_and_keeps_the_rows(tmp_path):
+    output = tmp_path / "out"
+    options = _options("expert", output, ("win", "lacks"), episodes=1)
+    with pytest.raises(errors.UserError, match=r"a mesh is missing: cup\.obj; install it again"):
+        runner.evaluate(**options)
+    assert json.loads((output / runner.ROWS).read_text())["id"] == "win-0"
+
+
+def test_the_expert_plays_without_policy_and_drawing(tmp_path):
+    results = runner.evaluate(**_options("expert", tmp_path / "out", ("win",), workers=2))
+    assert results["policy"] == {"kind": "expert"} and results["bundle_sha256"] is None
+    assert results["summary"]["success_rate"] == 1 and results["summary"]["seen_starts"] == 0
+    assert {row["start_unseen"] for row in results["episodes"]} == {None}
+
+
+class Elsewhere:
+    """A policy of others: its own keys, a window axis, a gripper that goes the other way."""
+
+    def prepare(self, obs, noise):
+        assert set(obs) == {"image_primary", "task"} and obs["task"] == "win now"
+        assert obs["image_primary"].shape == (1, 32, 32, 3)
+        return {"row": np.zeros((1, 1), np.float32)}, False
+
+    def run(self, inputs):
+        return np.ones((1, 5, 4), np.float32)
+
+
+ELSEWHERE = {
+    "embodiment": "metaworld_sawyer",
+    "observations": {
+        "image_primary": {
+            "source": "observation/image",
+            "size": [32, 32],
+            "resize": "stretch",
+            "leading_axes": 1,
+        }
+    },
+    "prompt": "task",
+    "action_dim": 4,
+    "execute_horizon": 2,
+    "factors": [1, 1, 1, -1],
+}
+
+
+def test_a_server_of_others_is_scored_through_an_adapter(tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps(ELSEWHERE))
+    batcher = batching.Batcher(Elsewhere(), max_rows=1)
+    with server.in_thread(batcher, {}, server.Options(port=0)) as url:
+        options = _options(url, tmp_path / "out", ("win",), adapter=str(tmp_path / "other.json"))
+        results = runner.evaluate(**options)
+        with pytest.raises(errors.UserError, match="--adapter="):
+            runner.evaluate(**_options(url, tmp_path / "none", ("win",)))
+    assert results["policy"]["url"] == url and results["execute_horizon"] == 2
+    assert results["policy"]["adapter"]["factors"] == (1, 1, 1, -1)
+    assert results["summary"]["success_rate"] == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
     straight = runner.evaluate(
         **_options(tiny_bundle, tmp_path / "straight", ("slow",), episodes=6)
@@ -87,11 +157,9 @@ def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
         "import pathlib, fake_benchmark\n"
         "from defi_rollout.benchmarks import base, runner\n"
-        "if __name__ == '__main__':\n"
-        f"    runner.evaluate(bundle_path=pathlib.Path({str(tiny_bundle)!r}),\n"
-        "        benchmark=fake_benchmark.FakeBenchmark(), num_workers=1, resume=False,\n"
-        "        plan=base.Plan(tasks=('slow',), episodes=6, seed=0, language=False),\n"
-        f"        output=pathlib.Path({str(output)!r}), execute_horizon=0)\n"
+        f"runner.evaluate({str(tiny_bundle)!r}, fake_benchmark.NAME,\n"
+        "    base.Plan(tasks=('slow',), episodes=6, seed=0, language=False),\n"
+        f"    pathlib.Path({str(output)!r}), runner.Options(num_workers=1))\n"
     )
     (tmp_path / "run.py").write_text(script)
     process = subprocess.Popen([sys.executable, str(tmp_path / "run.py")])
@@ -110,8 +178,11 @@ def test_killed_run_resumes_to_the_same_results(tiny_bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_start_seen_in_training_fails_the_check_but_keeps_the_rows(tiny_bundle, tmp_path):
-    options = _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1, starts_seen=True)
+def test_start_seen_in_training_fails_the_check_but_keeps_the_rows(
+    fake, tiny_bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(fake.STARTS_SEEN, "1")
+    options = _options(tiny_bundle, tmp_path / "out", ("win",), episodes=1)
     with pytest.raises(errors.CheckFailed, match="seen in training"):
         runner.evaluate(**options)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -146,13 +217,15 @@ def test_finished_run_resumes_without_playing(tiny_bundle, tmp_path, monkeypatch
         "start": "usual",
         "success": True,
         "status": "ok",
+        "stages": [],
+        "start_digest": "0" * 16,
         "start_unseen": True,
         "steps": 5,
         "infer_ms_p50": 1.0,
         "video": None,
         "first_success": {"win": 5},
     }
-    monkeypatch.setattr(runner.workers, "play_all", lambda *_: iter([row]))
+    monkeypatch.setattr(runner.workers, "play_all", lambda *_: (one for one in [row]))
     first = runner.evaluate(**options)
     monkeypatch.setattr(runner.workers, "play_all", lambda *_: pytest.fail("played again"))
     again = runner.evaluate(

@@ -10,6 +10,7 @@ def _row(task, seed, condition, first_success, scored, **changes):
         "start": "half_way",
         "first_success": first_success,
         "scored_task": scored,
+        "stages": [],
         "status": "ok",
         "success": first_success.get(scored) is not None,
         "start_unseen": True,
@@ -66,3 +67,33 @@ def test_success_rate_is_over_standard_episodes_alone():
 
 def test_no_language_rows_no_language_table():
     assert scores.summarise([_row("a", 1, base.STANDARD, {"a": 1}, "a")])["language"] is None
+
+
+def _chain(*done):
+    stages = ["open", "lift", "push", "close", "turn"]
+    first = {task: 10 * (i + 1) for i, task in enumerate(stages[: len(done)])}
+    return _row("chain", 0, base.STANDARD, first, "turn", stages=stages)
+
+
+def test_chains_are_counted_by_position_and_task():
+    rows = [_chain(*range(count)) for count in (0, 2, 2, 5)]
+    summary = scores.summarise(rows)
+    chains = summary["chains"]
+    assert chains["success_rates"] == [0.75, 0.75, 0.25, 0.25, 0.25]
+    assert chains["average_length"] == sum(chains["success_rates"]) == 2.25
+    assert chains["average_length_ci95"][0] < 2.25 < chains["average_length_ci95"][1]
+    tried = {task: (r["successes"], r["episodes"]) for task, r in summary["by_task"].items()}
+    assert tried == {
+        "open": (3, 4),
+        "lift": (3, 3),
+        "push": (1, 3),
+        "close": (1, 1),
+        "turn": (1, 1),
+    }
+    assert summary["success_rate"] == 0.25
+
+
+def test_a_chain_breaks_at_its_first_failure():
+    row = _chain(0, 1)
+    row["first_success"] = {"open": 3, "lift": None, "push": 9}  # met by chance, later
+    assert scores.completed(row) == 1
