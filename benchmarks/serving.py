@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 from absl import app, flags
-from defi_rollout import batching, client, policy, server
+from defi_rollout import batching, client, noise, policy, server
 
 CALL_SECONDS = 0.02
 ROBOTS = 8
@@ -34,9 +34,9 @@ class Constant:
     def __init__(self, seconds: float):
         self._seconds = seconds
 
-    def prepare(self, obs, noise):
+    def prepare(self, obs, noise, max_rows=None):
         """Takes any observation."""
-        del noise
+        del noise, max_rows
         return {
             "images": np.stack([obs[key] for key in sorted(obs) if "image" in key])[None]
         }, False
@@ -59,8 +59,8 @@ def main(_) -> None:
     else:
         images = np.random.default_rng(0).integers(0, 255, (2, 256, 256, 3), np.uint8)
         obs = {"observation/image": images[0], "observation/wrist_image": images[1], "prompt": "go"}
-        fast, noise = Constant(0.0), policy.NoiseSequence()
-        result = {"in_process_ms": _median(lambda: fast.run(fast.prepare(obs, noise)[0]))}
+        fast, sequence = Constant(0.0), noise.NoiseSequence()
+        result = {"in_process_ms": _median(lambda: fast.run(fast.prepare(obs, sequence)[0]))}
         with _serving(0.0) as url:
             result["served_ms"] = _apart([url], obs)[0]["median_ms"]
         start = CALL_SECONDS

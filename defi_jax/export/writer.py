@@ -17,6 +17,7 @@ import numpy as np
 import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
 from defi_rollout import files as rollout_files
+from defi_rollout import noise as rollout_noise
 from defi_rollout import policy as rollout_policy
 from defi_rollout import preprocess
 from defi_rollout import spec as rollout_spec
@@ -177,7 +178,7 @@ def _write_example(
         ids, mask = rollout_tokenizers.from_bundle(text, source)([spec.example_prompt])
         inputs |= {f"text/{role}": ids, f"text_mask/{role}": mask}
     for name, shape in spec.noise.items():
-        noise = rollout_policy.draw_noise((_EXAMPLE_SEED,), name, shape)[None]
+        noise = rollout_noise.draw((_EXAMPLE_SEED,), name, shape)[None]
         inputs[f"noise/{name}"] = example[f"noise/{name}"] = noise
     normalised = np.asarray(jax.jit(program)(params, inputs)["actions"])
     example["expected/actions"] = spec.unnormalise(normalised)

@@ -118,11 +118,10 @@ class Batcher:
         if not request.answer.set_running_or_notify_cancel():
             return False
         try:
-            request.inputs, request.is_batched = self._policy.prepare(request.obs, request.noise)
+            request.inputs, request.is_batched = self._policy.prepare(
+                request.obs, request.noise, self._max_rows
+            )
             request.rows = len(next(iter(request.inputs.values())))
-            if request.rows > self._max_rows:
-                fix = f"send at most {self._max_rows} (--max_batch)"
-                raise errors.UserError(f"{request.rows} rows", "observation", fix)
         except Exception as error:  # the robot that sent it is told, the others go on
             request.answer.set_exception(error)
             return False

@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 import websockets.exceptions
+import websockets.version
 from websockets.sync import client as websocket
 
-from defi_rollout import __version__, errors, wire
+from defi_rollout import __version__, errors, noise, wire
 
 USER_AGENT = "defi-rollout/"
-RESET = "_defi/reset"
-RESERVED_PREFIX = "_defi/"
 
 _MAX_MESSAGE_BYTES = 64 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect
+# No pings: openpi's server answers none during a call. Before version 15 there were none anyway.
+_NO_PINGS = {"ping_interval": None} if int(websockets.version.version.split(".")[0]) >= 15 else {}
 _log = logging.getLogger(__name__)
 
 
@@ -94,9 +95,9 @@ class Client:
             if self._connection is None:
                 self._connect()
             is_ours = "bundle" in self.metadata
-            sent = {k: v for k, v in obs.items() if is_ours or not k.startswith(RESERVED_PREFIX)}
+            sent = {k: v for k, v in obs.items() if is_ours or not k.startswith(noise.PREFIX)}
             if is_ours and self._reset is not False:
-                sent.setdefault(RESET, self._reset)
+                sent.setdefault(noise.RESET, self._reset)
             answer = self._exchange(wire.pack(sent))
             self._reset = False
         return self._checked(answer)
@@ -158,6 +159,7 @@ class Client:
             additional_headers=headers,
             user_agent_header=USER_AGENT + __version__,
             open_timeout=10,
+            **_NO_PINGS,
         )
 
     def _greeting(self) -> dict[str, Any]:

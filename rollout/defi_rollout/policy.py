@@ -14,9 +14,7 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,13 +25,11 @@ import safetensors
 import safetensors.numpy
 
 from defi_rollout import bundle, errors, preprocess, spec, tokenizers
+from defi_rollout import noise as noise_lib
 
 PROMPT = "prompt"
-SEED = "_defi/seed"
-RESET = "_defi/reset"
-RESERVED_PREFIX = "_defi/"
 
-_MAX_PROMPTS = 1000  # that are looked at; a robot's instructions are few
+_MAX_SAID = 1000  # sizes and prompts that are looked at; a robot's are few
 
 # Reads a program as `_load_program` and the compiler will.
 _TRY_PROGRAM = """
@@ -67,7 +63,7 @@ class Policy:
             role: tokenizers.from_bundle(text, source) for role, text in self.spec.text.items()
         }
         self._example = _load_tensors(source, bundle.EXAMPLE)
-        self._noise = NoiseSequence(seed)
+        self._noise = noise_lib.NoiseSequence(seed)
         self._said: set[tuple[str, tuple[int, ...]]] = set()
         self._prompts: set[str] = set()
 
@@ -122,12 +118,15 @@ class Policy:
             "policy_timing": {"infer_ms": 1000 * (time.perf_counter() - started)},
         }
 
-    def prepare(self, obs: Observation, noise: "NoiseSequence") -> tuple[Inputs, bool]:
+    def prepare(
+        self, obs: Observation, noise: noise_lib.NoiseSequence, max_rows: int | None = None
+    ) -> tuple[Inputs, bool]:
         """Makes the network's inputs of an observation.
 
         Args:
             obs: as for `infer`.
             noise: of the robot that sent it; advances unless the observation brings a seed.
+            max_rows: more rows are refused before anything is made of them; None: no limit.
 
         Returns:
             Arrays whose first axis is B, 1 for a single observation; whether it was batched.
@@ -139,16 +138,16 @@ class Policy:
             raise errors.UserError(
                 f"a {type(obs).__name__}", "observation", "send a map of names to values"
             )
-        if unknown := {k for k in obs if k.startswith(RESERVED_PREFIX)} - {SEED, RESET}:
-            raise errors.UserError(
-                f"unknown {sorted(unknown)}", "observation", f"{SEED!r} and {RESET!r} are known"
-            )
-        images, batched = self._read_images(obs)
+        known = {noise_lib.SEED, noise_lib.RESET}
+        if unknown := {key for key in obs if key.startswith(noise_lib.PREFIX)} - known:
+            fix = " and ".join(map(repr, sorted(known))) + " are known"
+            raise errors.UserError(f"unknown {sorted(unknown)}", "observation", fix)
+        images, batched = self._read_images(obs, max_rows)
         rows = images.shape[0]
         text = self._read_text(obs, rows)
         keys = noise.keys(obs, rows)
         drawn = {
-            f"noise/{name}": np.stack([draw_noise(key, name, shape) for key in keys])
+            f"noise/{name}": np.stack([noise_lib.draw(key, name, shape) for key in keys])
             for name, shape in self.spec.noise.items()
         }
         return {"images": images, **text, **drawn}, batched
@@ -190,10 +189,12 @@ class Policy:
         """What a server tells its clients about this policy."""
         return self.spec.metadata(self.digest)
 
-    def _read_images(self, obs: Observation) -> tuple[np.ndarray, bool]:
+    def _read_images(
+        self, obs: Observation, max_rows: int | None = None
+    ) -> tuple[np.ndarray, bool]:
         """Images at the model's size, uint8 [B, cams, H, W, 3], and whether they were batched."""
         expected = {camera.key for camera in self.spec.cameras}
-        given = {key for key in obs if key != PROMPT and not key.startswith(RESERVED_PREFIX)}
+        given = {key for key in obs if key != PROMPT and not key.startswith(noise_lib.PREFIX)}
         if given != expected:
             missing, extra = sorted(expected - given), sorted(given - expected)
             what = [f"{word} {keys}" for word, keys in (("lacks", missing), ("has", extra)) if keys]
@@ -206,6 +207,9 @@ class Policy:
             raise errors.UserError(
                 "cameras differ in their batch", "observation", "send one image per camera and row"
             )
+        if batched and max_rows is not None and len(images[0]) > max_rows:
+            fix = f"send at most {max_rows} (--max_batch)"
+            raise errors.UserError(f"{len(images[0])} rows", "observation", fix)
         views, size = [], (self.spec.image.height, self.spec.image.width)
         for camera, image in zip(self.spec.cameras, images, strict=True):
             self._say_resized(camera, image.shape[-3:-1])
@@ -236,7 +240,7 @@ class Policy:
 
     def _say_unread(self, prompt: str) -> None:
         """Logs once per prompt what of it the policy does not read."""
-        if prompt in self._prompts or len(self._prompts) == _MAX_PROMPTS:
+        if prompt in self._prompts or len(self._prompts) == _MAX_SAID:
             return
         self._prompts.add(prompt)
         if not prompt.strip():
@@ -253,8 +257,9 @@ class Policy:
     def _say_resized(self, camera: spec.CameraSpec, given: tuple[int, ...]) -> None:
         """Logs once per camera that its images have another size than the robot's in training."""
         wanted = (camera.height, camera.width)
-        if given != wanted and (camera.key, given) not in self._said:
-            self._said.add((camera.key, given))
+        case = (camera.key, given)
+        if given != wanted and case not in self._said and len(self._said) < _MAX_SAID:
+            self._said.add(case)
             is_alike = given[0] * wanted[1] == given[1] * wanted[0]
             logging.warning(
                 "%s is %dx%d, not %dx%d as in training; resized as in training%s",
@@ -263,49 +268,6 @@ class Policy:
                 *wanted,
                 "" if is_alike else ", another aspect ratio: crop it as the robot's in training",
             )
-
-
-class NoiseSequence:
-    """What one robot's noise is drawn from: a seed, and how many observations it has sent."""
-
-    def __init__(self, seed: int = 0):
-        self._seed, self._calls = seed, 0
-        self._lock = threading.Lock()
-
-    def reset(self, seed: int | None = None) -> None:
-        """Starts over, with `seed` where given."""
-        with self._lock:
-            self._seed = self._seed if seed is None else _check_seed(seed, RESET)
-            self._calls = 0
-
-    def keys(self, obs: Observation, rows: int) -> list[tuple[int, ...]]:
-        """Returns the integers that each row's noise is a function of, and goes on by one call.
-
-        Raises:
-            UserError: the observation's "_defi/seed" or "_defi/reset" is malformed.
-        """
-        reset = obs.get(RESET, False)
-        if SEED in obs:
-            seeds = np.asarray(obs[SEED])
-            if seeds.shape not in ((), (rows,)):
-                raise errors.UserError(
-                    f"{SEED!r} has the shape {seeds.shape}", "observation", f"send 1 or {rows}"
-                )
-            found = [(_check_seed(seed),) for seed in np.broadcast_to(seeds, (rows,)).tolist()]
-        if reset is not False:
-            self.reset(None if reset is True else reset)
-        if SEED in obs:
-            return found
-        with self._lock:
-            self._calls += 1
-            return [(self._seed, self._calls - 1, row) for row in range(rows)]
-
-
-def draw_noise(key: Sequence[int], name: str, shape: Sequence[int]) -> np.ndarray:
-    """Standard normal float32 of `shape`: a function of the integers `key` and the name alone."""
-    entropy = [*key, zlib.crc32(name.encode())]
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-    return generator.standard_normal(shape, dtype=np.float32)
 
 
 def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
@@ -317,12 +279,6 @@ def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
             f"send uint8 [{camera.height}, {camera.width}, 3], or a batch of them",
         )
     return image
-
-
-def _check_seed(seed: Any, key: str = SEED) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise errors.UserError(f"{key!r} is {seed!r}", "observation", "send an integer >= 0")
-    return seed
 
 
 def _load_tensors(source: bundle.Bundle, name: str) -> dict[str, np.ndarray]:

@@ -19,16 +19,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import websockets.exceptions
 from websockets.asyncio import server as websocket
 
-from defi_rollout import batching, client, errors, policy, wire
+from defi_rollout import batching, client, connections, errors, noise, wire
+
+if TYPE_CHECKING:
+    from defi_rollout import policy
 
 MEBIBYTE = 1 << 20
 _CONTROL = "__ctrl__"  # of newer openpi clients
 _GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
+_LOBBY_PLACES = 64  # for connections that are no robots
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
 _log = logging.getLogger(__name__)
@@ -42,9 +46,11 @@ class Options:
         host: address to listen at.
         port: 0 for any free one.
         token: that clients must send as `Authorization: Api-Key TOKEN`; None: none is wanted.
-        max_connections: more are refused with 503.
+        max_connections: of robots; more are refused with 503.
         max_message_bytes: a longer message ends its connection.
-        idle_seconds: a connection that sends nothing for so long is ended.
+        handshake_seconds: a connection that is no robot or answered by then is ended.
+        send_seconds: so is one that does not read its answer.
+        idle_seconds: and one that sends no whole message.
         drain_seconds: what a stopping server waits for calls in progress.
     """
 
@@ -53,6 +59,8 @@ class Options:
     token: str | None = None
     max_connections: int = 64
     max_message_bytes: int = 32 * MEBIBYTE
+    handshake_seconds: float = 10.0
+    send_seconds: float = 10.0
     idle_seconds: float = 3600.0
     drain_seconds: float = 30.0
 
@@ -88,6 +96,7 @@ class Server:
         self._options = options or Options()
         self._stopping = asyncio.Event()
         self._connections = 0
+        self._lobby = connections.Lobby(_LOBBY_PLACES)
         self._counts = {"requests": 0, "refused": 0, "failed": 0}
 
     async def run(self, listening: Callable[[int], None] = lambda port: None) -> None:
@@ -101,12 +110,19 @@ class Server:
         """
         options = self._options
         where, fix = f"{options.host}:{options.port}", "choose another --port"
+
+        def connect(*arguments: Any, **how: Any) -> connections.Connection:
+            return connections.Connection(self._lobby, *arguments, **how)
+
         with errors.UserError.instead_of(OSError, "cannot listen", where, fix):
             listener = await websocket.serve(
                 self._handle,
                 options.host,
                 options.port,
                 process_request=self._answer_http,
+                create_connection=cast(Any, connect),
+                open_timeout=options.handshake_seconds,
+                close_timeout=options.handshake_seconds,
                 compression=None,
                 max_size=options.max_message_bytes,
                 max_queue=2,
@@ -140,25 +156,30 @@ class Server:
         return None
 
     async def _handle(self, connection: websocket.ServerConnection) -> None:
+        self._lobby.leave(connection)
         self._connections += 1
         try:
             await self._converse(connection)
         except websockets.exceptions.ConnectionClosed:
             pass
+        except TimeoutError:  # it does not read
+            connection.transport.abort()
         finally:
             self._connections -= 1
+            if not connection.transport.is_closing():
+                self._lobby.enter(connection)
 
     async def _converse(self, connection: websocket.ServerConnection) -> None:
         agent = connection.request.headers.get("User-Agent", "") if connection.request else ""
         keeps_errors = agent.startswith(client.USER_AGENT)
-        noise = policy.NoiseSequence()
+        own_noise = noise.NoiseSequence()
         previous: float | None = None
-        await connection.send(self._metadata)
+        await self._send(connection, self._metadata)
         while (message := await self._next(connection)) is not None:
             started = time.perf_counter()
             self._counts["requests"] += 1
             try:
-                answer = await self._infer(message, noise)
+                answer = await self._infer(message, own_noise)
             except errors.UserError as error:
                 self._counts["refused"] += 1
                 said = str(error)
@@ -171,14 +192,22 @@ class Server:
                 timing = {"infer_ms": answer.get("policy_timing", {}).get("infer_ms", 0.0)}
                 if previous is not None:
                     timing["prev_total_ms"] = 1000 * previous
-                await connection.send(wire.pack({**answer, "server_timing": timing}))
+                await self._send(connection, wire.pack({**answer, "server_timing": timing}))
                 previous = time.perf_counter() - started
                 continue
-            await connection.send(said)
+            await self._send(connection, said)
             if not keeps_errors:
-                await connection.close(_INTERNAL_ERROR, "the error is in the frame before")
-                return
-        await connection.close(_GOING_AWAY, "the server is stopping, or nothing was sent")
+                code, reason = _INTERNAL_ERROR, "the error is in the frame before"
+                break
+        else:
+            code, reason = _GOING_AWAY, "the server is stopping, or nothing was sent"
+        async with asyncio.timeout(self._options.send_seconds):
+            await connection.close(code, reason)
+
+    async def _send(self, connection: websocket.ServerConnection, message: str | bytes) -> None:
+        """Raises TimeoutError where the other end does not read; nothing more can be sent then."""
+        async with asyncio.timeout(self._options.send_seconds):
+            await connection.send(message)
 
     async def _next(self, connection: websocket.ServerConnection) -> str | bytes | None:
         """The next message; None when the server stops or nothing comes for long."""
@@ -195,15 +224,15 @@ class Server:
             receive.cancel()
             stop.cancel()
 
-    async def _infer(self, message: str | bytes, noise: policy.NoiseSequence) -> dict[str, Any]:
+    async def _infer(self, message: str | bytes, own_noise: noise.NoiseSequence) -> dict[str, Any]:
         if isinstance(message, str):
             raise errors.UserError("a text message", "message", "send msgpack in binary ones")
         obs = wire.unpack(message)
         if isinstance(obs, dict) and _CONTROL in obs:
             if obs[_CONTROL] == "reset":
-                noise.reset()
+                own_noise.reset()
             return {_CONTROL: obs[_CONTROL]}
-        answer: concurrent.futures.Future = self._batcher.submit(obs, noise)
+        answer: concurrent.futures.Future = self._batcher.submit(obs, own_noise)
         return await asyncio.wrap_future(answer)
 
     def _metrics(self) -> str:
@@ -272,13 +301,15 @@ def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:
         batcher.close()
 
 
-def load(bundle: str | os.PathLike[str], max_batch: int) -> policy.Policy:
+def load(bundle: str | os.PathLike[str], max_batch: int) -> "policy.Policy":
     """Loads a bundle and compiles its policy for all batch sizes up to `max_batch`.
 
     Raises:
         UserError: no such bundle.
         BundleError: the bundle is damaged or refused.
     """
+    from defi_rollout import policy  # jax, which a server of another policy does not need
+
     loaded = policy.Policy.load(bundle, warm_up=False)
     for size in batching.batch_sizes(max_batch):
         started = time.perf_counter()

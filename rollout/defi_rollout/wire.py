@@ -23,6 +23,7 @@ DTYPES = frozenset(
 _MAX_DIMENSIONS = 6
 _MAX_LENGTH = 1 << 24  # of one axis: also where another is empty
 _MAX_ENTRIES = 4096  # of one map or list
+_MAX_VALUES = 1 << 16  # of a message: an empty list is one byte there, and 56 here
 _MAX_TEXT = 1 << 16  # bytes
 _MAX_DEPTH = 8
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
@@ -50,11 +51,21 @@ def unpack(message: bytes) -> Any:
     Raises:
         WireError: anything but a whole message of this format.
     """
+    left = _MAX_VALUES
+
+    def count(values: list[Any]) -> list[Any]:
+        nonlocal left
+        left -= 1 + len(values)
+        if left < 0:
+            raise WireError("too many values", "message", _FIX)
+        return values
+
     kinds = (ValueError, msgpack.UnpackException, RecursionError)
     with WireError.instead_of(kinds, "not msgpack", "message", _FIX):
         value = msgpack.unpackb(
             message,
-            object_pairs_hook=_decode_map,
+            list_hook=count,
+            object_pairs_hook=lambda pairs: _decode_map(count(pairs)),
             ext_hook=_refuse_extension,
             max_map_len=_MAX_ENTRIES,
             max_array_len=_MAX_ENTRIES,

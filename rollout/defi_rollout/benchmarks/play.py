@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from defi_rollout import client, executors
+from defi_rollout import executors, noise
 from defi_rollout.benchmarks import adapters, base, videos
-
-SEED = client.RESERVED_PREFIX + "seed"
 
 
 class _Camera:
@@ -151,7 +149,7 @@ def _observer(
             return {}  # an expert looks at nothing: nothing is drawn for it
         text = f"{episode.id}/{episode.seed}/{step}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-        return {**adapter.observe(camera.at(step), instruction), SEED: seed}
+        return {**adapter.observe(camera.at(step), instruction), noise.SEED: seed}
 
     return observe
 

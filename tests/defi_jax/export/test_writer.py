@@ -13,6 +13,7 @@ import pytest
 import real_policies
 import safetensors.numpy
 from defi_rollout import bundle as rollout_bundle
+from defi_rollout import noise as rollout_noise
 from defi_rollout import policy as rollout_policy
 
 from data_pipelines import normalization, pixels
@@ -76,7 +77,7 @@ def _known_actions(workdir, spec, obs, seeds):
         for role, tokenizer in objective.tokenizers().items()
     }
     noise = {
-        name: np.stack([rollout_policy.draw_noise((seed,), name, shape) for seed in seeds])
+        name: np.stack([rollout_noise.draw((seed,), name, shape) for seed in seeds])
         for name, shape in spec.noise.items()
     }
     side = spec.image.height
@@ -94,12 +95,12 @@ def _check_batches_of_1_and_3(root):
     tolerance = 2e-2 if policy.spec.model["config"]["compute_dtype"] == "bfloat16" else 1e-4
     three = _observations(policy.spec, 3)
     seeds = [5, 6, 7]
-    actions = policy.infer(three | {rollout_policy.SEED: seeds})["actions"]
+    actions = policy.infer(three | {rollout_noise.SEED: seeds})["actions"]
     assert actions.shape == (3, real_policies.CHUNK, policy.spec.action_spec.dim)
     known = _known_actions(root / "run", policy.spec, three, seeds)
     np.testing.assert_allclose(actions, known, atol=tolerance)
     one = {key: value[1:2] for key, value in three.items()}
-    alone = policy.infer(one | {rollout_policy.SEED: seeds[1]})["actions"]
+    alone = policy.infer(one | {rollout_noise.SEED: seeds[1]})["actions"]
     np.testing.assert_allclose(alone[0], actions[1], atol=tolerance)
     assert np.ptp(actions, axis=0).max() > 0.1  # rows differ: pictures, words and noise do
 

@@ -13,7 +13,7 @@ class Slow:
     def __init__(self, seconds=0.0):
         self.seconds, self.sizes = seconds, []
 
-    def prepare(self, obs, noise):
+    def prepare(self, obs, noise, max_rows):
         if "x" not in obs:
             raise errors.UserError("lacks ['x']", "observation", "send x")
         key = noise.keys(obs, 1)[0]

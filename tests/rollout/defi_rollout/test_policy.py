@@ -6,7 +6,7 @@ import defi_rollout
 import numpy as np
 import pytest
 import safetensors.numpy
-from defi_rollout import bundle, errors, policy
+from defi_rollout import bundle, errors, noise, policy
 
 BLOCKED = ("flax", "tensorflow", "torch", "optax", "orbax", "defi_jax", "data_pipelines")
 GOLDEN_NOISE = [0.31738341, -1.26768994, 1.02136016]
@@ -20,10 +20,10 @@ def test_infer_gives_one_chunk_within_the_limits(tiny, obs):
 
 
 def test_same_seed_same_actions_whatever_came_before(tiny, obs):
-    first = tiny.infer(obs | {policy.SEED: 3})["actions"]
+    first = tiny.infer(obs | {noise.SEED: 3})["actions"]
     tiny.infer(obs)
-    np.testing.assert_array_equal(tiny.infer(obs | {policy.SEED: 3})["actions"], first)
-    assert not np.array_equal(tiny.infer(obs | {policy.SEED: 4})["actions"], first)
+    np.testing.assert_array_equal(tiny.infer(obs | {noise.SEED: 3})["actions"], first)
+    assert not np.array_equal(tiny.infer(obs | {noise.SEED: 4})["actions"], first)
 
 
 def test_reset_repeats_the_noise_sequence(tiny, obs):
@@ -32,25 +32,25 @@ def test_reset_repeats_the_noise_sequence(tiny, obs):
     assert not np.array_equal(*first)
     tiny.reset()
     np.testing.assert_array_equal(tiny.infer(obs)["actions"], first[0])
-    again = tiny.infer(obs | {policy.RESET: True})["actions"]
+    again = tiny.infer(obs | {noise.RESET: True})["actions"]
     np.testing.assert_array_equal(again, first[0])
 
 
 def test_batched_rows_equal_single_observations(tiny, obs):
     image = obs["observation/image"]
     batch = {"observation/image": np.stack([image, 255 - image]), "prompt": ["go left", "right"]}
-    together = tiny.infer(batch | {policy.SEED: [1, 2]})["actions"]
+    together = tiny.infer(batch | {noise.SEED: [1, 2]})["actions"]
     assert together.shape == (2, 5, 4)
     for row in range(2):
         alone = {"observation/image": batch["observation/image"][row]}
-        single = tiny.infer(alone | {"prompt": batch["prompt"][row], policy.SEED: row + 1})
+        single = tiny.infer(alone | {"prompt": batch["prompt"][row], noise.SEED: row + 1})
         np.testing.assert_allclose(single["actions"], together[row], atol=1e-5)
 
 
 def test_instruction_and_image_matter(tiny, obs):
-    base = tiny.infer(obs | {policy.SEED: 0})["actions"]
+    base = tiny.infer(obs | {noise.SEED: 0})["actions"]
     for change in ({"prompt": "go right"}, {"observation/image": 255 - obs["observation/image"]}):
-        assert not np.array_equal(tiny.infer(obs | change | {policy.SEED: 0})["actions"], base)
+        assert not np.array_equal(tiny.infer(obs | change | {noise.SEED: 0})["actions"], base)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,19 @@ def test_instruction_and_image_matter(tiny, obs):
         {"observation/wrist_image": np.zeros((16, 16, 3), np.uint8)},
         {"prompt": None},
         {"prompt": ["a", "b"]},
-        {policy.SEED: -1},
-        {policy.SEED: 0.5},
+        {noise.SEED: -1},
+        {noise.SEED: 0.5},
     ],
 )
 def test_malformed_observation_is_a_usage_error(tiny, obs, change):
     with pytest.raises(errors.UserError):
         tiny.infer(obs | change)
+
+
+def test_too_many_rows_are_refused_before_any_is_resized(tiny, obs):
+    many = obs | {"observation/image": np.zeros((1 << 24, 1, 1, 3), np.uint8)}  # 13 GB resized
+    with pytest.raises(errors.UserError, match=r"16777216 rows.*at most 8"):
+        tiny.prepare(many, noise.NoiseSequence(), 8)
 
 
 def test_missing_camera_names_the_expected_keys(tiny, obs):
@@ -154,9 +160,9 @@ def test_params_of_another_model_are_named(tiny_bundle, reseal):
 
 
 def test_noise_is_a_fixed_function_of_its_key():
-    noise = policy.draw_noise((0, 1), "actions", (3,))
+    drawn = noise.draw((0, 1), "actions", (3,))
     # Golden: change only together with SCHEMA_VERSION, since recorded runs would differ.
-    np.testing.assert_allclose(noise, GOLDEN_NOISE, rtol=1e-6)
+    np.testing.assert_allclose(drawn, GOLDEN_NOISE, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import urllib.request
 import numpy as np
 import pytest
 import websockets.exceptions
-from defi_rollout import client, errors, policy, server, wire
+from defi_rollout import client, errors, noise, server, wire
 from policy_servers import Slow, serving
 from websockets.sync import client as websocket
 
@@ -184,6 +185,20 @@ def test_a_stopping_server_finishes_the_call_and_says_good_bye():
         assert closed.value.rcvd.code == 1001
 
 
+def test_what_is_no_robot_makes_room_for_robots():
+    with serving(Slow()) as port:
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        with client.Client(f"127.0.0.1:{port}") as ours:
+            assert ours.infer({"x": 1})["actions"].shape == (5, 4)
+        silent[0].settimeout(5)
+        assert silent[0].recv(1) == b""  # the oldest is ended
+        silent[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent[-1].recv(1)
+        for one in silent:
+            one.close()
+
+
 def test_idle_connections_are_ended():
     with serving(Slow(), idle_seconds=0.2) as port, stock(port) as robot:
         robot.recv()
@@ -225,7 +240,7 @@ def test_served_equals_in_process_drives_the_example_and_ends_on_sigterm(served,
     with client.Client(f"ws://127.0.0.1:{port}") as robot:
         assert robot.metadata == wire.unpack(wire.pack(tiny.metadata))
         assert robot.metadata["embodiment"] == tiny.spec.embodiment
-        seeded = obs | {policy.SEED: 3}
+        seeded = obs | {noise.SEED: 3}
         np.testing.assert_allclose(
             robot.infer(seeded)["actions"], tiny.infer(seeded)["actions"], atol=1e-5
         )

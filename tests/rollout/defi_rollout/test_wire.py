@@ -80,6 +80,7 @@ def test_what_the_format_does_not_hold_is_not_sent(value):
         msgpack.packb({1: 2}),
         msgpack.packb({"a": {b"nd": True, b"type": "<f4"}}),  # msgpack-numpy's dialect
         msgpack.packb([0] * 5000),
+        msgpack.packb([[[]] * 4096] * 20),
         msgpack.packb("x" * (1 << 17)),
         msgpack.packb([[[[[[[[[[1]]]]]]]]]]),
         b"\x91" * 100_000,

@@ -4,6 +4,7 @@ import pathlib
 import av
 import numpy as np
 import pytest
+from defi_rollout import noise
 from defi_rollout.benchmarks import adapters, base, play
 
 ADAPTER = adapters.Adapter(
@@ -79,6 +80,6 @@ def test_noise_depends_on_episode_and_step_alone(fake, tmp_path):
     _play(fake, tmp_path, first, film=False)
     _play(fake, tmp_path, second, film=False)
     _play(fake, tmp_path, other, film=False, id="another")
-    seeds = [[obs[play.SEED] for obs in actor.observations] for actor in (first, second, other)]
+    seeds = [[obs[noise.SEED] for obs in actor.observations] for actor in (first, second, other)]
     assert seeds[0] == seeds[1] and len(set(seeds[0])) == 3
     assert not set(seeds[0]) & set(seeds[2])

@@ -107,7 +107,7 @@ def test_the_expert_plays_without_policy_and_drawing(tmp_path):
 class Elsewhere:
     """A policy of others: its own keys, a window axis, a gripper that goes the other way."""
 
-    def prepare(self, obs, noise):
+    def prepare(self, obs, noise, max_rows):
         assert set(obs) == {"image_primary", "task"} and obs["task"] == "win now"
         assert obs["image_primary"].shape == (1, 32, 32, 3)
         return {"row": np.zeros((1, 1), np.float32)}, False
