@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import PIL.Image
 import simplejpeg
-from defi_rollout import pictures, preprocess
+from defi_rollout import preprocess
+from defi_rollout.benchmarks import pictures
 
 from defi_jax import errors
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from defi_rollout import pictures
+from defi_rollout.benchmarks import pictures
 from etils import epath
 
 from defi_jax import errors, processes

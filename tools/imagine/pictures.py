@@ -10,7 +10,8 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from defi_rollout import files, pictures
+from defi_rollout import files
+from defi_rollout.benchmarks import pictures
 
 from data_pipelines import pixels
 from data_pipelines.formats import contact_sheet

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from defi_rollout import pictures as encoder
+from defi_rollout.benchmarks import pictures as encoder
 
 from data_pipelines.formats import contact_sheet, video
 from data_pipelines.formats import image as image_lib

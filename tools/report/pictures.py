@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from defi_rollout import pictures
+from defi_rollout.benchmarks import pictures
 
 from defi_jax import errors
 from tools.report import files as files_lib

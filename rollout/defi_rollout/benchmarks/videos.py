@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from defi_rollout import pictures
+from defi_rollout.benchmarks import pictures
 
 DIRECTORY = "videos"
 MIN_SIDE = 256  # small frames are enlarged to at least this many pixels, for human eyes

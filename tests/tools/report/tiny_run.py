@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from defi_rollout import pictures
+from defi_rollout.benchmarks import pictures
 
 from defi_jax.checkpoints import manager, train_state
 from defi_jax.training import metrics

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-from defi_rollout import pictures
-from defi_rollout.benchmarks import videos
+from defi_rollout.benchmarks import pictures, videos
 
 FRAMES = [np.full((10, 13, 3), 20 * i, np.uint8) for i in range(6)]
 

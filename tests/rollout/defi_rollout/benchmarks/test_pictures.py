@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from defi_rollout import pictures
+from defi_rollout.benchmarks import pictures
 
 av = pytest.importorskip("av")
 image_lib = pytest.importorskip("PIL.Image")
