@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import pathlib
 import sys
 import time
@@ -67,7 +68,7 @@ def run_convert(
         hint = cli.nearest(options.source, convert_options.SOURCES)
         raise errors.UserError(f"unknown source '{options.source}'", "--source", hint)
     _require(options.output, "--output")
-    if options.source == "metaworld":
+    if options.source in convert_options.SIMULATED:
         return _collect(options)
     start = time.monotonic()
     open_source = functools.partial(convert_options.open_source, options)
@@ -81,14 +82,20 @@ def run_convert(
 
 
 def _collect(options: convert_options.ConvertOptions) -> Result:
-    from data_pipelines.collect import metaworld  # needs the simulator, the other sources do not
-
+    # needs the simulator, the other sources do not
+    source = importlib.import_module(f"data_pipelines.collect.{options.source}")
     if not options.tasks:
-        raise errors.UserError("no task to collect", "--tasks", "give --tasks=drawer-open-v3,...")
-    settings = metaworld.Settings(
-        image_size=options.image_size, seed=options.seed, strip_actions=options.strip_actions
+        raise errors.UserError(
+            "no task to collect", "--tasks", f"give --tasks={source.EXAMPLE},..."
+        )
+    settings = source.Settings(
+        **{
+            f.name: getattr(options, f.name)
+            for f in dataclasses.fields(source.Settings)
+            if hasattr(options, f.name)
+        }
     )
-    collected = metaworld.collect(
+    collected = source.collect(
         options.tasks, options.output, options.episodes, settings, workers=options.workers
     )
     store = reader.EpisodeStore(options.output)

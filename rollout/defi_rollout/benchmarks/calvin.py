@@ -134,7 +134,7 @@ class Calvin:
         return [
             self._single(task, chain)
             for task in plan.tasks
-            for chain in _first(_starts(task), plan.episodes, f"starts of {task}")
+            for chain in _first(starts(task), plan.episodes, f"starts of {task}")
         ]
 
     def check(self, adapter: adapters.Adapter) -> None:
@@ -175,11 +175,11 @@ class Calvin:
             max_steps=TASK_STEPS[self.name],
             scored_task=task,
             ends_on=(task,),
-            film=chain == _starts(task)[0],
+            film=chain == starts(task)[0],
         )
 
 
-def _starts(task: str) -> list[int]:
+def starts(task: str) -> list[int]:
     """Numbers of the chains that have `task`, those that reach it earliest first."""
     if task not in INSTRUCTIONS:
         raise errors.UserError("unknown task", task, f"use {', '.join(INSTRUCTIONS)}")

@@ -9,7 +9,7 @@ pytest.importorskip("metaworld", reason="the package metaworld is not installed"
 
 from defi_rollout.benchmarks import metaworld_env, metaworld_tasks
 
-from data_pipelines.collect import metaworld
+from data_pipelines.collect import blocks, metaworld
 from data_pipelines.store import reader
 from defi_jax import errors
 
@@ -44,9 +44,7 @@ def blind(monkeypatch):
 
 def _block(directory, *indices, **changes):
     settings = dataclasses.replace(_SETTINGS, **changes)
-    return metaworld._Block(
-        task=_TASK, indices=indices, directory=str(directory), settings=settings
-    )
+    return blocks.Block(task=_TASK, indices=indices, directory=str(directory), settings=settings)
 
 
 def test_collected_episodes_follow_the_schema(collected):
@@ -84,11 +82,11 @@ def test_start_digest_is_that_of_the_seed(collected):
 def test_a_complete_store_is_left_alone_and_a_larger_one_continued(collected):
     directory, _ = collected
     assert metaworld.collect([_TASK], directory, 2, _SETTINGS) == []
-    blocks = metaworld._missing_blocks(
-        [_TASK, "reach-v3"], directory, metaworld.BLOCK_EPISODES + 1, _SETTINGS
+    missing = blocks.missing_blocks(
+        [_TASK, "reach-v3"], directory, blocks.BLOCK_EPISODES + 1, _SETTINGS
     )
-    tasks_and_counts = [(block.task, len(block.indices)) for block in blocks]
-    many = metaworld.BLOCK_EPISODES
+    tasks_and_counts = [(block.task, len(block.indices)) for block in missing]
+    many = blocks.BLOCK_EPISODES
     assert tasks_and_counts == [(_TASK, many - 2), ("reach-v3", many), (_TASK, 1), ("reach-v3", 1)]
 
 
@@ -104,7 +102,7 @@ def test_other_settings_are_refused(collected):
     with pytest.raises(errors.UserError, match="image_size 16, not 24") as caught:
         metaworld.collect([_TASK], collected[0], 2, metaworld.Settings(image_size=24))
     assert str(collected[0]) in str(caught.value)
-    settings = json.loads((collected[0] / metaworld.SETTINGS_FILE).read_text())
+    settings = json.loads((collected[0] / blocks.SETTINGS_FILE).read_text())
     assert settings == dataclasses.asdict(_SETTINGS)
 
 
@@ -123,7 +121,7 @@ def test_labels_are_the_experts_and_not_what_was_executed(blind, monkeypatch, tm
         return step(self, action)
 
     monkeypatch.setattr(metaworld_env.MetaWorldEnv, "step", recording_step)
-    monkeypatch.setattr(metaworld, "_disturbances", lambda *_: np.full((1000, 4), 0.05, np.float32))
+    monkeypatch.setattr(blocks, "disturbances", lambda *_: np.full((1000, 4), 0.05, np.float32))
     metaworld._collect_block(_block(tmp_path, 0))
     actions = reader.EpisodeStore(tmp_path).actions(0)
     differing = np.any(np.stack(executed[-len(actions) :]) != actions, axis=1)
@@ -168,13 +166,13 @@ def test_any_number_of_episodes_has_the_half_way_share(share):
 
 
 def test_disturbances_come_in_bursts_of_the_share():
-    noise = metaworld._disturbances(20_000, 0.3, np.random.default_rng(0))
+    noise = blocks.disturbances(20_000, 4, 0.3, np.random.default_rng(0))
     assert noise.dtype == np.float32 and not noise[:, 3].any()
     is_on = noise.any(axis=1)
-    assert is_on.mean() == pytest.approx(metaworld.NOISE_SHARE, abs=0.03)
+    assert is_on.mean() == pytest.approx(blocks.NOISE_SHARE, abs=0.03)
     assert noise[is_on, :3].std() == pytest.approx(0.3, abs=0.03)
     bursts = np.count_nonzero(np.diff(is_on.astype(int)) == 1)
-    assert is_on.sum() / bursts == pytest.approx(metaworld.NOISE_BURST_STEPS, rel=0.1)
+    assert is_on.sum() / bursts == pytest.approx(blocks.NOISE_BURST_STEPS, rel=0.1)
 
 
 def test_bad_requests_are_one_line_that_names_them(tmp_path):

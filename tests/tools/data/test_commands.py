@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.collect import metaworld
+from data_pipelines.collect import blocks, metaworld
 from data_pipelines.formats import image
 from data_pipelines.store import reader
 from defi_jax import errors
@@ -127,7 +127,7 @@ def test_metaworld_flags_reach_the_collector(store, monkeypatch):
     def collect(tasks, output, count, settings, workers):
         calls.append((tasks, count, settings))
         row = {"task": tasks[0], "start": "usual", "episodes": 2, "attempts": 3, "frames": 80}
-        return [metaworld.Collected(**row, steps=40.0, seconds=1.0)]
+        return [blocks.Collected(**row, steps=40.0, seconds=1.0)]
 
     monkeypatch.setattr(metaworld, "collect", collect)
     result, text = _convert("metaworld", output=str(store), tasks=["drawer-open-v3"], seed=7)
