@@ -1,12 +1,16 @@
 """Benchmarks by the name that users type."""
 
+import functools
 import importlib
 from collections.abc import Callable
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import base, metaworld
+from defi_rollout.benchmarks import base, calvin, metaworld
 
-BENCHMARKS: dict[str, Callable[[], base.Benchmark]] = {"metaworld": metaworld.MetaWorld}
+BENCHMARKS: dict[str, Callable[[], base.Benchmark]] = {
+    "metaworld": metaworld.MetaWorld,
+    **{name: functools.partial(calvin.Calvin, name=name) for name in calvin.TASK_STEPS},
+}
 
 
 def get_benchmark(name: str) -> base.Benchmark:
