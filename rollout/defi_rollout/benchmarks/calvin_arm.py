@@ -19,6 +19,7 @@ _HOME = (0.026, -0.231, 0.57)
 _SETTLE_STEPS = 14  # that the measured position gets to follow the commanded one
 _NEAR = 0.006
 _FINGER = 0.045  # from the tool's centre to an open finger
+_TABLE_EDGE = -0.18  # y
 _WIDEST = 0.03  # half of what the gripper takes
 
 
@@ -81,6 +82,8 @@ class Arm:
         centre, yaw = self.block(colour), self._yaw(colour)
         along, across, _ = self.half_size(colour)
         ways = sorted([(along, yaw), (across, yaw + np.pi / 2)])
+        if centre[1] < _TABLE_EDGE:  # in the drawer, where the table leaves no room for a hand in y
+            ways.sort(key=lambda way: abs(np.sin(way[1])))
         free, angle = False, ways[0][1]
         for half, way in ways:
             finger = _FINGER * np.array([np.cos(way), np.sin(way), 0.0])

@@ -18,6 +18,7 @@ _IN_CABINET = DOWN - [0.0, 0.3, 0.0]  # the hand leans back, off the cabinet's r
 _AT_LEVER = DOWN - [0.0, 0.7, 0.0]
 _TABLE = (0.17, -0.10, 0.46)  # where blocks lie
 _DRAWER = (0.0, 0.35)  # x over the open drawer
+_DRAWER_OPEN = 0.20  # m, nearly all
 _HAND = 0.11  # half of its width
 
 
@@ -166,11 +167,12 @@ def _push(arm: Arm, colour: str, sign: int) -> Actions:
     end, rotation = [start + sign * 0.18, y, z + 0.005], arm.rotation()
     # Lets the block slide the last part on its own: it may not be pushed into the drawer next if
     # the robot touches it at that task's start.
-    for action in arm.move(end, rotation, speed=0.8):
-        yield action
-        if abs(arm.block(colour)[0] - x) > 0.07:
-            break
-    yield from arm.hold(CLOSE, 8)
+    for pushed in (0.07, 0.09):
+        for action in arm.move(end, rotation, speed=0.8):
+            yield action
+            if abs(arm.block(colour)[0] - x) > pushed:
+                break
+        yield from arm.hold(CLOSE, 8)
     yield from arm.move(end, rotation, speed=0.35)
 
 
@@ -234,6 +236,13 @@ def _stack(arm: Arm) -> Actions:
     yield from arm.hold(OPEN, 10)
 
 
+def _lift_from_drawer(arm: Arm, colour: str) -> Actions:
+    if arm.joint("base__drawer") < _DRAWER_OPEN:  # counts as open, but leaves no room for the hand
+        yield from _open_drawer(arm)
+        yield from arm.go_home(OPEN)
+    yield from _lift(arm, colour)
+
+
 def _unstack(arm: Arm) -> Actions:
     """Tips the upper block off slowly, so that it lies on the table when the two part.
 
@@ -283,7 +292,7 @@ TASKS: dict[str, Callable[[Arm], Actions]] = {
     "turn_on_lightbulb": _switch_on,
     "turn_off_lightbulb": _switch_off,
     **{f"lift_{c}_block_table": functools.partial(_lift, colour=c) for c in _COLOURS},
-    **{f"lift_{c}_block_drawer": functools.partial(_lift, colour=c) for c in _COLOURS},
+    **{f"lift_{c}_block_drawer": functools.partial(_lift_from_drawer, colour=c) for c in _COLOURS},
     **{f"lift_{c}_block_slider": functools.partial(_lift_from_cabinet, colour=c) for c in _COLOURS},
     **{
         f"{verb}_{c}_block_{s}": functools.partial(play, colour=c, sign=n)
