@@ -4,7 +4,7 @@ Both the collection of demonstrations and the closed-loop benchmark use this mod
 policy meets the very pictures, starts and success rules it was trained on. Needs numpy, mujoco and
 metaworld only.
 
-Two kinds of start exist. `usual` is the task's own, plus a hand offset of a few centimetres.
+Three kinds of start exist. `own` is the task's, `usual` adds a hand offset of a few centimetres.
 `half_way` exists for the two pairs that share a scene (drawer, window): the joint stands about half
 open, and everything that can be seen is drawn from one distribution of the pair, so that only the
 instruction tells the tasks apart.
@@ -38,7 +38,7 @@ FIRST_EVALUATION_SEED = 1_000_000
 
 choose_gl = headless_gl.choose  # callers need no other module
 
-STARTS = ("usual", "half_way")
+STARTS = ("usual", "half_way", "own")
 CAMERA_KEYS = {"static": "observation/image", "gripper": "observation/wrist_image"}
 
 # Offset of the hand's start from the task's own, metres. Never towards the robot: several tasks
@@ -106,7 +106,7 @@ class MetaWorldEnv:
     """One task with seeded starts, its scripted expert, and pictures drawn only when asked for.
 
     Args:
-        task: a key of `metaworld_tasks.TASKS`.
+        task: a task of `metaworld_tasks`.
         image_size: height and width of the pictures, pixels.
         cameras: cameras to draw, among "static" and "gripper"; empty needs no OpenGL.
 
@@ -143,7 +143,7 @@ class MetaWorldEnv:
 
         Args:
             seed: non-negative; see FIRST_EVALUATION_SEED.
-            start: "usual" or "half_way". Equal seeds give both tasks of a pair one half-way start.
+            start: one of STARTS. Equal seeds give both tasks of a pair one half-way start.
 
         Raises:
             errors.UserError: unknown start, or half_way for a task without an opposite.
@@ -154,7 +154,8 @@ class MetaWorldEnv:
             raise errors.UserError("no half-way start for this task", self.task, "use start=usual")
         scene = self._pair.body if start == "half_way" else self.task
         rng = np.random.default_rng([seed, STARTS.index(start), zlib.crc32(scene.encode())])
-        self._env.hand_init_pos = self._home + rng.uniform(_HAND_OFFSET_LOW, _HAND_OFFSET_HIGH)
+        offset = 0.0 if start == "own" else rng.uniform(_HAND_OFFSET_LOW, _HAND_OFFSET_HIGH)
+        self._env.hand_init_pos = self._home + offset
         if start == "half_way":
             self._env._last_rand_vec = rng.uniform(self._pair.low, self._pair.high)
         else:

@@ -157,6 +157,59 @@ DEMO_TASKS = (
     "window-open-v3",
     "window-close-v3",
 )
+# Tasks of MT50 beyond those: one instruction each. `TASKS` is part of a frozen protocol.
+MORE_TASKS: dict[str, Task] = {
+    name: _task(500, instruction)
+    for name, instruction in {
+        "assembly-v3": "put the ring onto the peg",
+        "basketball-v3": "put the basketball into the hoop",
+        "bin-picking-v3": "move the puck from one bin to the other",
+        "box-close-v3": "put the lid on the box",
+        "button-press-topdown-wall-v3": "reach over the wall and press the button from above",
+        "button-press-wall-v3": "reach over the wall and press the front button",
+        "coffee-pull-v3": "pull the mug away from the coffee machine",
+        "coffee-push-v3": "push the mug under the coffee machine",
+        "dial-turn-v3": "turn the dial",
+        "disassemble-v3": "take the ring off the peg",
+        "door-lock-v3": "lock the door",
+        "door-unlock-v3": "unlock the door",
+        "hammer-v3": "hammer the nail into the wall",
+        "hand-insert-v3": "put the hand into the hole",
+        "handle-press-side-v3": "press the handle down from the side",
+        "handle-pull-side-v3": "pull the handle up from the side",
+        "peg-insert-side-v3": "insert the peg into the hole in the side of the box",
+        "peg-unplug-side-v3": "pull the peg out of the hole sideways",
+        "pick-out-of-hole-v3": "pick the puck out of the hole",
+        "pick-place-wall-v3": "pick the puck up and bring it over the wall to the goal",
+        "plate-slide-back-side-v3": "slide the plate sideways out of the goal",
+        "plate-slide-back-v3": "slide the plate back out of the goal",
+        "plate-slide-side-v3": "slide the plate sideways into the goal",
+        "push-back-v3": "pull the puck back to the goal",
+        "push-wall-v3": "push the puck around the wall to the goal",
+        "reach-wall-v3": "reach over the wall to the goal",
+        "shelf-place-v3": "put the puck on the shelf",
+        "soccer-v3": "kick the ball into the goal",
+        "stick-pull-v3": "pull the container with the stick",
+        "stick-push-v3": "push the container with the stick",
+        "sweep-v3": "sweep the puck off the table",
+    }.items()
+}
+
+# The lists of Meta-World v3 (metaworld/env_dict.py, MIT): of ten tasks, and of all fifty.
+MT10 = (
+    "reach-v3",
+    "push-v3",
+    "pick-place-v3",
+    "door-open-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "button-press-topdown-v3",
+    "peg-insert-side-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+MT50 = tuple(sorted({**TASKS, **MORE_TASKS}))
+
 OTHER_TASKS = tuple(name for name in TASKS if name not in DEMO_TASKS)
 
 PAIRS = (
@@ -206,7 +259,8 @@ def get_task(name: str) -> Task:
     Raises:
         errors.UserError: the task is not in the table; names the nearest ones.
     """
-    if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.3) or sorted(TASKS)
+    known = {**TASKS, **MORE_TASKS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)
         raise errors.UserError("unknown Meta-World task", name, f"did you mean {', '.join(near)}")
-    return TASKS[name]
+    return known[name]

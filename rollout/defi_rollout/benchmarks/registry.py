@@ -5,11 +5,16 @@ import importlib
 from collections.abc import Callable
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import base, calvin, metaworld
+from defi_rollout.benchmarks import base, calvin, libero, metaworld, metaworld_multitask
 
 BENCHMARKS: dict[str, Callable[[], base.Benchmark]] = {
     "metaworld": metaworld.MetaWorld,
+    **{
+        name: functools.partial(metaworld_multitask.MultiTask, name=name)
+        for name in metaworld_multitask.TASK_LISTS
+    },
     **{name: functools.partial(calvin.Calvin, name=name) for name in calvin.TASK_STEPS},
+    **{name: functools.partial(libero.Libero, name=name) for name in libero.SUITES},
 }
 
 
