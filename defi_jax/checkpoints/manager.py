@@ -320,7 +320,8 @@ def load_params(
         ema: whether the moving average replaces the trained parameters, where there is one.
 
     Returns:
-        Nested dict of numpy arrays, and the checkpoint's metadata.
+        Nested dict of numpy arrays, and the checkpoint's metadata, of which "weights" says whether
+        the trained parameters are "raw" or their moving average, "ema".
 
     Raises:
         UserError: if there is no such checkpoint.
@@ -334,7 +335,8 @@ def load_params(
     names = [name for name in (trained, "frozen") if name in items]
     trees = checkpoint_format.read_items(step_path, names, leaves)
     merged = train_state.merge_params(trees.get(trained, {}), trees.get("frozen", {}))
-    return merged, documents["metadata"]
+    weights = "ema" if trained == "ema_params" else "raw"
+    return merged, {**documents["metadata"], "weights": weights}
 
 
 def load_metadata(path: str | epath.Path) -> dict[str, Any]:

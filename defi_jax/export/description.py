@@ -24,7 +24,10 @@ EXAMPLE_PROMPT = "open the drawer"
 
 
 def describe(
-    objective: joint.JointObjective, metadata: Mapping[str, Any], make_inverse: MakeInverse
+    objective: joint.JointObjective,
+    metadata: Mapping[str, Any],
+    make_inverse: MakeInverse,
+    weights_dtype: str,
 ) -> rollout_spec.BundleSpec:
     """Returns the bundle's specification, its list of files still empty.
 
@@ -60,7 +63,7 @@ def describe(
         example_prompt=EXAMPLE_PROMPT,
         training_starts=_training_starts(metadata),
         model={"objective": metadata["objective"], "config": metadata["config"]},
-        provenance=_provenance(metadata),
+        provenance=_provenance(metadata) | {"weights_dtype": weights_dtype},
     )
 
 
@@ -133,6 +136,7 @@ def _training_starts(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 def _provenance(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "step": metadata["step"],
+        "weights": metadata["weights"],
         "trained_on": {part["name"]: part["frames"] for part in metadata["trained_on"]},
         "pipeline_fingerprint": metadata["pipeline_fingerprint"],
         "trained_with": metadata["versions"],

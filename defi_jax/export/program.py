@@ -46,6 +46,18 @@ def policy_program(objective: joint.JointObjective) -> Program:
     return program
 
 
+def widened(program: Program) -> Program:
+    """Returns the program for parameters rounded to bfloat16 to save space; computes as before."""
+
+    def call(params: Params, inputs: Inputs) -> dict[str, jax.Array]:
+        def widen(leaf: jax.Array) -> jax.Array:
+            return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
+
+        return program(jax.tree.map(widen, params), inputs)
+
+    return call
+
+
 def input_spec(objective: joint.JointObjective) -> dict[str, jax.ShapeDtypeStruct]:
     """Abstract inputs of one example, without the batch dimension."""
     batch = objective.pixel_batch_spec(1)

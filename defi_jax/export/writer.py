@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import safetensors.numpy
@@ -25,7 +26,6 @@ from defi_rollout import tokenizers as rollout_tokenizers
 from etils import epath
 
 from defi_jax import errors, objectives
-from defi_jax.array_typing import Params
 from defi_jax.checkpoints import manager
 from defi_jax.export import description
 from defi_jax.export import program as program_lib
@@ -36,6 +36,8 @@ from defi_jax.objectives import joint
 # compiled with a symbolic batch, may fuse its sums in another order.
 PARITY_TOLERANCE = 1e-4
 _BF16_PARITY_TOLERANCE = 2e-2
+# The same for weights that were rounded to 8 bits of mantissa.
+_BF16_WEIGHTS_TOLERANCE = 5e-2
 
 _EXAMPLE_SEED = 0
 
@@ -48,13 +50,15 @@ class Report:
         output: the bundle's directory.
         digest: sha256 that identifies the bundle.
         step: training step of the parameters.
-        rel_l2: distance of the bundle's actions from the known ones, relative L2.
+        rel_l2: distance of the bundle's actions from its source's, relative L2.
+        tolerance: largest that was allowed.
     """
 
     output: str
     digest: str
     step: int
     rel_l2: float
+    tolerance: float
 
 
 def export_bundle(
@@ -63,6 +67,7 @@ def export_bundle(
     *,
     step: int | None = None,
     overwrite: bool = False,
+    weights_dtype: str = "float32",
     make_inverse: description.MakeInverse,
 ) -> Report:
     """Exports a joint checkpoint, its moving average where it has one.
@@ -72,6 +77,8 @@ def export_bundle(
         output: the bundle's directory, local or in a bucket.
         step: which checkpoint; None takes the latest that verifies.
         overwrite: whether an older bundle at `output` is replaced.
+        weights_dtype: "float32" keeps the parameters as they are, "bfloat16" rounds those of
+            float32; the program computes as before.
         make_inverse: turns the stored normaliser of the actions into its inverse.
 
     Raises:
@@ -88,15 +95,24 @@ def export_bundle(
             "give the --workdir of a joint run: only it has a policy",
         )
     objective = _rebuild_objective(metadata["config"])
-    spec = description.describe(objective, metadata, make_inverse)
+    spec = description.describe(objective, metadata, make_inverse, weights_dtype)
     with _building(output, overwrite) as directory:
         # Not ascontiguousarray, which turns scalars into vectors.
         flat = {k: np.asarray(v, order="C") for k, v in params_lib.flatten(params).items()}
+        kept = _rounded(flat) if weights_dtype == "bfloat16" else flat
         files = description.tokenizer_files(objective)
-        source = _write_parts(directory, objective, flat, spec, tokenizer_files=files)
-        _write_example(directory, source, program_lib.policy_program(objective), params)
-        rel_l2, digest = _seal(directory, spec, objective)
-    return Report(output=str(output), digest=digest, step=metadata["step"], rel_l2=rel_l2)
+        source = _write_parts(directory, objective, kept, spec, tokenizer_files=files)
+        rounding = _write_example(directory, source, objective, flat, kept)
+        rel_l2, tolerance, digest = _seal(directory, spec, objective)
+    if kept is not flat:
+        rel_l2, tolerance = rounding, _BF16_WEIGHTS_TOLERANCE
+    return Report(
+        output=str(output),
+        digest=digest,
+        step=metadata["step"],
+        rel_l2=rel_l2,
+        tolerance=tolerance,
+    )
 
 
 def rebuild_bundle(
@@ -129,9 +145,14 @@ def rebuild_bundle(
     with _building(output, overwrite) as directory:
         _write_parts(directory, objective, flat, spec, tokenizer_files=kept)
         (directory / rollout_bundle.EXAMPLE).write_bytes(example)
-        rel_l2, digest = _seal(directory, spec, objective)
-    step = source.spec.provenance["step"]
-    return Report(output=str(output), digest=digest, step=step, rel_l2=rel_l2)
+        rel_l2, tolerance, digest = _seal(directory, spec, objective)
+    return Report(
+        output=str(output),
+        digest=digest,
+        step=source.spec.provenance["step"],
+        rel_l2=rel_l2,
+        tolerance=tolerance,
+    )
 
 
 def _rebuild_objective(config: Mapping[str, Any]) -> joint.JointObjective:
@@ -151,7 +172,7 @@ def _write_parts(
     """Writes parameters, program and tokenizers; returns them as a bundle without an example."""
     safetensors.numpy.save_file(dict(flat), directory / rollout_bundle.PARAMS)
     artefact = program_lib.export_program(
-        program_lib.policy_program(objective), flat, program_lib.input_spec(objective)
+        _program(objective, spec), flat, program_lib.input_spec(objective)
     )
     (directory / rollout_bundle.STABLEHLO).write_bytes(artefact)
     for name, content in tokenizer_files.items():
@@ -160,13 +181,36 @@ def _write_parts(
     return rollout_bundle.Bundle(directory=directory, spec=with_files, digest="")
 
 
+def _program(objective: joint.JointObjective, spec: rollout_spec.BundleSpec) -> program_lib.Program:
+    """The policy for parameters as the bundle keeps them."""
+    program = program_lib.policy_program(objective)
+    is_rounded = spec.provenance.get("weights_dtype") == "bfloat16"  # older ones do not say
+    return program_lib.widened(program) if is_rounded else program
+
+
+def _rounded(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters with bfloat16 in place of float32."""
+    return {
+        path: value.astype(jnp.bfloat16) if value.dtype == np.float32 else value
+        for path, value in flat.items()
+    }
+
+
 def _write_example(
     directory: pathlib.Path,
     source: rollout_bundle.Bundle,
-    program: program_lib.Program,
-    params: Params,
-) -> None:
-    """Writes an observation, its noise and the checkpoint's own actions for them."""
+    objective: joint.JointObjective,
+    flat: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
+) -> float:
+    """Writes an observation, its noise and the actions for them of the parameters that are kept.
+
+    Returns:
+        How far these are from the checkpoint's actions, relative L2; 0 where all is kept.
+
+    Raises:
+        CheckFailed: too far.
+    """
     spec, rng = source.spec, np.random.default_rng(_EXAMPLE_SEED)
     example = {
         camera.key: _make_image(rng, camera.height, camera.width)[None] for camera in spec.cameras
@@ -180,9 +224,28 @@ def _write_example(
     for name, shape in spec.noise.items():
         noise = rollout_noise.draw((_EXAMPLE_SEED,), name, shape)[None]
         inputs[f"noise/{name}"] = example[f"noise/{name}"] = noise
-    normalised = np.asarray(jax.jit(program)(params, inputs)["actions"])
-    example["expected/actions"] = spec.unnormalise(normalised)
+
+    def act(program: program_lib.Program, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        nested = params_lib.unflatten(params)
+        return spec.unnormalise(np.asarray(jax.jit(program)(nested, inputs)["actions"]))
+
+    example["expected/actions"] = expected = act(_program(objective, spec), kept)
     safetensors.numpy.save_file(example, directory / rollout_bundle.EXAMPLE)
+    if kept is flat:
+        return 0.0
+    known = act(program_lib.policy_program(objective), flat)
+    rel_l2 = float(np.linalg.norm(expected - known) / max(np.linalg.norm(known), 1e-12))
+    _require_close(rel_l2, _BF16_WEIGHTS_TOLERANCE, "export float32 weights")
+    return rel_l2
+
+
+def _require_close(rel_l2: float, tolerance: float, fix: str) -> None:
+    if not rel_l2 <= tolerance:
+        raise errors.CheckFailed(
+            f"the bundle's actions differ from the checkpoint's by {rel_l2:.1e} (relative L2)",
+            f"tolerance {tolerance:.0e}",
+            f"nothing was written; {fix}",
+        )
 
 
 def _make_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -195,7 +258,7 @@ def _make_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 def _seal(
     directory: pathlib.Path, spec: rollout_spec.BundleSpec, objective: joint.JointObjective
-) -> tuple[float, str]:
+) -> tuple[float, float, str]:
     """Writes bundle.json, last; returns what `_check_parity` does."""
     complete = dataclasses.replace(spec, files=_hash_files(directory))
     content = rollout_bundle.render_manifest(complete.to_json())
@@ -203,23 +266,20 @@ def _seal(
     return _check_parity(directory, objective)
 
 
-def _check_parity(directory: pathlib.Path, objective: joint.JointObjective) -> tuple[float, str]:
+def _check_parity(
+    directory: pathlib.Path, objective: joint.JointObjective
+) -> tuple[float, float, str]:
     """Loads the bundle as a client does and compares its example's actions.
 
     Returns:
-        Relative L2 distance, and the bundle's digest.
+        Relative L2 distance, the largest allowed, and the bundle's digest.
     """
     is_bf16 = objective.config.compute_dtype == "bfloat16"
     tolerance = _BF16_PARITY_TOLERANCE if is_bf16 else PARITY_TOLERANCE
     policy = rollout_policy.Policy.load(directory, warm_up=False)
     rel_l2 = policy.run_example()
-    if not rel_l2 <= tolerance:
-        raise errors.CheckFailed(
-            f"the bundle's actions differ from the checkpoint's by {rel_l2:.1e} (relative L2)",
-            f"tolerance {tolerance:.0e}",
-            "nothing was written; report this with the config of the run",
-        )
-    return rel_l2, policy.digest
+    _require_close(rel_l2, tolerance, "report this with the config of the run")
+    return rel_l2, tolerance, policy.digest
 
 
 def _hash_files(directory: pathlib.Path) -> dict[str, rollout_spec.FileEntry]:

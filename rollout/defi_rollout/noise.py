@@ -39,8 +39,11 @@ class NoiseSequence:
             UserError: the observation's "_defi/seed" or "_defi/reset" is malformed.
         """
         reset = obs.get(RESET, False)
+        if reset is not True and reset is not False:
+            reset = _check_seed(reset, RESET)
         if SEED in obs:
-            seeds = np.asarray(obs[SEED])
+            with errors.UserError.instead_of(ValueError, f"{SEED!r} is ragged", "observation"):
+                seeds = np.asarray(obs[SEED])
             if seeds.shape not in ((), (rows,)):
                 raise errors.UserError(
                     f"{SEED!r} has the shape {seeds.shape}", "observation", f"send 1 or {rows}"
@@ -63,6 +66,8 @@ def draw(key: Sequence[int], name: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def _check_seed(seed: Any, key: str = SEED) -> int:
+    if isinstance(seed, np.integer):
+        seed = int(seed)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise errors.UserError(f"{key!r} is {seed!r}", "observation", "send an integer >= 0")
     return seed

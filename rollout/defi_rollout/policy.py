@@ -201,7 +201,7 @@ class Policy:
             raise errors.UserError(
                 " and ".join(what), "observation", f"send {sorted(expected)} and 'prompt'"
             )
-        images = [_check_image(camera, np.asarray(obs[camera.key])) for camera in self.spec.cameras]
+        images = [_check_image(camera, obs[camera.key]) for camera in self.spec.cameras]
         batched = images[0].ndim == 4
         if len({image.shape[:-3] for image in images}) > 1:
             raise errors.UserError(
@@ -270,7 +270,9 @@ class Policy:
             )
 
 
-def _check_image(camera: spec.CameraSpec, image: np.ndarray) -> np.ndarray:
+def _check_image(camera: spec.CameraSpec, value: Any) -> np.ndarray:
+    with errors.UserError.instead_of(ValueError, f"{camera.key!r} is ragged", "observation"):
+        image = np.asarray(value)
     is_image = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size > 0
     if image.dtype != np.uint8 or not is_image:
         raise errors.UserError(
@@ -303,7 +305,17 @@ def _load_program(source: bundle.Bundle, params: Mapping[str, np.ndarray]) -> Ca
     if platform not in exported.platforms:
         raise errors.BundleError(f"not exported for {platform}", where, rebuild)
     _check_params(wanted, params, source)
-    return jax.jit(exported.call)
+    jitted, compiled = jax.jit(exported.call), {}
+
+    def call(params: Mapping[str, Any], inputs: Inputs) -> Mapping[str, Any]:
+        rows = len(inputs["images"])
+        if rows not in compiled:
+            kinds, what = (RuntimeError, ValueError), f"jax {jax.__version__} cannot compile it"
+            with errors.BundleError.instead_of(kinds, what, where, rebuild):
+                compiled[rows] = jitted.lower(params, inputs).compile()
+        return compiled[rows](params, inputs)
+
+    return call
 
 
 def _try_program(digest: str, program: bytes) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import hmac
 import http
 import ipaddress
@@ -127,6 +128,8 @@ class Server:
                 max_size=options.max_message_bytes,
                 max_queue=2,
             )
+        gc.collect()
+        gc.freeze()  # what is loaded stays: closed connections, which are cycles, are found soon
         listening(next(iter(listener.sockets)).getsockname()[1])
         await self._stopping.wait()
         listener.close(close_connections=False)

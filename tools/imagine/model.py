@@ -172,6 +172,8 @@ def from_bundle(directory: str) -> tuple[VideoModel, int]:
     tokenizer = rollout_tokenizers.from_bundle(source.spec.text[_ROLE], source)
 
     flat = safetensors.numpy.load_file(source.path(rollout_bundle.PARAMS))
+    if source.spec.provenance.get("weights_dtype") == "bfloat16":  # to save space only
+        flat = {path: leaf.astype(np.float32) for path, leaf in flat.items()}
     config: Mapping[str, Any] = source.spec.model["config"]
     model = VideoModel(
         ml_collections.ConfigDict(config),

@@ -227,11 +227,12 @@ def test_an_exception_after_save_leaves_it_committed(tmp_path, run):
 def test_load_params_takes_workdir_folder_or_step(saved, run):
     for path in (saved, saved / "checkpoints", saved / "checkpoints/2"):
         params, facts = manager_lib.load_params(path, ema=False)
-        assert facts["step"] == 2
+        assert facts["step"] == 2 and facts["weights"] == "raw"
         assert isinstance(params["codebook"], np.ndarray) and (params["codebook"] == 2).all()
     params, _ = manager_lib.load_params(saved, step=1, ema=False)
     assert (params["codebook"] == 1).all()
-    params, _ = manager_lib.load_params(saved)
+    params, facts = manager_lib.load_params(saved)
+    assert facts["weights"] == "ema"
     np.testing.assert_array_equal(params["codebook"], run[1].ema_params["codebook"])
     np.testing.assert_array_equal(params["encoder"]["scale"], run[1].frozen["encoder"]["scale"])
     with pytest.raises(errors.UserError, match=r"no checkpoint of step 9.*\[1, 2\]"):

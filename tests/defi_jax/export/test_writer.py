@@ -6,6 +6,8 @@ import json
 import pathlib
 import shutil
 
+import jax
+import jax.export
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -142,7 +144,7 @@ def test_half_precision_scalar_and_strided_parameters_come_back_bit_equal(
     kernel = layer["kernel"].astype(jnp.bfloat16)
     layer |= {"kernel": kernel.T, "gain": np.float32(0.5)}
     monkeypatch.setattr(writer, "_write_example", lambda directory, *_: _touch_example(directory))
-    monkeypatch.setattr(writer, "_check_parity", lambda *_: (0.0, ""))
+    monkeypatch.setattr(writer, "_check_parity", lambda *_: (0.0, 1.0, ""))
     real_policies.export("run", tmp_path / "bundle")
     params = safetensors.numpy.load_file(tmp_path / "bundle" / rollout_bundle.PARAMS)
     assert params["policy/goal_emb/fc1/kernel"].dtype == kernel.dtype
@@ -154,6 +156,30 @@ def _touch_example(directory):
     (directory / rollout_bundle.EXAMPLE).touch()
 
 
+@pytest.mark.slow
+def test_bfloat16_halves_the_weights_and_says_so(shared, tmp_path, monkeypatch):
+    report = real_policies.export(shared / "run", tmp_path / "half", weights_dtype="bfloat16")
+    assert 1e-4 < report.rel_l2 <= report.tolerance == 5e-2
+    whole, half = (
+        rollout_bundle.read_bundle(path).spec for path in (shared / "bundle", tmp_path / "half")
+    )
+    sizes = [spec.files[rollout_bundle.PARAMS].bytes for spec in (half, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert half.provenance["weights_dtype"] == "bfloat16" and half.provenance["weights"] == "raw"
+    assert whole.provenance["weights_dtype"] == "float32"
+    loaded = rollout_policy.Policy.load(tmp_path / "half", warm_up=False)
+    assert loaded.run_example() <= writer.PARITY_TOLERANCE
+    monkeypatch.setattr(writer, "_BF16_WEIGHTS_TOLERANCE", 1e-5)
+    monkeypatch.setattr(writer.program_lib, "export_program", lambda *_: b"")
+    with pytest.raises(errors.CheckFailed, match="float32 weights"):
+        real_policies.export(shared / "run", tmp_path / "none", weights_dtype="bfloat16")
+
+
+def test_the_program_is_for_every_platform(shared):
+    program = (shared / "bundle" / rollout_bundle.STABLEHLO).read_bytes()
+    assert jax.export.deserialize(bytearray(program)).platforms == ("cpu", "cuda", "tpu")
+
+
 def test_specification_says_what_training_knew(shared):
     spec = rollout_bundle.read_bundle(shared / "bundle").spec
     assert [camera.key for camera in spec.cameras] == ["observation/image"]
@@ -162,6 +188,7 @@ def test_specification_says_what_training_knew(shared):
     assert spec.training_starts == real_policies.STARTS
     assert (spec.action_horizon, spec.execute_horizon, spec.control_hz) == (chunk[0], 2, 80.0)
     assert spec.provenance["step"] == real_policies.STEP
+    assert (spec.provenance["weights"], spec.provenance["weights_dtype"]) == ("raw", "float32")
     written = json.loads(json.dumps(real_policies.config("tiny", 1).to_dict()))
     assert spec.model["config"] == written
 

@@ -64,6 +64,9 @@ def test_instruction_and_image_matter(tiny, obs):
         {"prompt": ["a", "b"]},
         {noise.SEED: -1},
         {noise.SEED: 0.5},
+        {noise.SEED: [[1], [1, 2]]},
+        {noise.RESET: None},
+        {"observation/image": [[1], [1, 2]]},
     ],
 )
 def test_malformed_observation_is_a_usage_error(tiny, obs, change):
@@ -131,6 +134,16 @@ def test_a_damaged_program_is_refused_in_one_line(tiny_bundle, reseal, share):
     reseal(tiny_bundle)
     with pytest.raises(errors.BundleError, match=r"jax \S+ refuses it \(.+\).*--from_bundle"):
         policy.Policy.load(tiny_bundle)
+
+
+def test_a_program_that_only_the_compiler_refuses_names_the_command(tiny_bundle, reseal):
+    program = (tiny_bundle / bundle.STABLEHLO).read_bytes()
+    assert b"shape_assertion" in program  # a call that jax knows
+    (tiny_bundle / bundle.STABLEHLO).write_bytes(program.replace(b"shape_assert", b"shape_unsert"))
+    reseal(tiny_bundle)
+    loaded = policy.Policy.load(tiny_bundle, warm_up=False)
+    with pytest.raises(errors.BundleError, match=r"cannot compile it \(.+\).*--from_bundle"):
+        loaded.run_example()
 
 
 def test_a_program_that_kills_its_reader_is_refused(tiny_bundle, monkeypatch):
