@@ -8,6 +8,7 @@ Needs only `pip install defi-rollout`; runs on Python 3.8.
 from __future__ import annotations
 
 import argparse
+import pathlib
 import time
 
 import numpy as np
@@ -43,12 +44,14 @@ def main() -> None:
     """Drives the robot for some steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", default="ws://127.0.0.1:8000")
+    parser.add_argument("--token_file", help="of the server, where it wants one")
     parser.add_argument("--prompt", default="open the drawer")
     parser.add_argument("--steps", type=int, default=100)
     flags = parser.parse_args()
 
-    policy = Client(flags.url)
-    limits = [np.array(policy.metadata["action_spec"][key]) for key in ("low", "high")]
+    token = pathlib.Path(flags.token_file).read_text().strip() if flags.token_file else None
+    policy = Client(flags.url, token=token)
+    limits = [np.float32(policy.metadata["action_spec"][key]) for key in ("low", "high")]
     robot = FakeRobot(policy.metadata["obs_spec"], *limits)
     executor = executors.ChunkExecutor(policy, policy.metadata["execute_horizon"])
     executor.reset()
