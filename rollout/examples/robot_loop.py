@@ -51,7 +51,7 @@ def main() -> None:
 
     token = pathlib.Path(flags.token_file).read_text().strip() if flags.token_file else None
     policy = Client(flags.url, token=token)
-    limits = [np.float32(policy.metadata["action_spec"][key]) for key in ("low", "high")]
+    limits = [np.array(policy.metadata["action_spec"][key], np.float32) for key in ("low", "high")]
     robot = FakeRobot(policy.metadata["obs_spec"], *limits)
     executor = executors.ChunkExecutor(policy, policy.metadata["execute_horizon"])
     executor.reset()
