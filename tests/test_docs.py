@@ -61,6 +61,10 @@ SMALLER = {
         "init.gfdm=G": "init.gfdm=runs/gfdm",
     },
     "docs/serving.md": {"--steps=20": "--steps=3"},
+    "docs/evaluation.md": {
+        "--episodes=2": "--episodes=1",
+        "--steps=10": "--steps=2",
+    },
     "docs/open_x.md": {
         "configs/gidm.py:tiny": f"{STAGE}:gidm",
         "configs/gidm.py ": f"{STAGE}:gidm ",

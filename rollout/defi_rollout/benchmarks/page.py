@@ -5,16 +5,16 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from defi_rollout.benchmarks import scores
+from defi_rollout.benchmarks import scores, videos
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid #ddd }
 .films { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 13rem }
-figcaption { font-size: 13px }
-video, img { width: 100%; border-radius: 4px }
+figure { margin: 0 }
+figcaption { font-size: 13px; max-width: 27rem }
+video, img { width: 13rem; border-radius: 4px; margin-right: .25rem }
 .yes { color: #17752b }
 .no { color: #a3261b }
 """
@@ -41,7 +41,7 @@ def write_page(output: pathlib.Path, results: dict[str, Any]) -> None:
         ),
         *_language(summary["language"]),
         "<h2>Episodes, failures first</h2>",
-        f'<div class="films">{"".join(map(_film, films))}</div>',
+        f'<div class="films">{"".join(_film(output, row) for row in films)}</div>',
         _table(
             _COLUMNS,
             [
@@ -135,14 +135,19 @@ def _outcome(row: dict[str, Any]) -> str:
     return f"no success in {row['steps']} steps"
 
 
-def _film(row: dict[str, Any]) -> str:
-    source = html.escape(row["video"], quote=True)
-    if source.endswith(".gif"):
-        film = f'<img src="{source}" alt="">'
-    else:
-        film = f'<video src="{source}" controls muted loop preload="metadata"></video>'
-    style = "yes" if row["success"] else "no"
+def _film(output: pathlib.Path, row: dict[str, Any]) -> str:
+    """What happened and, where `launch/imagine_evaluation.py` was run, what was expected."""
+    future = videos.future_of(output, row["video"])
     said = html.escape(row["instruction"] or "(no instruction)")
-    outcome = html.escape(_outcome(row))
-    caption = f'{said}<br><span class="{style}">{outcome}</span>, {row["start"]} start'
-    return f"<figure>{film}<figcaption>{caption}</figcaption></figure>"
+    style, outcome = "yes" if row["success"] else "no", html.escape(_outcome(row))
+    beside = "" if future is None else "; right: predicted from the first picture"
+    caption = f'{said}<br><span class="{style}">{outcome}</span>, {row["start"]} start{beside}'
+    films = "".join(map(_moving, filter(None, (row["video"], future))))
+    return f"<figure>{films}<figcaption>{caption}</figcaption></figure>"
+
+
+def _moving(path: str) -> str:
+    source = html.escape(path, quote=True)
+    if source.endswith(".gif"):
+        return f'<img src="{source}" alt="">'
+    return f'<video src="{source}" controls muted loop preload="metadata"></video>'

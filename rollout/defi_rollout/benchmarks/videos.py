@@ -9,6 +9,7 @@ import numpy as np
 from defi_rollout.benchmarks import pictures
 
 DIRECTORY = "videos"
+FUTURE = "-future"  # ends the stem of what a video model expected
 MIN_SIDE = 256  # small frames are enlarged to at least this many pixels, for human eyes
 
 
@@ -34,4 +35,14 @@ def write_video(
             continue
         return f"{DIRECTORY}/{path.name}"
     logging.warning("no video of %s: neither av nor pillow is installed", stem)
+    return None
+
+
+def future_of(output: pathlib.Path, video: str) -> str | None:
+    """The predicted future beside the film `video`, relative to `output`; None without one."""
+    film = pathlib.Path(video)
+    for suffix in (".mp4", ".gif"):
+        beside = film.with_name(film.stem + FUTURE + suffix)
+        if (output / beside).exists():
+            return beside.as_posix()
     return None
