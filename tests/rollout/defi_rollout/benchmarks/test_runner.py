@@ -64,6 +64,19 @@ def test_results_hold_what_the_design_promises(tiny_bundle, tmp_path):
 
 
 @pytest.mark.slow
+def test_any_number_of_workers_makes_the_same_results_to_the_last_bit(tiny_bundle, tmp_path):
+    one, three = (
+        runner.evaluate(
+            **_options(tiny_bundle, tmp_path / str(n), ("slow", "lose"), episodes=3, workers=n)
+        )
+        for n in (1, 3)
+    )
+    assert _without_times(one) == _without_times(three)
+    ends = [row["end_digest"] for row in one["episodes"]]
+    assert len(set(ends)) == 6  # the digest of all actions: each episode has noise of its own
+
+
+@pytest.mark.slow
 def test_lost_episodes_become_rows_and_the_others_are_played(
     fake, tiny_bundle, tmp_path, monkeypatch
 ):
