@@ -5,7 +5,15 @@ import importlib
 from collections.abc import Callable
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import base, calvin, libero, metaworld, metaworld_multitask
+from defi_rollout.benchmarks import (
+    base,
+    calvin,
+    libero,
+    metaworld,
+    metaworld_multitask,
+    simpler,
+    simpler_tables,
+)
 
 BENCHMARKS: dict[str, Callable[[], base.Benchmark]] = {
     "metaworld": metaworld.MetaWorld,
@@ -15,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], base.Benchmark]] = {
     },
     **{name: functools.partial(calvin.Calvin, name=name) for name in calvin.TASK_STEPS},
     **{name: functools.partial(libero.Libero, name=name) for name in libero.SUITES},
+    **{name: functools.partial(simpler.Simpler, name=name) for name in simpler_tables.TABLES},
 }
 
 
