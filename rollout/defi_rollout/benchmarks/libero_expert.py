@@ -18,6 +18,7 @@ OPEN, CLOSE = -1.0, 1.0
 _METRES, _RADIANS = 0.05, 0.5  # of a full step
 _HOVER = 0.08  # above the grasp
 _GRIP = 0.025  # from an object's top down to the grasp
+_RIM_GRIP, _RIM_INSET = 0.033, 0.006  # the same of a rim, and from its outermost point inwards
 _FINGERTIPS = 0.008  # below the point that is steered
 _WIDEST = 0.075  # that fits between the fingers
 _CLEARANCE = 0.03  # under a carried object
@@ -79,11 +80,12 @@ class Expert:
 
     def _carry(self) -> Iterator[np.ndarray]:
         """Lifts, moves and lowers what is held; ends early when it has slipped."""
-        foot, start = self._box(self._object)[0][2], self._hand()
+        (foot, top), start = (corner[2] for corner in self._box(self._object)), self._hand()
         over = self._box(self._destination)[1][2] + _CLEARANCE - foot
         above = start + np.array([0.0, 0.0, max(over, _LEAST_LIFT)])
         yield from self._reach(lambda: above, CLOSE, 0.02)
-        if self._box(self._object)[0][2] - foot < (self._hand() - start)[2] / 2:
+        # What hangs by its rim tilts: its foot stays behind.
+        if self._box(self._object)[1][2] - top < (self._hand() - start)[2] / 2:
             return
         yield from self._reach(lambda: np.array([*self._over(), above[2]]), CLOSE, 0.01)
         yield from self._reach(lambda: np.array([*self._over(), self._lowered()]), CLOSE, 0.01)
@@ -115,18 +117,20 @@ class Expert:
     # -- Where things are
 
     def _choose_grasp(self, attempt: int) -> tuple[np.ndarray, float]:
-        """Offset from the object's centre in x and y, and turn of the hand."""
+        """Offset from the middle of the object's top, and turn of the hand."""
         low, high = self._box(self._object)
         size = (high - low)[:2]
         if size.min() > _WIDEST:
             direction, turn = _SIDES[attempt % len(_SIDES)]
-            return np.array(direction) * size / 2, turn
-        return np.zeros(2), 0.0 if size[1] <= size[0] or size[1] < _WIDEST else np.pi / 2
+            radius = size / 2 - _RIM_INSET
+            return np.array([*(np.array(direction) * radius), -_RIM_GRIP]), turn
+        across = size[1] <= size[0] or size[1] < _WIDEST
+        return np.array([0.0, 0.0, -_GRIP]), 0.0 if across else np.pi / 2
 
     def _grasp(self, offset: np.ndarray, up: float) -> np.ndarray:
         low, high = self._box(self._object)
-        height = max(high[2] - _GRIP, low[2] + _FINGERTIPS)
-        return np.array([*(low + high)[:2] / 2 + offset, height + up])
+        place = np.array([*(low + high)[:2] / 2, high[2]]) + offset
+        return np.array([*place[:2], max(place[2], low[2] + _FINGERTIPS) + up])
 
     def _over(self) -> np.ndarray:
         """Where the hand is in x and y when the object's centre is above its destination's."""
