@@ -51,7 +51,14 @@ CONTROL = {  # arguments of every environment's constructor
 }
 
 _DRIVER = "the driver may be too old: that of Mesa 25 is known to draw on a CPU"
-_ROBOT_FILES = "mani_skill2_real2sim/assets/descriptions/"
+_COMMON_FILES = (
+    *(f"mani_skill2_real2sim/{folder}/" for folder in ("agents", "envs", "sensors", "utils")),
+    "mani_skill2_real2sim/assets/descriptions/googlerobot_description/",
+    *(
+        f"data/custom/info_pick_custom{which}.json"
+        for which in ("_v0", "_baked_tex_v0", "_baked_tex_v1")
+    ),
+)
 
 
 def source() -> pathlib.Path:
@@ -258,12 +265,13 @@ class StickyGripper:
 
 def files(row: simpler_tables.Row) -> list[str]:
     """Files and folders (with a slash) of the checkout that an episode's scene is made of."""
-    found = [_ROBOT_FILES, *(f"data/custom/models/{name}/" for name in row.models)]
+    found = [*_COMMON_FILES, *(f"data/custom/models/{name}/" for name in row.models)]
     stage = row.build["scene_name"]
     if not stage.startswith("dummy"):
         found.append(f"data/hab2_bench_assets/stages/{stage}.glb")
     if row.ray_traced:  # of all the tasks, those with a cabinet
-        found.append(f"data/custom/{row.build.get('station_name', 'mk_station')}.urdf")
+        station = row.build.get("station_name", "mk_station")
+        found += [f"data/custom/{station}.urdf", "data/custom/models/stone_tabletop.glb"]
     if row.overlay:
         found.append(f"data/real_inpainting/{row.overlay}")
     return found
