@@ -1,6 +1,7 @@
 """Checks of this machine and of a bundle, before a robot or a benchmark depends on them."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 import statistics
@@ -89,6 +90,9 @@ def _try_policy(path: str) -> str:
 
 def _benchmark_checks(name: str, bundle_path: str | None) -> Iterator[Check]:
     benchmark = registry.get_benchmark(name)
+    for source in benchmark.simulator.sources:
+        check = functools.partial(simulators.check_source, benchmark.simulator, source)
+        yield _check(f"{name} {source.name}", lambda check=check: f"{check()} files")
     for label, question in (
         ("simulator", "versions"),
         ("files", "check_files"),

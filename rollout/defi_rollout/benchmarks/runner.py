@@ -103,7 +103,7 @@ def evaluate(
     identity = {
         "protocol": base.describe_protocol(benchmark),
         **found.identity,
-        "simulator": simulators.ask(benchmark.simulator, "draw_one", "versions")["versions"],
+        "simulator": _check_simulator(benchmark.simulator),
         "seed": plan.seed,
         "execute_horizon": adapter.execute_horizon,
         "episodes_sha256": _digest([dataclasses.asdict(episode) for episode in episodes]),
@@ -192,6 +192,11 @@ def _expert_adapter(benchmark: base.Benchmark) -> adapters.Adapter:
         execute_horizon=1,
         factors=(1.0,) * width,
     )
+
+
+def _check_simulator(simulator: simulators.Simulator) -> dict[str, str]:
+    """Its versions, when its files are whole and it draws: a missing mesh is no error to it."""
+    return simulators.ask(simulator, "check_files", "draw_one", "versions")["versions"]
 
 
 def _with_horizon(adapter: adapters.Adapter, options: Options) -> adapters.Adapter:
@@ -288,9 +293,11 @@ def _collect(
 
 
 def _common_renderer(renderers: list[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The renderer of all rows; where they differ, all their names, comparable if each is."""
+    """The renderer of all rows; where they differ, all that is said, comparable if each is."""
     if not renderers:
         return None
-    names = {key: sorted({str(one[key]) for one in renderers}) for key in ("vendor", "name")}
-    joined = {key: " and ".join(found) for key, found in names.items()}
+    joined = {
+        key: " and ".join(sorted({str(one[key]) for one in renderers if key in one}))
+        for key in sorted(set().union(*renderers) - {"comparable"})
+    }
     return {**joined, "comparable": all(one["comparable"] for one in renderers)}

@@ -334,7 +334,7 @@ def versions() -> dict[str, str]:
 def check_files() -> str:
     """Compares the files of `simpler-tabletop`; returns how many.
 
-    For the paper's tables the whole checkout has been compared before: see `simulators.ask`.
+    Those of another scene are compared before it is played; `doctor` compares the whole checkout.
     """
     rows = simpler_tables.rows(simpler_tables.TABLETOP).values()
     return f"{verify_files(sorted({path for row in rows for path in files(row)}))} files"

@@ -127,7 +127,7 @@ def ask(simulator: Simulator, *questions: str) -> dict[str, Any]:
         UserError: the simulator is absent, or a function raises it; or the process dies.
     """
     for source in simulator.sources:
-        check_source(simulator, source)
+        _check_commit(simulator, source)
     child = start_child(
         simulator,
         "defi_rollout.benchmarks.probe",
@@ -180,12 +180,7 @@ def check_source(simulator: Simulator, source: Source) -> int:
     Raises:
         CheckFailed: it is absent, at another commit, or a file is missing or changed.
     """
-    place = directory(simulator.name) / source.name
-    clone = f"git clone {source.url} {place} && git -C {place} checkout --quiet {source.commit}"
-    head = _git(place, "rev-parse", "HEAD") if place.is_dir() else ""
-    if head.strip() != source.commit:
-        what = f"at commit {head.strip()[:12]}, not {source.commit[:12]}" if head else "absent"
-        raise errors.CheckFailed(f"the checkout of {source.name} is {what}", place, clone)
+    place = _check_commit(simulator, source)
     entries = [
         line.split(None, 3) for line in _git(place, "ls-tree", "-r", "-z", "HEAD").split("\0")
     ]
@@ -201,6 +196,16 @@ def check_source(simulator: Simulator, source: Source) -> int:
             f"git -C {place} checkout --force {source.commit}",
         )
     return len(wanted)
+
+
+def _check_commit(simulator: Simulator, source: Source) -> pathlib.Path:
+    place = directory(simulator.name) / source.name
+    head = _git(place, "rev-parse", "HEAD").strip() if place.is_dir() else ""
+    if head != source.commit:
+        what = f"at commit {head[:12]}, not {source.commit[:12]}" if head else "absent"
+        clone = f"git clone {source.url} {place} && git -C {place} checkout --quiet {source.commit}"
+        raise errors.CheckFailed(f"the checkout of {source.name} is {what}", place, clone)
+    return place
 
 
 def _git(place: pathlib.Path, *arguments: str, text: str = "") -> str:
@@ -235,13 +240,19 @@ def _is_installed_here(packages: Iterable[str]) -> bool:
     return True
 
 
+def _runs(python: str) -> bool:
+    done = subprocess.run([python, "-c", "import ensurepip"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 def _find_python(simulator: Simulator) -> str:
     root = os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv"
     for version in simulator.pythons:
         own = sys.executable if version == "{}.{}".format(*sys.version_info) else None
         installed = sorted(glob.glob(f"{root}/versions/{version}.*/bin/python"))
         for path in (own, shutil.which(f"python{version}"), *installed):
-            if path:
+            # pyenv leaves scripts of that name which only say how to choose a version.
+            if path and _runs(path):
                 return path
     raise errors.UserError(
         f"no Python {' or '.join(simulator.pythons)} on this machine",

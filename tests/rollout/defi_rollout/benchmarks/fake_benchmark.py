@@ -23,6 +23,10 @@ def versions():
     return {"name": "fake", "version": "1", "commit": "none"}
 
 
+def check_files():
+    return "0 files"
+
+
 def draw_one():
     print("a simulator's chatter")
     return "numpy"

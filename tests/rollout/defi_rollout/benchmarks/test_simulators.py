@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -99,8 +100,12 @@ def test_setup_makes_an_environment_once(place, monkeypatch):
         simulators.python_of(_simulator(packages=("six==1.17.0", "no-such-package")))
 
 
-def test_a_missing_python_is_named(place, monkeypatch):
+def test_a_missing_python_is_named(place, tmp_path, monkeypatch):
     monkeypatch.setenv("PYENV_ROOT", str(place))
+    script = tmp_path / "python3.5"  # as pyenv leaves it for a version that is not chosen
+    script.write_text("#!/bin/sh\nexit 127\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(errors.UserError, match=r"no Python 3\.5 on this machine"):
         simulators.set_up(_simulator(pythons=("3.5",), packages=("no-such-package",)), "toy")
 
