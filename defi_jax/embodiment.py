@@ -134,6 +134,20 @@ EMBODIMENTS = {
             units="metres, radians",
             gripper="+1 opens, -1 closes",
         ),
+        Embodiment(
+            name="libero_panda",  # robosuite's OSC_POSE as LIBERO runs it
+            control_hz=20.0,
+            action_low=(-1.0,) * 7,
+            action_high=(1.0,) * 7,
+            **vars(
+                end_effector(
+                    rotation="axis-angle",
+                    frame="world",
+                    units="1 = 0.05 m or 0.5 rad per step",
+                    gripper="+1 closes, -1 opens",
+                )
+            ),
+        ),
         # Fractal (RT-1), as stored. BC-Z's actions of this robot turn by rotation vectors at 10 Hz,
         # and SimplerEnv takes rotation vectors and a relative gripper, +1 closing.
         _open_x("google_robot", 3.0, end_effector()),

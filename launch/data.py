@@ -1,7 +1,7 @@
 """Converts, checks and shows data: python launch/data.py COMMAND --flag=value ...
 
 convert   --source={rlds,human_video,video_layout,calvin,lerobot} --input=DIR --output=DIR
-          --source={metaworld,calvin_sim} --tasks=TASK,... --output=DIR     scripted experts
+          --source={metaworld,calvin_sim,libero_sim} --tasks=TASK,... --output=DIR   by experts
           [--runner=direct]       through Apache Beam, see requirements-beam.txt
 build     --builder={something_something_v2,ego4d_fho,epic_kitchens100,video_folder} --input=DIR
           --output=DATA_DIR       human video as a TFDS dataset, array_record

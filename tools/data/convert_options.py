@@ -26,7 +26,7 @@ from defi_jax import errors
 _VIDEOS = ("human_video", "video_layout", "build")
 _FRAMES = ("calvin", "lerobot", *_VIDEOS)
 _FILES = ("rlds", *_FRAMES)
-SIMULATED = ("metaworld", "calvin_sim")
+SIMULATED = ("metaworld", "calvin_sim", "libero_sim")
 _SPLITS = ("rlds", "human_video", "video_layout", "calvin", "lerobot")
 SOURCES = (*_SPLITS, *SIMULATED)
 _RLDS, _CALVIN, _LEROBOT, _METAWORLD = ("rlds",), ("calvin",), ("lerobot",), ("metaworld",)

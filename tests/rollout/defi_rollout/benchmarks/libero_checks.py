@@ -48,6 +48,7 @@ def quick():
             refusal(env.step, np.full(7, np.nan)),
         ],
     }
+    controller = env.domain.robots[0].controller
     gaps = []
     for gripper in (1.0, -1.0):
         for _ in range(10):
@@ -60,6 +61,8 @@ def quick():
     return {
         **found,
         "gaps": gaps,
+        "action": [controller.name, controller.output_min.tolist(), controller.output_max.tolist()],
+        "control_hz": env.domain.control_freq,
         "observed": {key: [str(value.dtype), list(value.shape)] for key, value in state.items()},
         "expert": [steps, str(action.dtype), env.step(action)[OBJECT]],
         "instruction": env.instruction,

@@ -42,6 +42,12 @@ def test_plus_one_closes_the_gripper_and_minus_one_opens_it():
     assert closed < 0.005 and opened > 0.07
 
 
+def test_a_full_step_is_5_cm_or_half_a_radian_at_20_hz():
+    found = _checks("quick")
+    assert found["action"] == ["OSC_POSE", [-0.05] * 3 + [-0.5] * 3, [0.05] * 3 + [0.5] * 3]
+    assert found["control_hz"] == libero_env.CONTROL_HZ
+
+
 def test_without_cameras_only_the_state_is_offered():
     found = _checks("quick")
     assert found["observed"] == {libero_env.STATE_KEY: ["float32", [libero_env.STATE_DIM]]}
