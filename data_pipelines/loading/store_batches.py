@@ -69,17 +69,20 @@ class SampleSet:
         """Returns what the component contributes, JSON-able.
 
         "start_digests" identifies the start states of simulated episodes, so that an evaluation
-        can prove that it starts elsewhere; it is empty for other data.
+        can prove that it starts elsewhere; it is empty for other data. "origins" are what
+        self-made episodes say of themselves, for the results of whoever learns from them.
         """
         source, rows = self.component.source, self.episodes
-        metadata = (source.meta(int(i)).metadata for i in rows)
+        metadata = [source.meta(int(i)).metadata for i in rows]
         digests = {entry["start_digest"] for entry in metadata if "start_digest" in entry}
+        origins = {str(entry["origin"]) for entry in metadata if "origin" in entry}
         return {
             "episodes": len(rows),
             "frames": int(source.lengths[rows].sum()),
             "samples": len(self),
             "episodes_with_actions": int(source.has_actions[rows].sum()),
             "start_digests": sorted(digests),
+            "origins": sorted(origins),
         }
 
 

@@ -178,6 +178,7 @@ class StreamBatches:
                 "samples": 0,
                 "episodes_with_actions": one.dataset.total * int(one.source.has_actions[0]),
                 "start_digests": [],
+                "origins": [],
             }
             for one in self._components
         }

@@ -138,6 +138,10 @@ def _provenance(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "step": metadata["step"],
         "weights": metadata["weights"],
         "trained_on": {part["name"]: part["frames"] for part in metadata["trained_on"]},
+        "origins": sorted(
+            # Checkpoints of older versions do not know them.
+            {origin for part in metadata["trained_on"] for origin in part.get("origins", ())}
+        ),
         "pipeline_fingerprint": metadata["pipeline_fingerprint"],
         "trained_with": metadata["versions"],
         "exported_with": {"jax": importlib.metadata.version("jax")},

@@ -230,6 +230,7 @@ class BundleSpec:
             "execute_horizon": self.execute_horizon,
             "control_hz": self.control_hz,
             "embodiment": self.embodiment,
+            "origins": self.provenance.get("origins", []),
             "bundle": digest,
         }
 

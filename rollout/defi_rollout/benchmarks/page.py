@@ -71,6 +71,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("protocol", f"{protocol['name']} v{protocol['version']} ({protocol['sha256'][:12]})"),
         ("policy", f"{kind} {bundle[:12] if isinstance(bundle, str) else ''}"),
+        *[("trained on", origin) for origin in results["policy"].get("origins") or ()],
         ("simulator", f"{results['simulator']['version']}, {results['simulator']['commit']}"),
         ("renderer", drawn + comparable),
         ("success counts", results["success_mode"].replace("_", " ")),

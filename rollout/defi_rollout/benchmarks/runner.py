@@ -145,16 +145,19 @@ def _describe(policy: str, options: Options) -> _Policy:
         if given:
             raise errors.UserError("a bundle describes itself", "--adapter", "leave it out")
         source = bundle.read_bundle(policy)
+        metadata = source.spec.metadata(source.digest)
+        described = {"kind": "bundle", "origins": metadata["origins"]}
         return _Policy(
-            identity={"bundle_sha256": source.digest, "policy": {"kind": "bundle"}},
+            identity={"bundle_sha256": source.digest, "policy": described},
             url="",
-            adapter=adapters.from_metadata(source.spec.metadata(source.digest), policy),
+            adapter=adapters.from_metadata(metadata, policy),
             training_starts=frozenset(source.spec.training_starts),
         )
     with client.Client(policy, token=options.token, connect_timeout=_CONNECT_SECONDS) as remote:
         metadata = remote.metadata
     adapter = given or adapters.from_metadata(metadata, policy)
     described = {"kind": "server", "url": policy, "adapter": dataclasses.asdict(adapter)}
+    described["origins"] = metadata.get("origins") if "bundle" in metadata else None
     # What a server of others says of itself may hold anything; only its digest is kept.
     described["metadata_sha256"] = hashlib.sha256(repr(metadata).encode()).hexdigest()
     identity = {"bundle_sha256": metadata.get("bundle"), "policy": described}

@@ -164,7 +164,8 @@ def metadata(settings: ml_collections.ConfigDict) -> dict:
         "trained_on": [
             {"name": "a", "weight": 2.0, "frames": 10, "start_digests": ["seen", "aa"]}
             | ({"frame_sizes": sizes} if sizes else {}),
-            {"name": "b", "weight": 1.0, "frames": 5, "start_digests": ["bb", "aa"]},
+            {"name": "b", "weight": 1.0, "frames": 5, "start_digests": ["bb", "aa"]}
+            | {"origins": ["self-made"]},
         ],
         "pipeline_fingerprint": "f" * 8,
         "versions": {"jax": "0"},

@@ -27,7 +27,7 @@ def test_failures_come_first_and_say_where(tmp_path):
     results = {
         "protocol": {"name": "toy", "version": "1", "sha256": "0" * 64},
         "bundle_sha256": None,
-        "policy": {"kind": "expert"},
+        "policy": {"kind": "bundle", "origins": ["self-made, scripted"]},
         "simulator": {"name": "toy", "version": "2", "commit": "c"},
         "renderer": {"vendor": "Mesa", "name": "llvmpipe", "comparable": False},
         "success_mode": base.FIRST_SUCCESS,
@@ -39,5 +39,6 @@ def test_failures_come_first_and_say_where(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert text.index("videos/bad.mp4") < text.index("videos/good.mp4")
     assert "failed at task 2 of 2: close" in text and "crashed after 0 steps" in text
+    assert "<td>trained on</td><td>self-made, scripted</td>" in text
     assert "open &lt;it&gt;" in text and "<it>" not in text
     assert "3 chains, 1.00 tasks done on average" in text and "pixels not those of a GPU" in text
