@@ -77,12 +77,10 @@ def test_any_number_of_workers_makes_the_same_results_to_the_last_bit(tiny_bundl
 
 
 @pytest.mark.slow
-def test_lost_episodes_become_rows_and_the_others_are_played(
-    fake, tiny_bundle, tmp_path, monkeypatch
-):
+def test_lost_episodes_become_rows_and_the_others_are_played(fake, tmp_path, monkeypatch):
     monkeypatch.setenv(fake.MARKER, str(tmp_path / "died"))
     tasks = ("die", "raise", "die_once", "win")
-    options = _options(tiny_bundle, tmp_path / "out", tasks, episodes=1)
+    options = _options("expert", tmp_path / "out", tasks, episodes=1)
     rows = {row["task"]: row for row in runner.evaluate(**options)["episodes"]}
     assert {task: row["status"] for task, row in rows.items()} == {
         "die": "crashed",
