@@ -95,7 +95,7 @@ def conversion():
     checkout = simulators.directory("simpler") / "SimplerEnv"
     if not checkout.is_dir():
         return "absent"
-    sys.path.insert(0, str(checkout))
+    sys.path[:0] = [str(checkout), str(simpler_env.source())]
     for name in ("jax", "matplotlib", "matplotlib.pyplot", "octo", "octo.model", "tensorflow"):
         sys.modules[name] = types.ModuleType(name)
     for name, attribute in (
@@ -113,7 +113,11 @@ def conversion():
     actions[:, 6] = np.repeat(rng.uniform(size=40), 5)
     chunk = iter(actions)
     model = types.SimpleNamespace(
-        dataset_statistics={"fractal20220817_data": {"action": {"mean": 0.0, "std": 1.0}}},
+        dataset_statistics={
+            "fractal20220817_data": {
+                "action": {"mean": np.zeros(7, np.float32), "std": np.ones(7, np.float32)}
+            }
+        },
         create_tasks=lambda texts: None,
         sample_actions=lambda *_, rng: np.tile(next(chunk), (1, 4, 1)),
     )
