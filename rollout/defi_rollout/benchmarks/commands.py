@@ -1,6 +1,7 @@
 """The subcommands about benchmarks: doctor, evaluate, setup, compare."""
 
 import argparse
+import logging
 import pathlib
 from typing import Any
 
@@ -84,9 +85,18 @@ def _evaluate(flags: argparse.Namespace) -> int:
     )
     results = runner.evaluate(flags.policy, flags.benchmark, plan, flags.output, options)
     summary = results["summary"]
+    rows = results["episodes"] + results["language_episodes"]
+    lost = [row for row in rows if row["error"]]
+    if lost:
+        reason = lost[0]["error"].strip().splitlines()[-1]
+        logging.warning(
+            "%d episodes could not be played and count as failures (%s: %s); add --resume",
+            *(len(lost), lost[0]["id"], reason),
+        )
+    exit_code = errors.CheckFailed.exit_code if lost else 0
     if flags.json:
         command_line.print_json(summary)
-        return 0
+        return exit_code
     low, high = summary["ci95"]
     print(f"success {summary['success_rate']:.1%} of {summary['episodes']} episodes")
     print(f"95 % interval {low:.1%} to {high:.1%}")
@@ -95,7 +105,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
     if summary["language"]:
         print(f"instructed task first: {summary['language']['instructed']:.1%} of half-way starts")
     print(f"written: {flags.output / base.RESULTS}")
-    return 0
+    return exit_code
 
 
 def _setup(flags: argparse.Namespace) -> int:

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from defi_rollout import executors, noise
+from defi_rollout import errors, executors, noise
 from defi_rollout.benchmarks import adapters, base, videos
+
+
+class PolicyFault(Exception):
+    """The policy cannot act, which other episodes would not change; `__cause__` says why."""
 
 
 class _Camera:
@@ -44,9 +48,12 @@ class _TimedActor:
 
     def infer(self, obs: Any) -> dict[str, Any]:
         started = time.perf_counter()
-        actions = self._actor.infer(obs)["actions"]
+        try:
+            actions = self._adapter.act(self._actor.infer(obs)["actions"])
+        except errors.UserError as error:
+            raise PolicyFault from error
         self.times_ms.append(1000 * (time.perf_counter() - started))
-        return {"actions": self._adapter.act(actions)}
+        return {"actions": actions}
 
     def reset(self) -> None:
         self._actor.reset()
@@ -83,6 +90,9 @@ def play(
 
     Args:
         alive: called at each step.
+
+    Raises:
+        PolicyFault: the policy cannot act.
     """
     started = time.perf_counter()
     digest = environment.reset(episode)

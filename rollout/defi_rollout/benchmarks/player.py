@@ -108,11 +108,15 @@ def _play_all(
                 alive=alive,
             )
             send("row", row=row | {"renderer": environment.renderer()})
-        except (errors.UserError, EOFError, ConnectionError):
+        except play.PolicyFault as fault:
+            assert isinstance(fault.__cause__, errors.UserError)
+            raise fault.__cause__ from None
+        except (EOFError, ConnectionError):
             raise
-        except Exception:  # one broken episode must not end the run; its row tells
+        except Exception as error:  # one broken episode must not end the run; its row tells
             environment, loaded = None, None
-            send("error", text=traceback.format_exc())
+            expected = isinstance(error, errors.UserError)
+            send("error", text=str(error) if expected else traceback.format_exc())
 
 
 def _throttled(call: Callable[[], None]) -> Callable[[], None]:

@@ -39,7 +39,7 @@ SIMULATOR = simulators.Simulator(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeBenchmark:
-    """Tasks: "win", "lose", "slow", "raise", "hang", "lacks", "die" and "die_once"."""
+    """Tasks: "win", "lose", "slow", "raise", "hang", "lacks", "unscripted", "die", "die_once"."""
 
     name: str = "fake"
     simulator: simulators.Simulator = SIMULATOR
@@ -119,6 +119,8 @@ class FakeEnvironment:
         return {task: wins and self._step >= STEPS_TO_SUCCESS}
 
     def expert_action(self):
+        if self._episode.task == "unscripted":
+            raise errors.UserError("no scripted expert", "unscripted", "give a policy")
         return np.zeros(4, np.float32)
 
     def state_digest(self):

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from defi_rollout import batching, errors, server
+from defi_rollout import batching, errors, main, server
 from defi_rollout.benchmarks import base, runner
 
 HERE = pathlib.Path(__file__).parent
@@ -100,10 +100,23 @@ def test_a_hanging_simulator_is_given_up_and_the_rest_is_played(tmp_path):
     assert rows["win"]["status"] == "ok" and rows["win"]["success"]
 
 
-def test_an_absent_asset_ends_the_run_with_one_error_and_keeps_the_rows(tmp_path):
+def test_an_absent_asset_costs_its_episode_and_the_run_goes_on(fake, tmp_path, capsys):
     output = tmp_path / "out"
-    options = _options("expert", output, ("win", "lacks"), episodes=1)
-    with pytest.raises(errors.UserError, match=r"a mesh is missing: cup\.obj; install it again"):
+    command = ["evaluate", "expert", f"--benchmark={fake.NAME}", "--tasks=lacks,win"]
+    command += ["--episodes=1", f"--output={output}"]
+    assert main.main(command) == 1
+    assert "success 50.0% of 2 episodes" in capsys.readouterr().out
+    rows = {
+        row["task"]: row for row in json.loads((output / "results.json").read_text())["episodes"]
+    }
+    assert rows["lacks"]["error"] == "a mesh is missing: cup.obj; install it again"
+    assert rows["lacks"]["status"] == "failed" and rows["win"]["success"]
+
+
+def test_a_policy_that_cannot_act_ends_the_run_with_one_error_and_keeps_the_rows(tmp_path):
+    output = tmp_path / "out"
+    options = _options("expert", output, ("win", "unscripted"), episodes=1)
+    with pytest.raises(errors.UserError, match="no scripted expert"):
         runner.evaluate(**options)
     assert json.loads((output / runner.ROWS).read_text())["id"] == "win-0"
 
@@ -230,6 +243,7 @@ def test_finished_run_resumes_without_playing(tiny_bundle, tmp_path, monkeypatch
         "status": "ok",
         "stages": [],
         "start_digest": "0" * 16,
+        "error": None,
         "start_unseen": True,
         "steps": 5,
         "infer_ms_p50": 1.0,
