@@ -94,15 +94,13 @@ def play(
     Raises:
         PolicyFault: the policy cannot act.
     """
-    started = time.perf_counter()
-    digest = environment.reset(episode)
+    started, digest = time.perf_counter(), environment.reset(episode)
     timed, camera, film = _TimedActor(actor, adapter), _Camera(environment), []
     executor = executors.ChunkExecutor(timed, adapter.execute_horizon)
     executor.reset()
-    instruction = environment.instruction
+    instruction, step = environment.instruction, 0
     first_success: dict[str, int | None] = {}
     holds: dict[str, bool] = {}
-    step = 0
     while step < episode.max_steps and not _is_over(environment, episode, first_success):
         alive()
         if environment.instruction != instruction:
@@ -116,9 +114,7 @@ def play(
         for task, succeeded in holds.items():
             if first_success.setdefault(task, None) is None and succeeded:
                 first_success[task] = step
-    succeeded = first_success.get(episode.scored_task) is not None
-    if benchmark.success_mode == base.LAST_STEP:
-        succeeded = holds.get(episode.scored_task, False)
+    succeeded = _has_succeeded(benchmark, episode, first_success, holds)
     fps = benchmark.film_fps
     if episode.film:
         film.append(_main_view(camera.at(step)))
@@ -135,6 +131,17 @@ def play(
         "seconds": round(time.perf_counter() - started, 3),
         "video": videos.write_video(output, episode.id, film, max(fps, 1.0)),
     }
+
+
+def _has_succeeded(
+    benchmark: base.Benchmark,
+    episode: base.Episode,
+    first_success: dict[str, int | None],
+    holds: dict[str, bool],
+) -> bool:
+    if benchmark.success_mode == base.LAST_STEP:
+        return holds.get(episode.scored_task, False)
+    return first_success.get(episode.scored_task) is not None
 
 
 def _is_over(
