@@ -16,6 +16,7 @@ a seed; no evaluation starts so.
 
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import pathlib
@@ -255,10 +256,10 @@ def _import_upstream() -> tuple[Any, Any, Any, Any]:
     settings.FILE_LOGGING_LEVEL = None
     sys.modules.setdefault("robosuite.macros_private", settings)
     with needs_simulator():
-        import mujoco
-        from libero import libero
-        from libero.libero.envs import env_wrapper
-        from robosuite.utils import observables
+        mujoco = importlib.import_module("mujoco")
+        libero = importlib.import_module("libero.libero")
+        env_wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
+        observables = importlib.import_module("robosuite.utils.observables")
     return mujoco, env_wrapper, observables, libero.get_libero_path
 
 
