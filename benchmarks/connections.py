@@ -302,6 +302,7 @@ def _serve(max_connections: int, pipe) -> None:
         max_message_bytes=MESSAGE_BYTES,
         **dict.fromkeys(names, TIMEOUT),
     )
+    server.keep_loaded()  # as `serve` does
     serving = server.Server(batching.Batcher(Immediate()), {"bundle": "benchmark"}, options)
     asyncio.run(serving.run(pipe.send))
 

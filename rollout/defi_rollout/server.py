@@ -14,7 +14,6 @@ import hmac
 import http
 import ipaddress
 import logging
-import os
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ import websockets.exceptions
 from websockets.asyncio import server as websocket
 
 from defi_rollout import batching, client, connections, errors, noise, wire
+from defi_rollout import bundle as bundle_lib
 
 if TYPE_CHECKING:
     from defi_rollout import policy
@@ -128,8 +128,6 @@ class Server:
                 max_size=options.max_message_bytes,
                 max_queue=2,
             )
-        gc.collect()
-        gc.freeze()  # what is loaded stays: closed connections, which are cycles, are found soon
         listening(next(iter(listener.sockets)).getsockname()[1])
         await self._stopping.wait()
         listener.close(close_connections=False)
@@ -255,6 +253,15 @@ class Server:
         return "\n".join(lines) + "\n"
 
 
+def keep_loaded() -> None:
+    """For a process that only serves: what is loaded stays, and is not searched for garbage again.
+
+    Closed connections are cycles, which are found soon then.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @contextlib.contextmanager
 def in_thread(
     batcher: batching.Batcher, metadata: Mapping[str, Any], options: Options
@@ -296,7 +303,7 @@ def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:
         UserError: no such bundle, or the address cannot be listened at.
         BundleError: the bundle is damaged or refused.
     """
-    loaded = load(bundle, max_batch)
+    loaded = load(bundle_lib.read_bundle(bundle), max_batch)
     batcher = batching.Batcher(loaded, max_rows=max_batch)
     try:
         asyncio.run(_serve_until_signal(batcher, loaded.metadata, options))
@@ -304,16 +311,15 @@ def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:
         batcher.close()
 
 
-def load(bundle: str | os.PathLike[str], max_batch: int) -> "policy.Policy":
-    """Loads a bundle and compiles its policy for all batch sizes up to `max_batch`.
+def load(source: bundle_lib.Bundle, max_batch: int) -> "policy.Policy":
+    """Returns the policy of a bundle, compiled for all batch sizes up to `max_batch`.
 
     Raises:
-        UserError: no such bundle.
         BundleError: the bundle is damaged or refused.
     """
     from defi_rollout import policy  # jax, which a server of another policy does not need
 
-    loaded = policy.Policy.load(bundle, warm_up=False)
+    loaded = policy.Policy(source)
     for size in batching.batch_sizes(max_batch):
         started = time.perf_counter()
         loaded.run(loaded.example_inputs(size))
@@ -328,4 +334,5 @@ async def _serve_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
+    keep_loaded()
     await server.run(lambda port: _log.info("listening at ws://%s:%d", options.host, port))

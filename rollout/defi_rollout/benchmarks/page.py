@@ -27,7 +27,7 @@ def write_page(output: pathlib.Path, results: dict[str, Any]) -> None:
     rows = results["episodes"] + results["language_episodes"]
     films = sorted((row for row in rows if row["video"]), key=lambda row: row["success"])
     body = [
-        f"<h1>{html.escape(name)}: {summary['success_rate']:.0%} success</h1>",
+        f"<h1>{html.escape(name)}: {summary['success_rate']:.1%} success</h1>",
         f"<p>{summary['episodes']} episodes; 95 % interval {_interval(summary['ci95'])}</p>",
         _table(("", ""), _facts(results)),
         *_chains(summary["chains"]),
@@ -35,7 +35,7 @@ def write_page(output: pathlib.Path, results: dict[str, Any]) -> None:
         _table(
             ("task", "tried", "success", "95 % interval"),
             [
-                (task, found["episodes"], f"{found['success_rate']:.0%}", _interval(found["ci95"]))
+                (task, found["episodes"], f"{found['success_rate']:.1%}", _interval(found["ci95"]))
                 for task, found in summary["by_task"].items()
             ],
         ),
@@ -96,7 +96,7 @@ def _chains(chains: dict[str, Any] | None) -> list[str]:
 
 
 def _interval(ci95: Sequence[float]) -> str:
-    return f"{ci95[0]:.0%} to {ci95[1]:.0%}"
+    return f"{ci95[0]:.1%} to {ci95[1]:.1%}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

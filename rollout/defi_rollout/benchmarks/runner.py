@@ -4,7 +4,7 @@ Files of the output directory:
 
     run.json          what is evaluated; --resume demands the same
     episodes.jsonl    one row per finished episode, written as it ends
-    videos/           films of the first episodes of each task, and of every failure
+    videos/           films of the first episodes of each task, and of every failure of a policy
     results.json      design section 4
     index.html        the same for human eyes
 """
@@ -41,7 +41,7 @@ _CONNECT_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to evaluate; nothing of it but `execute_horizon` changes a number.
+    """How to evaluate; of it, `execute_horizon` and `adapter` change numbers.
 
     Attributes:
         num_workers: processes that play.
@@ -66,15 +66,15 @@ class _Policy:
 
     Attributes:
         identity: "bundle_sha256" and "policy", for the results.
-        url: of its server; "" for an expert.
         adapter: how to speak with it; None for an expert, which speaks the benchmark's language.
-        training_starts: start states that it was trained on; None where nobody says.
+        url: of its server, where somebody serves it.
+        source: the bundle that is to be served here.
     """
 
     identity: dict[str, Any]
-    url: str
-    adapter: adapters.Adapter | None
-    training_starts: frozenset[str] | None
+    adapter: adapters.Adapter | None = None
+    url: str = ""
+    source: bundle.Bundle | None = None
 
 
 def evaluate(
@@ -112,7 +112,7 @@ def evaluate(
     todo = [episode for episode in episodes if episode.id not in rows]
     logging.info("%d episodes, %d to play", len(episodes), len(todo))
     if todo:
-        with _serve(policy, found, options) as url:
+        with _serve(found, options) as url:
             job = player.Job(
                 benchmark=benchmark_name,
                 policy=url,
@@ -121,7 +121,7 @@ def evaluate(
                 output=str(output),
                 step_seconds=options.step_seconds,
             )
-            starts = found.training_starts
+            starts = found.source and frozenset(found.source.spec.training_starts)
             _play(job, benchmark.simulator, todo, rows, options.num_workers, starts)
     results = _collect(benchmark, identity, [rows[episode.id] for episode in episodes])
     files.write(output / base.RESULTS, json.dumps(results, indent=1, allow_nan=False))
@@ -138,8 +138,7 @@ def evaluate(
 def _describe(policy: str, options: Options) -> _Policy:
     """Reads what the policy is, without loading it."""
     if policy == EXPERT:
-        identity = {"bundle_sha256": None, "policy": {"kind": EXPERT}}
-        return _Policy(identity=identity, url="", adapter=None, training_starts=None)
+        return _Policy(identity={"bundle_sha256": None, "policy": {"kind": EXPERT}})
     given = adapters.read(options.adapter) if options.adapter else None
     if not policy.startswith(("ws://", "wss://")):
         if given:
@@ -149,9 +148,8 @@ def _describe(policy: str, options: Options) -> _Policy:
         described = {"kind": "bundle", "origins": metadata["origins"]}
         return _Policy(
             identity={"bundle_sha256": source.digest, "policy": described},
-            url="",
             adapter=adapters.from_metadata(metadata, policy),
-            training_starts=frozenset(source.spec.training_starts),
+            source=source,
         )
     with client.Client(policy, token=options.token, connect_timeout=_CONNECT_SECONDS) as remote:
         metadata = remote.metadata
@@ -161,22 +159,22 @@ def _describe(policy: str, options: Options) -> _Policy:
     # What a server of others says of itself may hold anything; only its digest is kept.
     described["metadata_sha256"] = hashlib.sha256(repr(metadata).encode()).hexdigest()
     identity = {"bundle_sha256": metadata.get("bundle"), "policy": described}
-    return _Policy(identity=identity, url=policy, adapter=adapter, training_starts=None)
+    return _Policy(identity=identity, adapter=adapter, url=policy)
 
 
 @contextlib.contextmanager
-def _serve(policy: str, found: _Policy, options: Options) -> Iterator[str]:
-    """The URL that workers ask: of a server that is there, or of one for a bundle.
+def _serve(found: _Policy, options: Options) -> Iterator[str]:
+    """The URL that workers ask, "" for an expert: of a server that is there, or of a bundle's.
 
     Ours answers one observation a call. In larger batches sums may round in another way, and rows
     would depend on which workers ask at the same time.
     """
-    if found.url or policy == EXPERT:
+    if found.source is None:
         yield found.url
         return
     from defi_rollout import batching, server  # with jax, which a remote policy does not need
 
-    loaded = server.load(policy, max_batch=1)
+    loaded = server.load(found.source, max_batch=1)
     chosen = server.Options(port=0, max_connections=2 * options.num_workers + 1)
     batcher = batching.Batcher(loaded, max_rows=1)
     with server.in_thread(batcher, loaded.metadata, chosen) as url:
