@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tqdm
@@ -35,6 +35,38 @@ NOISE_SHARE = 0.4
 NOISE_BURST_STEPS = 8
 
 _BLOCK_SECONDS, _BLOCK_BYTES = 24 * 3600, 64 << 30  # no limits: the code is ours
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What must not differ between the runs that fill one store; a subclass is a source.
+
+    Attributes:
+        action_noise: standard deviation of a disturbance, in units of the action.
+        seed: seed of starts and noise.
+        strip_actions: write action-free video.
+    """
+
+    NAME: ClassVar[str]  # of the source
+
+    action_noise: float
+    seed: int = 0
+    strip_actions: bool = False
+
+    def __post_init__(self):
+        if not 0.0 <= self.action_noise <= 1.0:
+            raise errors.UserError("action noise outside of 0 to 1", str(self.action_noise))
+        if self.seed < 0:
+            raise errors.UserError("negative seed", str(self.seed))
+
+    @property
+    def source(self) -> str:
+        """See `episodes.Episode`."""
+        return f"{self.NAME}_video" if self.strip_actions else self.NAME
+
+    def episode_id(self, task: str, index: int) -> str:
+        """See `episodes.Episode`."""
+        return f"{self.source}-{task}-{index:05d}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +96,7 @@ class Block:
     Attributes:
         indices: of the episodes.
         directory: of the store.
-        settings: of the source, a dataclass with `source` and `episode_id(task, index)`.
+        settings: the source's own kind of `Settings`.
     """
 
     task: str
@@ -87,7 +119,7 @@ def collect(
     tasks: Sequence[str],
     output: str | os.PathLike,
     episodes_per_task: int,
-    settings: Any,
+    settings: Settings,
     *,
     workers: int,
     fix: str,
@@ -160,7 +192,7 @@ def summarize(parts: Iterable[Collected]) -> list[Collected]:
     ]
 
 
-def _check_settings(directory: pathlib.Path, settings: Any) -> None:
+def _check_settings(directory: pathlib.Path, settings: Settings) -> None:
     """Remembers the settings in the store, and refuses to mix it with others."""
     path = directory / SETTINGS_FILE
     wanted = dataclasses.asdict(settings)
@@ -179,7 +211,7 @@ def _check_settings(directory: pathlib.Path, settings: Any) -> None:
 
 
 def missing_blocks(
-    tasks: Sequence[str], directory: pathlib.Path, episodes_per_task: int, settings: Any
+    tasks: Sequence[str], directory: pathlib.Path, episodes_per_task: int, settings: Settings
 ) -> list[Block]:
     """Cuts what the store lacks into blocks; tasks alternate, so that any prefix is balanced."""
     done = store_writer.EpisodeWriter(directory, source=settings.source, shard="probe").done_ids()

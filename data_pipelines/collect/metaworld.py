@@ -25,9 +25,6 @@ from data_pipelines.formats import image
 from data_pipelines.store import writer as store_writer
 from defi_jax import errors
 
-SOURCE = "metaworld"
-VIDEO_SOURCE = "metaworld_video"  # actions stripped
-
 EXAMPLE = "drawer-open-v3"  # a task
 MAX_ATTEMPTS = 20  # starts tried for one episode before its expert counts as broken
 STEPS_AFTER_SUCCESS = 6  # so that a model sees the end of the motion
@@ -36,41 +33,26 @@ _JPEG_QUALITY = 95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What must not differ between the runs that fill one store.
+class Settings(blocks.Settings):
+    """See `blocks.Settings`; the unit of a disturbance is full speed.
 
     Attributes:
         image_size: height and width of the pictures, pixels.
         half_way_share: share of the paired tasks' episodes that start half-way, rounded up.
-        action_noise: standard deviation of a disturbance, in units of the action (1 = full speed).
-        seed: seed of starts and noise.
-        strip_actions: write action-free video.
     """
 
+    NAME = "metaworld"
+
+    action_noise: float = 0.3
     image_size: int = 64
     half_way_share: float = 0.5
-    action_noise: float = 0.3
-    seed: int = 0
-    strip_actions: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if not 8 <= self.image_size <= 1024:
             raise errors.UserError("image size outside of 8 to 1024", str(self.image_size))
         if not 0.0 <= self.half_way_share <= 1.0:
             raise errors.UserError("half-way share outside of 0 to 1", str(self.half_way_share))
-        if not 0.0 <= self.action_noise <= 1.0:
-            raise errors.UserError("action noise outside of 0 to 1", str(self.action_noise))
-        if self.seed < 0:
-            raise errors.UserError("negative seed", str(self.seed))
-
-    @property
-    def source(self) -> str:
-        """See `episodes.Episode`."""
-        return VIDEO_SOURCE if self.strip_actions else SOURCE
-
-    def episode_id(self, task: str, index: int) -> str:
-        """See `episodes.Episode`."""
-        return f"{self.source}-{task}-{index:05d}"
 
     def start_of(self, task: str, index: int) -> str:
         """The kind of start of episode `index`; spread evenly, so that any prefix has the share."""

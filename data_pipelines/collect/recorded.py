@@ -33,16 +33,9 @@ _JPEG_QUALITY = 95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(abc.ABC):
-    """What must not differ between the runs that fill one store; a subclass is a source.
+class Settings(blocks.Settings, abc.ABC):
+    """See `blocks.Settings`."""
 
-    Attributes:
-        action_noise: standard deviation of a disturbance, in units of the action.
-        seed: seed of starts and noise.
-        strip_actions: write action-free video.
-    """
-
-    NAME: ClassVar[str]  # of the source
     DATA_SET: ClassVar[str]  # the one that it is not
     SIMULATOR: ClassVar[simulators.Simulator]
     EMBODIMENT: ClassVar[str]
@@ -50,28 +43,11 @@ class Settings(abc.ABC):
     FIX: ClassVar[str]  # what to try where processes die
 
     action_noise: float = 0.1
-    seed: int = 0
-    strip_actions: bool = False
-
-    def __post_init__(self):
-        if not 0.0 <= self.action_noise <= 1.0:
-            raise errors.UserError("action noise outside of 0 to 1", str(self.action_noise))
-        if self.seed < 0:
-            raise errors.UserError("negative seed", str(self.seed))
-
-    @property
-    def source(self) -> str:
-        """See `episodes.Episode`."""
-        return f"{self.NAME}_video" if self.strip_actions else self.NAME
 
     @property
     def robot(self) -> embodiment.Embodiment:
         """Which one acts, and what its actions mean."""
         return embodiment.EMBODIMENTS[self.EMBODIMENT]
-
-    def episode_id(self, task: str, index: int) -> str:
-        """See `episodes.Episode`."""
-        return f"{self.source}-{task}-{index:05d}"
 
     @abc.abstractmethod
     def check_task(self, task: str) -> None:
