@@ -25,15 +25,20 @@ from typing import Any
 import numpy as np
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import base, calvin, calvin_chains, calvin_expert, simulators
+from defi_rollout.benchmarks import (
+    base,
+    calvin,
+    calvin_chains,
+    calvin_expert,
+    headless_gl,
+    simulators,
+)
 
 RENDERER_VARIABLE = "DEFI_CALVIN_RENDERER"  # "egl" if it is not set
 RENDERERS = ("egl", "tiny")  # OpenGL without a screen; pybullet's renderer on the CPU
 
 _PHYSICS_HZ = 240.0
 _CAMERAS = {"static": "observation/image", "gripper": "observation/wrist_image"}
-# OpenGL drivers that draw on the CPU; their pixels may differ from a GPU's.
-_SOFTWARE_DRIVERS = ("llvmpipe", "softpipe", "swrast", "software")
 
 
 class CalvinEnv:
@@ -188,10 +193,8 @@ class CalvinEnv:
         return views | {"observation/state": state.astype(np.float32)}
 
     def renderer(self) -> dict[str, Any]:
-        """{"vendor", "name", "comparable"}; comparable are pictures drawn by a GPU."""
-        text = " ".join(self._driver.values()).lower()
-        software = any(word in text for word in ("tinyrenderer", *_SOFTWARE_DRIVERS))
-        return {**self._driver, "comparable": not software}
+        """See `headless_gl.describe`."""
+        return headless_gl.describe(**self._driver)
 
     def close(self) -> None:
         """Ends the simulation."""
@@ -238,7 +241,8 @@ def versions() -> dict[str, str]:
 
 def check_files() -> str:
     """Compares each file of the checkout with its commit; UserError names those that differ."""
-    return f"{simulators.check_source(calvin.SIMULATOR, calvin.SIMULATOR.sources[0])} files"
+    (source,) = calvin.SIMULATOR.sources
+    return f"{simulators.check_source(calvin.SIMULATOR.name, source)} files"
 
 
 def draw_one() -> str:

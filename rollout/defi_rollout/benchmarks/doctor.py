@@ -91,7 +91,7 @@ def _try_policy(path: str) -> str:
 def _benchmark_checks(name: str, bundle_path: str | None) -> Iterator[Check]:
     benchmark = registry.get_benchmark(name)
     for source in benchmark.simulator.sources:
-        check = functools.partial(simulators.check_source, benchmark.simulator, source)
+        check = functools.partial(simulators.check_source, benchmark.simulator.name, source)
         yield _check(f"{name} {source.name}", lambda check=check: f"{check()} files")
     for label, question in (
         ("simulator", "versions"),

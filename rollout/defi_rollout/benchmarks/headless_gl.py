@@ -1,12 +1,15 @@
-"""Headless OpenGL for MuJoCo: which of EGL and OSMesa works here."""
+"""Headless OpenGL: which of EGL and OSMesa works here for MuJoCo, and who draws."""
 
 import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
 from defi_rollout import errors
 
+# Renderers on the CPU; pixels, and so success rates, may differ from those of a GPU.
+_SOFTWARE = ("llvmpipe", "softpipe", "swrast", "osmesa", "software", "tinyrenderer")
 # EGL first: on a machine without a GPU it measures as fast as OSMesa, with one it is faster.
 _BACKENDS = ("egl", "osmesa")
 _PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
@@ -80,3 +83,18 @@ def _probe(backend: str) -> str | None:
         return None
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")]
     return lines[-1][:200] if lines else f"the child process ended with code {done.returncode}"
+
+
+def describe(vendor: str, name: str) -> dict[str, Any]:
+    """{"vendor", "name", "comparable"} of a renderer; comparable are pictures drawn by a GPU."""
+    text = f"{vendor} {name}".lower()
+    comparable = not any(word in text for word in _SOFTWARE)
+    return {"vendor": vendor, "name": name, "comparable": comparable}
+
+
+def describe_current() -> dict[str, Any]:
+    """`describe` of this thread's OpenGL context, which has drawn before."""
+    from OpenGL import GL
+
+    vendor, name = (GL.glGetString(number) for number in (GL.GL_VENDOR, GL.GL_RENDERER))
+    return describe(vendor.decode(), name.decode())  # pyright: ignore[reportAttributeAccessIssue]

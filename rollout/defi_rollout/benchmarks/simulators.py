@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import defi_rollout
@@ -127,7 +127,7 @@ def ask(simulator: Simulator, *questions: str) -> dict[str, Any]:
         UserError: the simulator is absent, or a function raises it; or the process dies.
     """
     for source in simulator.sources:
-        _check_commit(simulator, source)
+        _check_commit(simulator.name, source)
     child = start_child(
         simulator,
         "defi_rollout.benchmarks.probe",
@@ -171,23 +171,27 @@ def set_up(simulator: Simulator, benchmark: str) -> None:
         _run([*pip, *wanted["packages"]], place)
         files.write(marker, json.dumps(wanted, indent=1))
     for source in simulator.sources:
-        check_source(simulator, source)
+        check_source(simulator.name, source)
 
 
-def check_source(simulator: Simulator, source: Source) -> int:
-    """Compares every file of a checkout with its commit; returns how many there are.
+def check_source(name: str, source: Source, paths: Sequence[str] = ()) -> int:
+    """Compares the files of a checkout with its commit; returns how many were compared.
+
+    Args:
+        name: of the simulator.
+        paths: files, and folders with a slash, to compare; all where none is given.
 
     Raises:
         CheckFailed: it is absent, at another commit, or a file is missing or changed.
     """
-    place = _check_commit(simulator, source)
-    entries = [
-        line.split(None, 3) for line in _git(place, "ls-tree", "-r", "-z", "HEAD").split("\0")
-    ]
-    wanted = {path: digest for _, kind, digest, path in filter(None, entries) if kind == "blob"}
+    place = _check_commit(name, source)
+    listing = _git(place, "ls-tree", "-r", "-z", "HEAD", "--", *paths).split("\0")
+    entries = [line.split(None, 3) for line in listing if line]
+    wanted = {path: digest for _, kind, digest, path in entries if kind == "blob"}
     present = [path for path in wanted if (place / path).is_file()]
     digests = _git(place, "hash-object", "--stdin-paths", text="\n".join(present)).split()
-    bad = sorted(wanted.keys() - set(present))
+    bad = [path for path in paths if not any(file.startswith(path) for file in wanted)]
+    bad += sorted(wanted.keys() - set(present))
     bad += [p for p, digest in zip(present, digests, strict=True) if digest != wanted[p]]
     if bad:
         raise errors.CheckFailed(
@@ -198,8 +202,8 @@ def check_source(simulator: Simulator, source: Source) -> int:
     return len(wanted)
 
 
-def _check_commit(simulator: Simulator, source: Source) -> pathlib.Path:
-    place = directory(simulator.name) / source.name
+def _check_commit(name: str, source: Source) -> pathlib.Path:
+    place = directory(name) / source.name
     head = _git(place, "rev-parse", "HEAD").strip() if place.is_dir() else ""
     if head != source.commit:
         what = f"at commit {head[:12]}, not {source.commit[:12]}" if head else "absent"

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -62,6 +63,8 @@ def toy_source(place, tmp_path):
 
     origin = tmp_path / "origin"
     git("init", "--quiet", str(origin))
+    (origin / "plates").mkdir()
+    (origin / "plates" / "white.obj").write_text("mesh")
     (origin / "cup with handle.obj").write_text("mesh")
     git("-C", str(origin), "add", ".")
     git("-C", str(origin), "commit", "--quiet", "-m", "one")
@@ -70,18 +73,24 @@ def toy_source(place, tmp_path):
 
 
 def test_checkout_is_compared_file_by_file(place, toy_source):
-    simulator = _simulator(sources=(toy_source,))
     with pytest.raises(errors.CheckFailed, match="is absent") as raised:
-        simulators.check_source(simulator, toy_source)
+        simulators.check_source("toy", toy_source)
     subprocess.run(raised.value.fix, shell=True, check=True, capture_output=True)
-    assert simulators.check_source(simulator, toy_source) == 1
+    assert simulators.check_source("toy", toy_source) == 2
     mesh = place / "toy_env" / "cup with handle.obj"
     mesh.write_text("mash")  # of the same size
     with pytest.raises(errors.CheckFailed, match=r"cup with handle\.obj"):
-        simulators.check_source(simulator, toy_source)
+        simulators.check_source("toy", toy_source)
     mesh.unlink()
     with pytest.raises(errors.CheckFailed, match=r"cup with handle\.obj"):
-        simulators.check_source(simulator, toy_source)
+        simulators.check_source("toy", toy_source)
+    assert simulators.check_source("toy", toy_source, ["plates/"]) == 1
+    with pytest.raises(errors.CheckFailed, match="spoons/"):
+        simulators.check_source("toy", toy_source, ["plates/", "spoons/"])
+    with pytest.raises(errors.CheckFailed, match="at commit"):
+        simulators.ask(
+            _simulator(sources=(dataclasses.replace(toy_source, commit="0"),)), "versions"
+        )
 
 
 @pytest.mark.slow
