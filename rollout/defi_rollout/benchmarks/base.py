@@ -6,6 +6,7 @@ Legend: A action dimension, H W image size.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -198,6 +199,51 @@ class Benchmark(Protocol):
     def make_environment(self, task: str, adapter: adapters.Adapter) -> Environment:
         """Loads the simulator with `task`, in the simulator's own Python."""
         ...
+
+
+def check_plan(
+    plan: Plan,
+    name: str,
+    known: Sequence[str],
+    *,
+    has_seeds: bool = True,
+    has_language: bool = False,
+) -> None:
+    """Raises UserError for what a benchmark has not, or a task that is named twice.
+
+    Args:
+        name: of the benchmark.
+        known: its tasks.
+        has_seeds: whether other seeds give other starts.
+        has_language: whether there is a language test.
+    """
+    for task in plan.tasks:
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=3, cutoff=0.3)
+            fix = f"did you mean {', '.join(near)}" if near else f"use {', '.join(known)}"
+            raise errors.UserError(f"not a task of {name}", task, fix)
+    if len(set(plan.tasks)) < len(plan.tasks):
+        raise errors.UserError("a task is named twice", "--tasks", "name each once")
+    if plan.seed and not has_seeds:
+        raise errors.UserError("the starts are fixed", f"--seed={plan.seed}", "leave it out")
+    if plan.language and not has_language:
+        fix = "leave it out, or use --benchmark=metaworld"
+        raise errors.UserError("there is no language test", "--language", fix)
+
+
+def count_episodes(plan: Plan, most: int, what: str, default: int | None = None) -> int:
+    """How many episodes are wanted; UserError where that is not in 1..`most`.
+
+    Args:
+        what: there are `most` of, such as "starts of open_drawer".
+        default: wanted where the plan does not say; None for all.
+    """
+    count = (default or most) if plan.episodes is None else plan.episodes
+    if not 1 <= count <= most:
+        raise errors.UserError(
+            f"{count} episodes of {most} {what}", "--episodes", f"give 1 to {most}"
+        )
+    return count
 
 
 def check_fits(benchmark: Benchmark, adapter: adapters.Adapter, offered: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ Source: calvin_agent/evaluation of mees/calvin, MIT. Official is 360 steps a tas
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from defi_rollout import errors
@@ -122,19 +121,16 @@ class Calvin:
             errors.UserError: an unknown task, more episodes than there are, a seed, or the
                 language test.
         """
-        if plan.seed:
-            raise errors.UserError(f"--seed={plan.seed}", self.name, "its starts are fixed: seed 0")
-        if plan.language:
-            raise errors.UserError("no language test", self.name, "leave out --language")
-        if len(set(plan.tasks)) < len(plan.tasks):
-            raise errors.UserError("a task is named twice", "--tasks", "name each once")
+        base.check_plan(plan, self.name, tuple(INSTRUCTIONS), has_seeds=False)
         if not plan.tasks:
-            chains = range(len(calvin_chains.chains()))
-            return [self._chain(i) for i in _first(chains, plan.episodes, "chains")]
+            count = base.count_episodes(plan, len(calvin_chains.chains()), "chains")
+            return [self._chain(i) for i in range(count)]
         return [
             self._single(task, chain)
             for task in plan.tasks
-            for chain in _first(starts(task), plan.episodes, f"starts of {task}")
+            for chain in starts(task)[
+                : base.count_episodes(plan, len(starts(task)), f"starts of {task}")
+            ]
         ]
 
     def check(self, adapter: adapters.Adapter) -> None:
@@ -186,13 +182,3 @@ def starts(task: str) -> list[int]:
     chains = calvin_chains.chains()
     having = [i for i, chain in enumerate(chains) if task in chain.tasks]
     return sorted(having, key=lambda i: (chains[i].tasks.index(task), i))
-
-
-def _first(numbers: Sequence[int], count: int | None, name: str) -> Sequence[int]:
-    """The first `count` of some; never silently fewer."""
-    wanted = len(numbers) if count is None else count
-    if not 1 <= wanted <= len(numbers):
-        raise errors.UserError(
-            f"{count} episodes of {len(numbers)} {name}", "--episodes", "give 1 to that many"
-        )
-    return numbers[:wanted]

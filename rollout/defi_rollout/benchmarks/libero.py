@@ -66,22 +66,12 @@ class Libero:
 
     def episodes(self, plan: base.Plan) -> list[base.Episode]:
         """The first starts of each task, in LIBERO's order."""
-        most = libero_tasks.STATES_PER_TASK
-        count = most if plan.episodes is None else plan.episodes
-        if not 1 <= count <= most:
-            raise errors.UserError(f"{count} episodes", "--episodes", f"give 1 to {most}")
-        if plan.seed:
-            raise errors.UserError("LIBERO's starts are fixed", "--seed", "leave it out")
-        if plan.language:
-            raise errors.UserError(
-                "no start of LIBERO is half-way", "--language", "use --benchmark=metaworld"
-            )
-        if len(set(plan.tasks)) < len(plan.tasks):
-            raise errors.UserError("a task is named twice", "--tasks", "name each once")
         for task in plan.tasks:
-            if libero_tasks.suite_of(task) != self.suite:
-                name = libero_tasks.suite_of(task).replace("_", "-")
-                raise errors.UserError("a task of another suite", task, f"use --benchmark={name}")
+            if (suite := libero_tasks.suite_of(task)) != self.suite:
+                fix = f"use --benchmark={suite.replace('_', '-')}"
+                raise errors.UserError("a task of another suite", task, fix)
+        base.check_plan(plan, self.name, self._tasks(), has_seeds=False)
+        count = base.count_episodes(plan, libero_tasks.STATES_PER_TASK, "starts of a task")
         return [
             self._episode(task, i) for task in plan.tasks or self._tasks() for i in range(count)
         ]

@@ -26,10 +26,6 @@ SEEDS_PER_RUN = 10_000  # starts of run seed n: FIRST_EVALUATION_SEED + n * this
 EPISODES = 20  # per task, unless the plan says
 FILMED_EPISODES = 3  # of each task and condition
 
-# Renderers on the CPU; pixels, and so success rates, may differ from those of a GPU.
-_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
-
-
 SIMULATOR = simulators.Simulator(
     name="metaworld",
     module="defi_rollout.benchmarks.metaworld_env",
@@ -67,12 +63,9 @@ class MetaWorld:
 
     def episodes(self, plan: base.Plan) -> list[base.Episode]:
         """Standard episodes by task; then, if asked for, those of the language test."""
-        count = EPISODES if plan.episodes is None else plan.episodes
-        if not 1 <= count <= SEEDS_PER_RUN:
-            raise errors.UserError(f"{count} episodes", "--episodes", f"give 1 to {SEEDS_PER_RUN}")
+        base.check_plan(plan, self.name, tuple(metaworld_tasks.TASKS), has_language=True)
+        count = base.count_episodes(plan, SEEDS_PER_RUN, "starts of a task", EPISODES)
         tasks = plan.tasks or metaworld_tasks.DEMO_TASKS
-        if len(set(tasks)) < len(tasks):
-            raise errors.UserError("a task is named twice", "--tasks", "name each once")
         standard = [_episode(task, i, plan.seed) for task in tasks for i in range(count)]
         if not plan.language:
             return standard
@@ -139,9 +132,7 @@ class _Environment:
         return self._env.state_digest()
 
     def renderer(self) -> dict[str, Any]:
-        name = self._env.renderer_name()
-        text = f"{name['vendor']} {name['name']}".lower()
-        return name | {"comparable": not any(word in text for word in _SOFTWARE_RENDERERS)}
+        return self._env.renderer()
 
     def close(self) -> None:
         self._env.close()

@@ -6,7 +6,6 @@ Unlike `metaworld`, the hand starts where the task has it, and an episode may ta
 import dataclasses
 from typing import Any
 
-from defi_rollout import errors
 from defi_rollout.benchmarks import base, metaworld, metaworld_env, metaworld_tasks
 
 VERSION = "1"
@@ -42,23 +41,9 @@ class MultiTask(metaworld.MetaWorld):
 
     def episodes(self, plan: base.Plan) -> list[base.Episode]:
         """The same number of episodes of each task."""
-        count = EPISODES if plan.episodes is None else plan.episodes
-        if not 1 <= count <= metaworld.SEEDS_PER_RUN:
-            raise errors.UserError(
-                f"{count} episodes", "--episodes", f"give 1 to {metaworld.SEEDS_PER_RUN}"
-            )
-        if plan.language:
-            raise errors.UserError(
-                "no start is half-way", "--language", "use --benchmark=metaworld"
-            )
+        base.check_plan(plan, self.name, self._tasks())
+        count = base.count_episodes(plan, metaworld.SEEDS_PER_RUN, "starts of a task", EPISODES)
         tasks = plan.tasks or self._tasks()
-        if len(set(tasks)) < len(tasks):
-            raise errors.UserError("a task is named twice", "--tasks", "name each once")
-        for task in tasks:
-            if task not in self._tasks():
-                raise errors.UserError(
-                    f"not a task of {self.name}", task, f"name some of {', '.join(self._tasks())}"
-                )
         first = metaworld_env.FIRST_EVALUATION_SEED + plan.seed * metaworld.SEEDS_PER_RUN
         return [_episode(task, i, first) for task in tasks for i in range(count)]
 

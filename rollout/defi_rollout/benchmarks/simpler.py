@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from defi_rollout import errors
 from defi_rollout.benchmarks import (
     adapters,
     base,
@@ -31,12 +30,12 @@ def variables() -> dict[str, str]:
     """
     if software_vulkan.has_nvidia_gpu():
         return {"DISPLAY": ""}
-    return software_vulkan.environment(simulators.directory("simpler"))
+    return software_vulkan.environment(simulators.directory(simpler_env.NAME))
 
 
 # pkg_resources, which SAPIEN imports, left setuptools; pinocchio's kinematics break with numpy 2.
 SIMULATOR = simulators.Simulator(
-    name="simpler",
+    name=simpler_env.NAME,
     module="defi_rollout.benchmarks.simpler_env",
     pythons=("3.10",),
     packages=(
@@ -47,8 +46,6 @@ SIMULATOR = simulators.Simulator(
     sources=(simpler_env.SOURCE,),
     variables=variables,
 )
-# Reads few files of the checkout, and compares those itself.
-_TABLETOP = dataclasses.replace(SIMULATOR, sources=())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,11 +58,7 @@ class Simpler:
     success_mode: str = base.LAST_STEP
     film_every: int = 1
     film_fps: float = 5.0
-
-    @property
-    def simulator(self) -> simulators.Simulator:
-        """SAPIEN; the paper's tables want the whole checkout in order."""
-        return _TABLETOP if self.name == simpler_tables.TABLETOP else SIMULATOR
+    simulator: simulators.Simulator = SIMULATOR
 
     def protocol(self) -> dict[str, Any]:
         """Every episode, the control mode, and how actions are understood."""
@@ -89,21 +82,11 @@ class Simpler:
         """
         table = simpler_tables.rows(self.name).values()
         known = list(dict.fromkeys(row.task for row in table))
-        if plan.language:
-            raise errors.UserError("no language test", f"--benchmark={self.name}", "leave it out")
-        for task in plan.tasks:
-            if task not in known or plan.tasks.count(task) > 1:
-                raise errors.UserError(
-                    f"task {task!r} unknown, or named twice", "--tasks", f"it has {known}"
-                )
+        base.check_plan(plan, self.name, known)
         found = []
         for task in plan.tasks or known:
             rows = [row for row in table if row.task == task]
-            count = len(rows) if plan.episodes is None else plan.episodes
-            if not 1 <= count <= len(rows):
-                raise errors.UserError(
-                    f"{count} episodes of {task}", "--episodes", f"give 1 to {len(rows)}"
-                )
+            count = base.count_episodes(plan, len(rows), f"starts of {task}")
             drawn = sorted((_lot(row.id, plan.seed), row.id) for row in rows)[:count]
             chosen = {name for _, name in drawn}
             kept = [row for row in rows if row.id in chosen]

@@ -63,7 +63,7 @@ def test_every_task_has_a_sentence_and_an_expert():
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
-        (_plan("fly"), "unknown task"),
+        (_plan("fly"), "not a task of calvin-abcd-360: fly"),
         (_plan("open_drawer", "open_drawer"), "named twice"),
         (_plan(episodes=1001), "1001 episodes of 1000 chains"),
         (_plan(episodes=0), "0 episodes"),
