@@ -1,8 +1,22 @@
-"""Errors a user can cause: those of the rollout client, and two ends of a training run."""
+"""Errors a user can cause: those of the rollout client, and the ends of a training run."""
 
 from defi_rollout.errors import CheckFailed, DataError, UserError, listed
 
-__all__ = ["CheckFailed", "DataError", "NumericsError", "Preempted", "UserError", "listed"]
+__all__ = [
+    "CheckFailed",
+    "DataError",
+    "NumericsError",
+    "Preempted",
+    "StorageError",
+    "UserError",
+    "listed",
+]
+
+
+class StorageError(UserError):
+    """What a run writes to is full, cannot be reached, or refuses."""
+
+    exit_code = 74
 
 
 class Preempted(UserError):

@@ -115,7 +115,7 @@ FILE_FLOORS = {
         "gfdm gidm joint",
     ),
     "defi_jax.training": (
-        "flops hardware metrics optimizer sharding warm_start watchdog",
+        "flops hardware metrics optimizer sharding warm_start watchdog workdir_lock",
         "device_batches step",
         "periodic start",
         "loop",

@@ -8,7 +8,8 @@ what was evaluated at n is written before it.
 
 Config keys read: steps, global_batch, seed, mesh, eval_every, eval_batches (0: no evaluation),
 save_every, log_every (0: never; the last step is always evaluated and saved), keep_checkpoints,
-max_consecutive_bad_steps, compilation_cache_dir, logging, and those of `optimizer`.
+storage_timeout, max_consecutive_bad_steps, compilation_cache_dir, logging, and those of
+`optimizer`.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import device_batches, sharding, step, watchdog
+from defi_jax.training import device_batches, sharding, step, watchdog, workdir_lock
 from defi_jax.training import periodic as periodic_lib
 from defi_jax.training import start as start_lib
 from defi_jax.training.caches import features as feature_cache
@@ -43,12 +44,17 @@ def train(
         Preempted: asked to stop, after saving.
         NumericsError: too many consecutive steps were not finite.
         DataError: the data ended, or no checkpoint verifies.
-        UserError: the config does not fit the devices, the data or the checkpoints.
+        UserError: the config does not fit the devices, the data or the checkpoints, or another run
+            is in the workdir.
+        StorageError: the workdir is full or does not answer.
     """
     workdir = checkpoint_format.absolute(workdir)
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(watchdog.Supervisor(str(workdir / "logs")))
+        lock = stack.enter_context(
+            workdir_lock.WorkdirLock(workdir, patience=config.storage_timeout)
+        )
 
         # Devices and mesh; data, so that its problems show before anything is compiled.
         mesh = sharding.make_mesh(config.mesh)
@@ -82,12 +88,13 @@ def train(
         held_out = device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh)
         run = periodic_lib.Duties(config, objective, workdir, watch, checkpoints, facts, held_out)
         stack.callback(run.close)
-        return _loop(config, watch, run, state, batches, train_step)
+        return _loop(config, watch, lock, run, state, batches, train_step)
 
 
 def _loop(
     config: Any,
     watch: watchdog.Supervisor,
+    lock: workdir_lock.WorkdirLock,
     run: periodic_lib.Duties,
     state: TrainState,
     batches: device_batches.DeviceBatches,
@@ -101,6 +108,7 @@ def _loop(
         if (is_last or periodic_lib.is_due(now, config.eval_every)) and not stopping:
             run.evaluate(now, state)
         if is_last or stopping or periodic_lib.is_due(now, config.save_every):
+            lock.check()
             run.save(now, state, batches.state())
         if is_last:
             return state

@@ -17,7 +17,7 @@ from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
-from defi_jax.training import metrics, sharding, step, warm_start
+from defi_jax.training import metrics, sharding, step, warm_start, workdir_lock
 from defi_jax.training.caches import features as feature_cache
 
 CONFIG_FILE = "config.json"
@@ -42,25 +42,33 @@ def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
     `overwrite` deletes what an earlier run wrote there; other files stay.
 
     Raises:
-        UserError: no directory is given, it is a file, or it holds files but no run's.
+        UserError: no directory is given, it is a file, it holds files but no run's, its storage
+            does not answer, or another run is there.
     """
     if not workdir:
         raise errors.UserError(
             "no workdir", "--workdir", "say where the run keeps its files: --workdir=runs/NAME"
         )
     path = checkpoint_format.absolute(workdir)
+    workdir_lock.reach(path)
     if path.exists() and not path.is_dir():
         raise errors.UserError("the workdir is a file", str(path), "give a directory")
-    if path.exists() and not (path / CONFIG_FILE).exists() and any(path.iterdir()):
+    if path.exists() and not (path / CONFIG_FILE).exists() and _holds_files(path):
         raise errors.UserError(
             f"the workdir holds files, but no run's {CONFIG_FILE}", str(path), "name another one"
         )
     if overwrite:
         processes.barrier("the workdir is looked at")
-        if processes.is_primary():
-            _delete_run(path)
-        processes.barrier("the workdir is cleared")
+        if path.exists():
+            with workdir_lock.WorkdirLock(path):
+                if processes.is_primary():
+                    _delete_run(path)
+                processes.barrier("the workdir is cleared")
     return path
+
+
+def _holds_files(path: epath.Path) -> bool:
+    return any(child.name != workdir_lock.FILE for child in path.iterdir())
 
 
 def _delete_run(path: epath.Path) -> None:

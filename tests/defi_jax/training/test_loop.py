@@ -4,7 +4,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -245,7 +244,8 @@ def test_sigterm_saves_exits_75_and_resumes_bit_exactly(tmp_path):
 def test_sigkill_leaves_a_checkpoint_to_go_on_from(tmp_path):
     process = spawn(tmp_path, {"steps": 40, "save_every": 1, "loader": {"seconds": 0.1}})
     wait_for_line(process, "step 9/40")
-    time.sleep(0.05)
+    with pytest.raises(errors.UserError, match=f"another run is in .*process {process.pid} on"):
+        train(tmp_path, steps=40, save_every=0)
     process.kill()
     process.communicate()
     assert manager.latest_verified_step(tmp_path) >= 7
