@@ -1,4 +1,4 @@
-"""No file over 450 lines, no function over 60."""
+"""No file over 450 lines, no function over 60; the client stays small."""
 
 import ast
 import pathlib
@@ -18,3 +18,10 @@ def test_a_file_and_its_functions_are_short(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, FUNCTIONS):
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+def test_the_client_is_small():
+    """What a robot's computer installs, without the benchmarks."""
+    files = sorted((ROOT / "rollout" / "defi_rollout").glob("*.py"))
+    assert "client.py" in {path.name for path in files}
+    assert sum(path.read_text().count("\n") for path in files) < 2500

@@ -98,7 +98,7 @@ FILE_FLOORS = {
         "policy",
     ),
     "defi_jax.models.frozen": (
-        "bytes_text types",
+        "bytes_text tokenizers types",
         "scratch",
         "pretrained",
         "encoders",

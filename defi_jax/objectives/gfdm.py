@@ -70,7 +70,7 @@ class GFDMObjective(base.Objective):
         size = (data.num_frames, data.image_size, data.image_size, 3)
         return batch_lib.GFDMBatch(
             video=jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
-            text=batch_lib.tokens_spec(batch_size, self.text.tokenizer.length),
+            text=batch_lib.tokens_spec(batch_size, self.text.tokenizer.text.length),
         )
 
     def loss_fn(

@@ -45,7 +45,7 @@ class GIDMObjective(base.Objective):
         size = (2, data.image_size, data.image_size, 3)
         return batch_lib.GIDMBatch(
             frames=jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
-            text=batch_lib.tokens_spec(batch_size, self.text.tokenizer.length),
+            text=batch_lib.tokens_spec(batch_size, self.text.tokenizer.text.length),
             action=jax.ShapeDtypeStruct((batch_size, data.action_dim), jnp.float32),
             action_mask=jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
         )

@@ -97,7 +97,7 @@ class JointObjective(base.FeatureObjective):
         return batch_lib.JointBatch(
             images=jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
             text={
-                role: batch_lib.tokens_spec(batch_size, encoder.tokenizer.length)
+                role: batch_lib.tokens_spec(batch_size, encoder.tokenizer.text.length)
                 for role, encoder in self.texts.items()
             },
             actions=jax.ShapeDtypeStruct((*chunk, denoiser.action_dim), jnp.float32),

@@ -96,11 +96,6 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(directory=directory, spec=bundle_spec, digest=digest)
 
 
-def local_directory(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns where a bundle lies on this machine; one in a bucket is copied, see `read_bundle`."""
-    return read_bundle(path).directory if remote.is_remote(path) else pathlib.Path(path)
-
-
 def render_manifest(document: Mapping[str, Any]) -> bytes:
     """Bytes of bundle.json for a document without its own digest."""
     return _render({**document, "digest": hashlib.sha256(_render(document)).hexdigest()})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -49,22 +48,6 @@ class UserError(Exception):
     def __reduce__(self) -> tuple:
         """Rebuilds from the three parts, so that the error survives a process boundary."""
         return type(self), (self.what, self.where, self.fix)
-
-    def to_json(self) -> dict[str, Any]:
-        """The three parts and the exit code, for a process of another Python."""
-        return {
-            "what": self.what,
-            "where": self.where,
-            "fix": self.fix,
-            "exit_code": self.exit_code,
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> UserError:
-        """The error that `to_json` described."""
-        error = cls(document["what"], document["where"], document["fix"])
-        error.exit_code = document["exit_code"]
-        return error
 
 
 class CheckFailed(UserError):

@@ -31,7 +31,6 @@ class Actor(Protocol):
 
     def reset(self) -> None:
         """Starts a new episode."""
-        ...
 
 
 class ChunkExecutor:
@@ -132,9 +131,7 @@ class EnsembleExecutor:
 def _first(chunk: np.ndarray, count: int) -> np.ndarray:
     if len(chunk) < count:
         raise errors.UserError(
-            f"{len(chunk)} actions predicted, {count} to execute",
-            "executor",
-            "lower execute_horizon",
+            f"{len(chunk)} actions predicted, {count} wanted", "executor", "lower execute_horizon"
         )
     return chunk[:count]
 

@@ -248,10 +248,7 @@ class Policy:
         for role, tokenizer in self._tokenizers.items():
             if tokenizer.cuts(prompt):
                 logging.warning(
-                    "prompt %.60r: %s reads its first %d tokens only",
-                    prompt,
-                    role,
-                    tokenizer.room,
+                    "prompt %.60r: %s reads its first %d tokens only", prompt, role, tokenizer.room
                 )
 
     def _say_resized(self, camera: spec.CameraSpec, given: tuple[int, ...]) -> None:

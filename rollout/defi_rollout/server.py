@@ -7,7 +7,6 @@ by a result; an error is a text message. All inference runs in the batcher's thr
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
 import gc
 import hmac
@@ -15,10 +14,9 @@ import http
 import ipaddress
 import logging
 import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import websockets.exceptions
@@ -260,40 +258,6 @@ def keep_loaded() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-@contextlib.contextmanager
-def in_thread(
-    batcher: batching.Batcher, metadata: Mapping[str, Any], options: Options
-) -> Iterator[str]:
-    """Serves in a thread while the block runs; yields the server's URL.
-
-    Raises:
-        UserError: the address cannot be listened at.
-    """
-    ports: concurrent.futures.Future[int] = concurrent.futures.Future()
-    loop = asyncio.new_event_loop()
-    server = Server(batcher, metadata, options)
-
-    def run() -> None:
-        try:
-            loop.run_until_complete(server.run(ports.set_result))
-        except BaseException as error:
-            if ports.done():
-                raise
-            ports.set_exception(error)
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=run, name="policy server")
-    thread.start()
-    try:
-        yield f"ws://{options.host}:{ports.result()}"
-    finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(server.stop)
-        thread.join()
-        batcher.close()
 
 
 def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:

@@ -3,7 +3,6 @@
 import jax
 import ml_collections
 import numpy as np
-from defi_rollout import tokenizers
 
 from configs import common
 from data_pipelines import episodes
@@ -11,6 +10,7 @@ from data_pipelines.formats import image
 from data_pipelines.loading import loader
 from data_pipelines.store import writer as store_writer
 from defi_jax import batch as batch_lib
+from defi_jax.models.frozen import tokenizers
 
 LENGTH = 24
 ROLES = {"gfdm": ("gfdm",), "gidm": ("gidm",), "joint": ("gfdm", "gidm", "goal")}

@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from defi_rollout import spec, tokenizers
+from defi_rollout import spec
+from defi_rollout import tokenizers as rollout_tokenizers
 from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int32, Params, PRNGKey, UInt8, typed
 from defi_jax.models import clip_text, dinov2, svd_vae, t5_encoder
 from defi_jax.models import params as params_lib
-from defi_jax.models.frozen import scratch
+from defi_jax.models.frozen import scratch, tokenizers
 from defi_jax.models.frozen import types as encoder_types
 from defi_jax.models.layers import conv
 
@@ -155,7 +156,7 @@ class _PretrainedText(_Pretrained):
 
     def _tokenizer(
         self, name: str, length: int, start: tuple[int, ...], end: int, pad: int
-    ) -> tokenizers.Tokenizer:
+    ) -> rollout_tokenizers.Tokenizer:
         """Returns the tokenizer `name`, or its stand-in, with the ids that it adds to a text."""
         names = ("spiece.model",) if name == "t5" else ("tokenizer.json", "vocab.json")
         directory = self.tokenizer_dir
@@ -170,7 +171,7 @@ class _PretrainedText(_Pretrained):
             pad_id=pad,
         )
         vocab_size = self.config.vocab_size
-        return tokenizers.Tokenizer(text=text, directory=directory, vocab_size=vocab_size)
+        return tokenizers.ReleaseTokenizer(text=text, directory=directory, vocab_size=vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ class CLIPTextEncoder(_PretrainedText):
         return self.config.projection_dim
 
     @property
-    def tokenizer(self) -> tokenizers.Tokenizer:
+    def tokenizer(self) -> rollout_tokenizers.Tokenizer:
         """20 tokens padded with the end token, OpenAI's 77 padded with 0."""
         end = self.config.eos_token_id
         kind, length, pad = "clip", _CLIP_LENGTH, end
@@ -239,7 +240,7 @@ class T5TextEncoder(_PretrainedText):
         return self.config.d_model
 
     @property
-    def tokenizer(self) -> tokenizers.Tokenizer:
+    def tokenizer(self) -> rollout_tokenizers.Tokenizer:
         """No start token, end 1, padding 0."""
         return self._tokenizer("t5", self.length, (), 1, 0)
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from defi_rollout import tokenizers
+from defi_rollout import tokenizers as rollout_tokenizers
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Bool, Float, Int32, Params, PRNGKey, UInt8, typed
-from defi_jax.models.frozen import bytes_text
+from defi_jax.models.frozen import bytes_text, tokenizers
 from defi_jax.models.frozen import types as encoder_types
 
 # uint8 pixels are mapped to [-1, 1]; natural pictures then have a standard deviation near 1/2.
@@ -147,7 +147,7 @@ class BytesText(bytes_text.BytesTextConfig, encoder_types.Encoder):
         return self.dim
 
     @property
-    def tokenizer(self) -> tokenizers.Tokenizer:
+    def tokenizer(self) -> rollout_tokenizers.Tokenizer:
         """See `TextEncoder`."""
         return tokenizers.utf8(
             self.length,

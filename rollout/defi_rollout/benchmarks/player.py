@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from defi_rollout import client, errors, executors
-from defi_rollout.benchmarks import adapters, base, play, registry
+from defi_rollout.benchmarks import adapters, base, child_errors, play, registry
 
 _ALIVE_SECONDS = 1.0  # at most one sign of life in this time
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
             send("ready")
             _play_all(job, make_actor, connection, send)
     except errors.UserError as error:
-        send("fatal", error=error.to_json())
+        send("fatal", error=child_errors.encode(error))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # the parent is gone
     os._exit(0)  # some simulators crash while they end

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from defi_rollout import errors
+from defi_rollout.benchmarks import child_errors
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         module = importlib.import_module(name)
         found = {question: getattr(module, question)() for question in questions}
     except errors.UserError as error:
-        found = {"error": error.to_json()}
+        found = {"error": child_errors.encode(error)}
     answers.write(json.dumps(found) + "\n")
     answers.flush()
     os._exit(0)  # some simulators crash while they end

@@ -173,11 +173,12 @@ def _serve(found: _Policy, options: Options) -> Iterator[str]:
         yield found.url
         return
     from defi_rollout import batching, server  # with jax, which a remote policy does not need
+    from defi_rollout.benchmarks import policy_thread
 
     loaded = server.load(found.source, max_batch=1)
     chosen = server.Options(port=0, max_connections=2 * options.num_workers + 1)
     batcher = batching.Batcher(loaded, max_rows=1)
-    with server.in_thread(batcher, loaded.metadata, chosen) as url:
+    with policy_thread.serving(batcher, loaded.metadata, chosen) as url:
         yield url
 
 

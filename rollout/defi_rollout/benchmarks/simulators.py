@@ -23,6 +23,7 @@ from typing import Any
 
 import defi_rollout
 from defi_rollout import errors, files
+from defi_rollout.benchmarks import child_errors
 
 # What the player itself needs beside the simulator.
 _OWN_PACKAGES = ("numpy", "msgpack>=1.0.3", "websockets>=13", "pillow>=10", "av>=14")
@@ -148,7 +149,7 @@ def ask(simulator: Simulator, *questions: str) -> dict[str, Any]:
             "see the messages above",
         )
     if "error" in answer:
-        raise errors.UserError.from_json(answer["error"])
+        raise child_errors.decode(answer["error"])
     return answer
 
 

@@ -18,7 +18,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from defi_rollout import errors
-from defi_rollout.benchmarks import base, player, simulators
+from defi_rollout.benchmarks import base, child_errors, player, simulators
 
 MAX_ATTEMPTS = 2
 START_SECONDS = 300.0  # the worker's start, and besides a step that of the simulator
@@ -86,7 +86,7 @@ class _Worker:
             return self._bury(queue, "the worker process hung")
         row = None
         if message["kind"] == "fatal":
-            raise errors.UserError.from_json(message["error"])
+            raise child_errors.decode(message["error"])
         if message["kind"] == "alive":
             self._deadline = time.monotonic() + self._job.step_seconds
             return None

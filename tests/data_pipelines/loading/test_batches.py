@@ -68,9 +68,6 @@ class _Lengths:
         ids = np.array([[len(entry)] for entry in texts], np.int32)
         return ids, ids > 0
 
-    def describe(self):
-        return {}
-
 
 class _Failing:
     """Tells the episode; some are damaged, the odd ones in their pixels, some without motion."""
@@ -192,9 +189,6 @@ class _Texts:
     def __call__(self, texts):
         ids = np.array([[hash(entry) % 10**6] for entry in texts], np.int32)
         return ids, ids > 0
-
-    def describe(self):
-        return {}
 
 
 class _Numbers:

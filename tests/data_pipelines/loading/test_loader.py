@@ -4,7 +4,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from defi_rollout import tokenizers
 
 from data_pipelines import episodes
 from data_pipelines.loading import loader, splits
@@ -12,6 +11,7 @@ from data_pipelines.store import reader
 from data_pipelines.store import writer as store_writer
 from defi_jax import batch as batch_lib
 from defi_jax import errors
+from defi_jax.models.frozen import tokenizers
 from tests.data_pipelines import loaders
 
 

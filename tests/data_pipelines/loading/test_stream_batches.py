@@ -6,7 +6,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from defi_rollout import tokenizers
 
 from configs import common
 from data_pipelines import normalization as normalization_lib
@@ -27,6 +26,7 @@ from data_pipelines.streaming import pool as pool_lib
 from data_pipelines.streaming import scan
 from defi_jax import batch as batch_lib
 from defi_jax import errors
+from defi_jax.models.frozen import tokenizers
 
 LENGTH = 8
 RAW_STEPS = (6, 9, 4, 6, 7, 5)  # two fewer after standardisation

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from defi_rollout import tokenizers
 
 from data_pipelines.formats import image
 from data_pipelines.loading import loader
 from data_pipelines.open_x import registry
 from data_pipelines.sources import rlds
 from defi_jax import errors
+from defi_jax.models.frozen import tokenizers
 from tests.data_pipelines import loaders, tfds_directory
 
 STEPS = 6

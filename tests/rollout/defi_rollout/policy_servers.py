@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 from defi_rollout import batching, errors, server
+from defi_rollout.benchmarks import policy_thread
 
 
 class Slow:
@@ -35,5 +36,5 @@ def serving(model, **options):
     """Serves in a thread; yields the port."""
     batcher = batching.Batcher(model, max_rows=8)
     metadata = {"bundle": "b", "action_horizon": 5}
-    with server.in_thread(batcher, metadata, server.Options(port=0, **options)) as url:
+    with policy_thread.serving(batcher, metadata, server.Options(port=0, **options)) as url:
         yield int(url.rpartition(":")[2])

@@ -1,8 +1,7 @@
 import jax
 import numpy as np
-from defi_rollout import tokenizers
 
-from defi_jax.models.frozen import bytes_text
+from defi_jax.models.frozen import bytes_text, tokenizers
 
 CONFIG = bytes_text.BytesTextConfig(dim=64)
 TOKENIZER = tokenizers.utf8(48, lower_case=True, strip_punctuation=True)

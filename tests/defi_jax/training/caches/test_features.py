@@ -8,7 +8,6 @@ import ml_collections
 import numpy as np
 import pytest
 import toy_run
-from defi_rollout import tokenizers
 from etils import epath
 
 from configs import common
@@ -18,6 +17,7 @@ from data_pipelines.loading import loader
 from data_pipelines.store import writer as store_writer
 from defi_jax import batch as batch_lib
 from defi_jax import errors
+from defi_jax.models.frozen import tokenizers
 from defi_jax.objectives import base
 from defi_jax.training import loop
 from defi_jax.training.caches import features as feature_cache

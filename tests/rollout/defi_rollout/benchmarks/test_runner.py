@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from defi_rollout import batching, errors, main, server
-from defi_rollout.benchmarks import base, runner
+from defi_rollout.benchmarks import base, policy_thread, runner
 
 HERE = pathlib.Path(__file__).parent
 
@@ -160,7 +160,7 @@ ELSEWHERE = {
 def test_a_server_of_others_is_scored_through_an_adapter(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(ELSEWHERE))
     batcher = batching.Batcher(Elsewhere(), max_rows=1)
-    with server.in_thread(batcher, {}, server.Options(port=0)) as url:
+    with policy_thread.serving(batcher, {}, server.Options(port=0)) as url:
         options = _options(url, tmp_path / "out", ("win",), adapter=str(tmp_path / "other.json"))
         results = runner.evaluate(**options)
         with pytest.raises(errors.UserError, match="--adapter="):
