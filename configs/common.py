@@ -36,6 +36,7 @@ def base(objective: str, preset: str) -> ml_collections.ConfigDict:
     config.save_every = 1_000
     config.log_every = 20
     config.keep_checkpoints = 3
+    config.max_failed_saves = 3  # in a row, before the run ends
     config.storage_timeout = 600.0  # seconds that the workdir may not be writable
     config.max_consecutive_bad_steps = 10
     config.compilation_cache_dir = ""  # "": beside the user's other caches

@@ -81,8 +81,9 @@ FILE_FLOORS = {
         "validate",
     ),
     "defi_jax.checkpoints": (
-        "digests train_state",
+        "digests library_noise train_state",
         "format",
+        "leftovers",
         "manager",
     ),
     "defi_jax.export": (

@@ -79,11 +79,26 @@ def write_file_digests(step_path: epath.Path) -> None:
     """Writes the digests of a committed step's files beside it."""
     names = sorted(_file_names(step_path))
     digests = _map(lambda name: file_digest(step_path / name), names)
-    digests_path(step_path).write_text(json.dumps(dict(zip(names, digests, strict=True)), indent=1))
+    write_whole(digests_path(step_path), dict(zip(names, digests, strict=True)))
 
 
-def file_damage(step_path: epath.Path) -> list[str]:
+def write_whole(path: epath.Path, document: Any) -> None:
+    """Writes JSON so that it is there as a whole or, on a full disk or after a kill, not at all."""
+    draft = path.parent / f"{path.name}.part"
+    try:
+        draft.write_text(json.dumps(document, indent=1))
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def file_damage(step_path: epath.Path, may_lack: str = "") -> list[str]:
     """Names the files of a step that are missing or changed since `write_file_digests`.
+
+    Args:
+        step_path: the step's folder.
+        may_lack: files of this name may be missing, in any folder.
 
     Returns:
         One text per damaged file; empty if all are well, or if no digests were written (a run
@@ -100,7 +115,7 @@ def file_damage(step_path: epath.Path) -> list[str]:
     def check(name: str) -> str:
         file = step_path / name
         if not file.exists():
-            return f"{name} is missing"
+            return "" if file.name == may_lack else f"{name} is missing"
         return "" if file_digest(file) == expected[name] else f"{name} has changed"
 
     return [problem for problem in _map(check, sorted(expected)) if problem]

@@ -78,9 +78,12 @@ def flat_items(items: Mapping[str, Params]) -> dict[str, Any]:
     return params_lib.flatten(dict(items))
 
 
-def verified_documents(path: epath.Path) -> dict[str, Any]:
-    """Returns the JSON items of a step after checking its files and the documents' digests."""
-    problems = digests.file_damage(path)
+def verified_documents(path: epath.Path, may_lack: str = "") -> dict[str, Any]:
+    """Returns the JSON items of a step after checking its files and the documents' digests.
+
+    Files called `may_lack` may be missing.
+    """
+    problems = digests.file_damage(path, may_lack)
     if problems:
         raise damaged(path, "; ".join(problems[:5]))
     documents = {}

@@ -4,16 +4,17 @@
 `train` (optimizer state, objective arrays, counters, key), each a nested dict of arrays, and three
 JSON items: `metadata` (schema, resolved config, mesh, statistics, ...), `data` (state of the batch
 iterator) and `integrity` (shape, dtype and digest of every leaf, digests of the other two). The
-commit marker is written last; a step without it does not exist. After the commit the digests of
-the files are written beside the step.
+commit marker is written last; a step without it does not exist until its digests say so
+(leftovers.py). After the commit the digests of the files are written beside the step.
 
 Paths may be local or in a bucket (`gs://`).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
-import re
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +25,12 @@ from etils import epath
 
 from defi_jax import errors, processes
 from defi_jax.array_typing import Params
-from defi_jax.checkpoints import digests, train_state
+from defi_jax.checkpoints import digests, leftovers, library_noise, train_state
 from defi_jax.checkpoints import format as checkpoint_format
 
 DIRECTORY = "checkpoints"
 
-_LEFTOVER = re.compile(r"\.incomplete\d*$|\.orbax-checkpoint-tmp")
 _SETTLE_SECONDS = 0.2  # between looks for the commit marker
-_MAX_FAILED_SAVES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,18 +56,23 @@ class Checkpointer:
     Args:
         workdir: the run's directory; steps are kept below `checkpoints/`.
         keep: how many of the latest steps stay; 0 keeps all.
+        max_failed: so many saves in a row may fail before it is an error.
     """
 
-    def __init__(self, workdir: str | epath.Path, *, keep: int):
+    def __init__(self, workdir: str | epath.Path, *, keep: int, max_failed: int = 1):
         self.directory = checkpoint_format.absolute(workdir) / DIRECTORY
-        self._failures = 0
+        self._failures, self._max_failed = 0, max_failed
+        self._unfinished: set[int | None] = set()
+        self._keep = keep
+        self._last_good: int | None = None
+        self._quiet = contextlib.ExitStack()
         self._in_flight: int | None = None
         self._sealing: list[concurrent.futures.Future] = []
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "seal-checkpoint")
         self._closed = False
         if jax.process_index() == 0:
-            _set_aside_uncommitted(self.directory)
-        processes.barrier("uncommitted steps set aside")
+            leftovers.settle(self.directory)
+        processes.barrier("steps without a marker are settled")
         mode = ocp.options.AtomicityMode.COMMIT_FILE
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -80,13 +84,19 @@ class Checkpointer:
         )
 
     def __enter__(self) -> "Checkpointer":
+        self._quiet.enter_context(library_noise.silenced())
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             self.wait()
+        except errors.StorageError as failed:
+            if error is None:
+                raise
+            logging.warning("%s", failed)  # the error that came first is the run's
         finally:
             self.close()
+            self._quiet.close()
 
     def save(
         self,
@@ -97,16 +107,17 @@ class Checkpointer:
     ) -> bool:
         """Starts to save `state`; its buffers may be donated as soon as this returns.
 
-        A failure of an earlier save surfaces here: it is logged, and this save is still made.
-        `metadata` and `data_state`, that of the batch iterator, are JSON-able.
+        A failure of an earlier save surfaces here: it is logged, what it left is removed, and this
+        save is still made. `metadata` and `data_state`, that of the batch iterator, are JSON-able.
 
         Returns:
-            False if the step exists already.
+            False if the step exists already, or the save failed at once.
 
         Raises:
-            DataError: after three failed saves in a row.
+            StorageError: after `max_failed` failed saves in a row.
         """
         self._settle()
+        self._tidy()
         step = int(state.step)
         if step in self._manager.all_steps():
             return False
@@ -123,12 +134,14 @@ class Checkpointer:
         documents["integrity"] = digests.integrity_document(leaves, documents)
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args |= {name: ocp.args.JsonSave(value) for name, value in documents.items()}
+        self._in_flight = step
         try:
+            if jax.process_index() == 0:
+                leftovers.announce(self.directory / str(step))
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
-        except OSError as error:
+        except Exception as error:  # libraries of storage have no common type
             self._count_failure(error)
             return False
-        self._in_flight = step
         if jax.process_index() == 0:
             self._sealing.append(self._executor.submit(self._seal, step))
         return True
@@ -143,7 +156,7 @@ class Checkpointer:
 
         Raises:
             UserError: if the latest step is of another model.
-            DataError: if there are steps and none verifies.
+            DataError: if there are steps, or what was left of some, and none verifies.
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -156,29 +169,49 @@ class Checkpointer:
             # Only now: were nothing left, a second start would silently begin from scratch.
             self._quarantine(damaged)
             logging.info("restored step %d of %s", step, self.directory)
+            self._last_good = step
             return restored
-        if damaged:
+        present = leftovers.folders(self.directory)
+        if present:
             raise errors.DataError(
-                f"no checkpoint verifies (damaged: {', '.join(map(str, damaged))})",
+                f"no checkpoint verifies (damaged: {', '.join(map(str, damaged or present))})",
                 str(self.directory),
                 "restore the directory from a copy, or start over with --overwrite",
             )
         return None
 
+    def check_space(self, abstract: train_state.TrainState, saves: int) -> None:
+        """Raises StorageError where the disk can't hold what the next `saves` saves leave there."""
+        if jax.process_index() or "://" in str(self.directory):
+            return
+        leaves = checkpoint_format.flat_items(checkpoint_format.to_items(abstract)).values()
+        one = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        # One more than stays: the eldest goes when the newest is committed.
+        room = max(1, self._keep + 1 - len(self._manager.all_steps())) if self._keep else saves
+        need, free = one * min(saves, room), shutil.disk_usage(self.directory).free
+        if need > free:
+            raise errors.StorageError(
+                f"the run's checkpoints need {need / 2**20:,.1f} MiB more, "
+                f"{one / 2**20:,.1f} each, and {free / 2**20:,.1f} MiB are free",
+                str(self.directory),
+                "free space, lower keep_checkpoints, or name another --workdir",
+            )
+
+    def last_good(self) -> str:
+        """Says which step is the last that is committed."""
+        if self._last_good is None:
+            return "no step was saved"
+        return f"step {self._last_good} is the last good one"
+
     def wait(self) -> None:
         """Waits until the save in flight is committed and its file digests are written.
 
         Raises:
-            DataError: if the last save failed.
+            StorageError: if the last save failed.
         """
-        failures = self._failures
-        self._settle()
-        if self._failures > failures:
-            raise errors.DataError(
-                "the last checkpoint was not written",
-                str(self.directory),
-                "see the log for the cause (disk space, permissions), then start again",
-            )
+        failed = self._settle()
+        if failed is not None:
+            raise self._failed("the last save failed", failed) from failed
         for future in self._sealing:
             future.result()
         self._sealing = []
@@ -189,29 +222,53 @@ class Checkpointer:
         """Frees the threads; `wait` first."""
         self._closed = True
         self._executor.shutdown()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as error:  # `wait` has counted the failures of saves
+            logging.warning("%s: %s", self.directory, checkpoint_format.one_line(error))
+        self._tidy(is_last=True)
 
-    def _settle(self) -> None:
-        """Waits for the save in flight; a failure is counted, and forgotten by the manager."""
+    def _settle(self) -> Exception | None:
+        """Waits for the save in flight; a failure is counted, tidied up after and returned."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever a background thread of the library met
             self._count_failure(error)
-        else:
-            if self._in_flight is not None:
-                self._failures = 0
+            return error
+        if self._in_flight is not None:
+            self._failures, self._last_good = 0, self._in_flight
         self._in_flight = None
+        return None
 
     def _count_failure(self, error: Exception) -> None:
+        step, self._in_flight = self._in_flight, None
         self._failures += 1
-        logging.warning("saving to %s failed: %s", self.directory, error)
+        logging.warning(
+            "saving step %s failed (%d of at most %d in a row): %s",
+            *(step, self._failures, self._max_failed, checkpoint_format.one_line(error)),
+        )
+        self._unfinished.add(step)
+        self._tidy()
         self._manager.reload()
-        if self._failures >= _MAX_FAILED_SAVES:
-            raise errors.DataError(
-                f"{self._failures} checkpoints in a row were not written",
-                str(self.directory),
-                "see the log for the cause (disk space, permissions), then start again",
-            ) from error
+        if self._failures >= self._max_failed:
+            raise self._failed(f"{self._failures} saves in a row failed", error) from error
+
+    def _tidy(self, *, is_last: bool = False) -> None:
+        """Removes what failed saves left; again at the next save, as their threads may go on."""
+        if jax.process_index():
+            return
+        for step in self._unfinished:
+            with contextlib.suppress(Exception):  # then the next start does it
+                leftovers.remove_parts(self.directory / str(step))
+                if is_last:
+                    leftovers.acknowledge(self.directory / str(step))
+
+    def _failed(self, what: str, error: Exception) -> errors.StorageError:
+        return errors.StorageError(
+            f"{what} ({checkpoint_format.one_line(error)}); {self.last_good()}",
+            str(self.directory),
+            "free space or mend the storage; the same command goes on from there",
+        )
 
     def _seal(self, step: int) -> None:
         """Waits for the commit of a step, then writes its file digests (background thread)."""
@@ -223,6 +280,7 @@ class Checkpointer:
         if not (path / checkpoint_format.COMMIT_MARKER).exists():
             return
         try:
+            leftovers.acknowledge(path)
             digests.write_file_digests(path)
         except FileNotFoundError:  # deleted meanwhile by the keep policy
             digests.digests_path(path).unlink(missing_ok=True)
@@ -261,9 +319,7 @@ class Checkpointer:
         processes.barrier("before quarantine")
         if jax.process_index() == 0:
             for step in steps:
-                path = self.directory / str(step)
-                _rename_free(path, "corrupt")
-                digests.digests_path(path).unlink(missing_ok=True)
+                leftovers.set_apart(self.directory / str(step))
         processes.barrier("after quarantine")
         self._manager.reload()
 
@@ -354,6 +410,12 @@ def _find_step(path: epath.Path, step: int | None) -> epath.Path:
         raise errors.UserError(
             f"no checkpoint of step {step}", str(root), f"there are: {steps or 'none'}"
         )
+    if not steps and root.is_dir() and leftovers.unmarked(root):
+        raise errors.DataError(
+            "the checkpoints have lost their commit marker",
+            str(root),
+            "start the run there once: what is whole by its digests is marked again",
+        )
     if not steps:
         raise errors.UserError(
             "no checkpoint", str(root), "give the --workdir of a run that saved at least once"
@@ -369,31 +431,3 @@ def _find_step(path: epath.Path, step: int | None) -> epath.Path:
 def _root(path: epath.Path) -> epath.Path:
     """Directory of the steps, given that or a workdir."""
     return path / DIRECTORY if (path / DIRECTORY).is_dir() else path
-
-
-def _set_aside_uncommitted(root: epath.Path) -> None:
-    """Renames steps without a commit marker, saying so; the last such leftovers are deleted.
-
-    They are unfinished saves of a killed run, or copies that lost the marker.
-    """
-    if not root.is_dir():
-        return
-    for child in list(root.iterdir()):
-        if _LEFTOVER.search(child.name):
-            child.rmtree()
-    for child in list(root.iterdir()):
-        marker = child / checkpoint_format.COMMIT_MARKER
-        if child.name.isdigit() and child.is_dir() and not marker.exists():
-            logging.warning(
-                "%s: damaged checkpoint: %s is missing (an unfinished save); ignored, renamed to "
-                "%s.incomplete",
-                *(child, marker.name, child.name),
-            )
-            _rename_free(child, "incomplete")
-
-
-def _rename_free(path: epath.Path, suffix: str) -> None:
-    target, number = path.parent / f"{path.name}.{suffix}", 2
-    while target.exists():
-        target, number = path.parent / f"{path.name}.{suffix}{number}", number + 1
-    path.rename(target)

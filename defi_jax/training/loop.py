@@ -8,8 +8,8 @@ what was evaluated at n is written before it.
 
 Config keys read: steps, global_batch, seed, mesh, eval_every, eval_batches (0: no evaluation),
 save_every, log_every (0: never; the last step is always evaluated and saved), keep_checkpoints,
-storage_timeout, max_consecutive_bad_steps, compilation_cache_dir, logging, and those of
-`optimizer`.
+max_failed_saves, storage_timeout, max_consecutive_bad_steps, compilation_cache_dir, logging, and
+those of `optimizer`.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def train(
         DataError: the data ended, or no checkpoint verifies.
         UserError: the config does not fit the devices, the data or the checkpoints, or another run
             is in the workdir.
-        StorageError: the workdir is full or does not answer.
+        StorageError: the workdir is full, or does not answer.
     """
     workdir = checkpoint_format.absolute(workdir)
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
@@ -66,12 +66,16 @@ def train(
         # Shapes and shardings; the state to go on from; features computed once.
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(
-            manager.Checkpointer(workdir, keep=config.keep_checkpoints)
+            manager.Checkpointer(
+                workdir, keep=config.keep_checkpoints, max_failed=config.max_failed_saves
+            )
         )
+        lock.last_good = checkpoints.last_good
         abstract, placement = step.abstract_state(config, objective, mesh)
         start_lib.log_facts(objective, mesh, abstract, placement)
         facts = start_lib.facts(config, objective, mesh, loader)
         state, facts = start_lib.start(config, objective, checkpoints, abstract, loader, facts)
+        checkpoints.check_space(abstract, periodic_lib.saves_left(int(state.step), config))
         latent_cache.check(config, objective, state.frozen, loader)
         start_lib.write_config(config, workdir)  # now it is known to fit what is there
         held_out, eval_spec = feature_cache.prepare(

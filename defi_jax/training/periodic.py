@@ -20,6 +20,13 @@ def is_due(now: int, every: int) -> bool:
     return every > 0 and now > 0 and now % every == 0
 
 
+def saves_left(now: int, config: Any) -> int:
+    """How many checkpoints a run writes after `now` steps, the last step's included."""
+    if now >= config.steps:
+        return 0
+    return sum(is_due(step, config.save_every) for step in range(now + 1, config.steps)) + 1
+
+
 class _StopRequested(Exception):
     """Carries a request to stop out of an objective's evaluation."""
 

@@ -108,15 +108,20 @@ def _remove_manifest(folder):
     return "train/manifest.ocdbt is missing"
 
 
-def _remove_marker(folder):
+def _remove_marker_and_flip(folder):
     (folder / "commit_success.txt").unlink()
-    return "commit_success.txt is missing"
+    return _flip_arrays(folder)
+
+
+def _remove_marker_and_flip_undigested(folder):
+    (folder / "commit_success.txt").unlink()
+    return _flip_arrays_undigested(folder)
 
 
 def _empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
-    return "commit_success.txt is missing"
+    return "_CHECKPOINT_METADATA is missing"
 
 
 def _change_metadata_undigested(folder):
@@ -145,7 +150,8 @@ def _garble_file_digests(folder):
         _truncate,
         _truncate_undigested,
         _remove_manifest,
-        _remove_marker,
+        _remove_marker_and_flip,
+        _remove_marker_and_flip_undigested,
         _empty,
         _change_metadata_undigested,
         _garble_integrity_undigested,
@@ -163,6 +169,45 @@ def test_damaged_step_is_named_and_the_one_before_restored(saved, run, harm, cap
     # The damaged step is out of the way: the run writes it again.
     save(saved, run[1], steps=[2])
     assert manager_lib.latest_verified_step(saved) == 2
+
+
+@pytest.mark.parametrize("digested", [True, False])
+def test_a_copy_that_lost_its_markers_is_whole(saved, run, digested, tmp_path, caplog):
+    for number in (1, 2):
+        for marker in (saved / f"checkpoints/{number}").rglob("commit_success.txt"):
+            marker.unlink()
+        if not digested:
+            (saved / f"checkpoints/{number}.sha256.json").unlink()
+    with pytest.raises(errors.DataError, match=r"lost their commit marker.*start the run there"):
+        manager_lib.load_params(saved)
+    assert int(restore(saved, run[0]).state.step) == 2
+    assert caplog.text.count("its lost commit marker is restored") == 2
+    assert manager_lib.committed_steps(saved) == [1, 2]
+    assert not manager_lib.damage(saved, 1) and not manager_lib.damage(saved, 2)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_run_never_starts_over_beside_steps_of_which_none_is_whole(saved, run, marked):
+    for number in (1, 2):
+        folder = saved / f"checkpoints/{number}"
+        flip_bit(biggest_file(folder / "params"))
+        if not marked:
+            (folder / "commit_success.txt").unlink()
+    for _ in range(3):  # nor at the second start, or the third
+        with pytest.raises(errors.DataError, match=r"no checkpoint verifies.*copy, or .*overwrite"):
+            restore(saved, run[0])
+    names = {path.name.split(".")[0] for path in (saved / "checkpoints").iterdir() if path.is_dir()}
+    assert names == {"1", "2"}
+
+
+def test_an_unfinished_first_save_never_was_a_step(saved, run, caplog):
+    root = saved / "checkpoints"
+    shutil.rmtree(root / "1")
+    (root / "2/commit_success.txt").unlink()
+    (root / "2/train/manifest.ocdbt").unlink()
+    (root / "2.saving").write_text("")  # as a save that was killed leaves it
+    assert restore(saved, run[0]) is None
+    assert "an unfinished save is removed" in caplog.text and not (root / "2").exists()
 
 
 def test_a_flipped_bit_is_detected_or_without_effect_even_without_file_digests(saved):
@@ -184,16 +229,6 @@ def test_a_flipped_bit_is_detected_or_without_effect_even_without_file_digests(s
         target.write_bytes(original)
     assert detected >= 6
     assert not manager_lib.damage(saved, 2)
-
-
-def test_when_all_are_damaged_nothing_is_touched_and_the_error_says_so(saved, run):
-    for number in (1, 2):
-        flip_bit(biggest_file(saved / f"checkpoints/{number}/params"))
-    for _ in range(2):  # a second start must not begin from scratch
-        with pytest.raises(errors.DataError, match=r"damaged: 2, 1"):
-            restore(saved, run[0])
-    with pytest.raises(errors.DataError, match="no checkpoint verifies"):
-        manager_lib.load_params(saved)
 
 
 def test_keep_policy_and_file_digests_of_deleted_steps(tmp_path, run):
@@ -255,7 +290,7 @@ def test_missing_unknown_and_misshapen_leaves_are_all_listed(saved, run):
 
 
 def test_a_failed_save_is_reported_and_the_next_one_is_written(tmp_path, run, monkeypatch, caplog):
-    with manager_lib.Checkpointer(tmp_path, keep=3) as checkpoints:
+    with manager_lib.Checkpointer(tmp_path, keep=3, max_failed=3) as checkpoints:
         manager = checkpoints._manager
 
         def full_disk(*args, **kwargs):
@@ -269,10 +304,11 @@ def test_a_failed_save_is_reported_and_the_next_one_is_written(tmp_path, run, mo
             patch.setattr(manager, "save", full_disk)
             checkpoints.save(at(run[1], 3), metadata={}, data_state={})
             checkpoints.save(at(run[1], 4), metadata={}, data_state={})
-            with pytest.raises(errors.DataError, match="3 checkpoints in a row"):
+            with pytest.raises(errors.StorageError, match=r"3 saves in a row.*step 2 is the last"):
                 checkpoints.save(at(run[1], 5), metadata={}, data_state={})
-    assert "No space left" in caplog.text
+    assert "saving step 1 failed (1 of at most 3 in a row): [Errno 28] No space left" in caplog.text
     assert manager_lib.committed_steps(tmp_path) == [2]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "2.sha256.json"}
 
 
 def test_stray_files_and_folders_are_ignored(saved, run):

@@ -40,3 +40,12 @@ def test_a_request_to_stop_cuts_it_short_and_writes_nothing(tmp_path):
     assert not evaluate(tmp_path, stop_after=2)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     assert not (tmp_path / "media").exists()
+
+
+@pytest.mark.parametrize(
+    ("now", "every", "steps", "left"),
+    [(0, 2, 4, 2), (0, 2, 5, 3), (2, 2, 5, 2), (0, 0, 5, 1), (5, 2, 5, 0)],
+)
+def test_saves_that_are_left(now, every, steps, left):
+    config = toy_run.config(steps=steps, save_every=every)
+    assert periodic.saves_left(now, config) == left

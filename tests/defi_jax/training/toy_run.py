@@ -33,6 +33,7 @@ def config(**changes):
             "save_every": 2,
             "log_every": 1,
             "keep_checkpoints": 3,
+            "max_failed_saves": 3,
             "storage_timeout": 600.0,
             "max_consecutive_bad_steps": 3,
             "compilation_cache_dir": PROGRAMS,
