@@ -3,6 +3,7 @@ import itertools
 import types
 
 import jax
+import pytest
 import toy_run
 
 from defi_jax.training import device_batches, periodic, sharding, step
