@@ -59,13 +59,16 @@ def _quiet_pipe() -> Iterator[None]:
         sys.exit(ended.code if isinstance(ended, SystemExit) else _EXIT_BROKEN_PIPE)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint such as 'did you mean a, b?' for an unknown name."""
+def nearest(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """Returns a hint such as 'did you mean a, b?' for an unknown name.
+
+    Where no known name is near, it lists them, or is `otherwise`.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(known[:20])}"
+    return f"known: {', '.join(known[:20])}" if otherwise is None else otherwise
 
 
 def require_one(values: Mapping[str, str | None]) -> None:

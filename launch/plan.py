@@ -46,11 +46,13 @@ def main(argv: list[str]) -> None:
     del argv
     import jax
 
+    from data_pipelines.loading import config as data_config
     from tools.plan import planner
 
     jax.config.update("jax_optimization_level", _LEVEL.value)
     config = _CONFIG.value
     config.data.mixture = "synthetic"  # only shapes matter
+    data_config.DataConfig.of(config.data)
     topology = _TOPOLOGY.value or ""
     plan = planner.make_plan(config, topology, _NUM_SLICES.value)
     print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else planner.describe(plan))

@@ -25,12 +25,14 @@ flags.mark_flags_as_required(["config"])
 def main(argv: list[str]) -> None:
     """Checks the config, then hands it to the loop."""
     del argv
+    from data_pipelines.loading import config as data_config
     from data_pipelines.loading import loader
     from defi_jax import objectives, processes
     from defi_jax.training import loop, start
 
     with processes.joined():
         config = _CONFIG.value
+        data_config.DataConfig.of(config.data)
         objective = objectives.make(config)
         workdir = start.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
         start.check_same_run(config, workdir)

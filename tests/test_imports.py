@@ -25,7 +25,7 @@ FLOORS = {
     "defi_jax": (
         "errors",
         "array_typing cli embodiment processes tensor_files",
-        "batch partition diffusion",
+        "batch config_keys partition diffusion",
         "models",
         "checkpoints objectives",
         "training export weights",

@@ -320,6 +320,11 @@ def _converted(value: Any, kind: Any, key: str) -> Any:
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         items = tuple(_converted(item, parts[0], key) for item in value)
+        joined = next((item for item in items if isinstance(item, str) and "," in item), None)
+        if joined:
+            names = ", ".join(repr(part.strip()) for part in joined.split(","))
+            fix = f'write --config.data.{key}="({names})"'
+            raise errors.UserError(f"{joined!r} is one text", f"data.{key}", fix)
         return tuple(map(float, items)) if parts[0] is float else items
     plain = typing.get_origin(kind) or kind
     fits = plain is Any or isinstance(value, (float, int) if plain is float else plain)

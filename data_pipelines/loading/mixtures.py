@@ -29,7 +29,7 @@ from data_pipelines.sources import rlds, rlds_directory, synthetic
 from data_pipelines.store import reader, shards
 from data_pipelines.streaming import pool, scan
 from defi_jax import batch as batch_lib
-from defi_jax import errors
+from defi_jax import cli, errors
 
 STORE_ONLY = "convert the dataset (`python launch/data.py convert --source=rlds`) and train from it"
 
@@ -286,10 +286,12 @@ def _absent_error(absent: Sequence[str], root: str) -> errors.UserError:
     found = [path.name for path in below if _is_store(pathlib.Path(path))]
     records = [path.name for path in below if rlds_directory.is_dataset(path)]
     streamed = f"; as RLDS files: {', '.join(records)}" if records else ""
+    known = {*found, *records, *named_mixtures.NAMED, synthetic.NAME}
+    near = "".join(cli.nearest(name, known, otherwise="") + " " for name in missing).lstrip()
     return errors.UserError(
         f"no episode store or RLDS directory named {', '.join(missing)}",
         where,
-        f"available: {', '.join([*found, synthetic.NAME])}{streamed}; "
+        f"{near}available: {', '.join([*found, synthetic.NAME])}{streamed}; "
         "write stores with `python launch/data.py convert`",
     )
 

@@ -156,7 +156,7 @@ def rebuild_bundle(
 
 
 def _rebuild_objective(config: Mapping[str, Any]) -> joint.JointObjective:
-    objective = objectives.make(ml_collections.ConfigDict(config))
+    objective = objectives.rebuild(ml_collections.ConfigDict(config))
     assert isinstance(objective, joint.JointObjective)
     return objective
 

@@ -15,6 +15,17 @@ def make(config: Any) -> base.Objective:
         UserError: if the config lacks data or weights, or its numbers contradict each other.
     """
     setup.check(config)
+    return rebuild(config)
+
+
+def rebuild(config: Any) -> base.Objective:
+    """Returns the objective of a config that has trained, such as a checkpoint's.
+
+    The files that it started from may be gone, and its keys may be older than this code.
+
+    Raises:
+        UserError: the numbers of its models contradict each other.
+    """
     try:
         return OBJECTIVES[config.objective](config)
     except ValueError as error:

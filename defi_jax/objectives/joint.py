@@ -46,12 +46,6 @@ class JointObjective(base.FeatureObjective):
     name = "joint"
 
     def __init__(self, config: Any):
-        if config.train_parts not in TRAIN_PARTS:
-            raise errors.UserError(
-                f"unknown train_parts '{config.train_parts}'",
-                "--config.train_parts",
-                f"known: {', '.join(TRAIN_PARTS)}",
-            )
         if not 1 <= config.execute_horizon <= config.data.action_horizon:
             raise errors.UserError(
                 f"{config.execute_horizon} actions of chunks of {config.data.action_horizon}",

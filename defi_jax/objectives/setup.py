@@ -6,15 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from defi_jax import errors
+from defi_jax import cli, config_keys, errors
 from defi_jax.models import action_denoiser, gfdm, gidm, policy, svd_unet, video_former
 from defi_jax.models.frozen import encoders
 from defi_jax.objectives import base
 
 SCRATCH = "scratch"
 SYNTHETIC = "synthetic"
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 # Encoder keys that each objective uses.
 _ENCODERS = {
@@ -117,6 +115,7 @@ def check(config: Any) -> None:
 
     Synthetic data needs nothing: pretrained encoders without weights are then random.
     """
+    config_keys.check(config)
     _check_complete(config)
     _check_numbers(config)
     _check_directories(config)
@@ -124,16 +123,11 @@ def check(config: Any) -> None:
 
 def _check_numbers(config: Any) -> None:
     """Raises UserError for numbers that would fail much later, in a worse place."""
-    for name, least in (("steps", 0), ("global_batch", 1)):
-        if config[name] < least:
-            raise errors.UserError(
-                f"{name} is {config[name]}", f"--config.{name}", f"give at least {least}"
-            )
-    if config.compute_dtype not in _DTYPES:
+    if config.objective != "joint" and config.train_parts != "all":
         raise errors.UserError(
-            f"unknown compute_dtype '{config.compute_dtype}'",
-            "--config.compute_dtype",
-            f"known: {', '.join(_DTYPES)}",
+            f"{config.objective} trains all its parts, not '{config.train_parts}'",
+            "--config.train_parts",
+            "leave it out",
         )
     cell = _cell(config)
     if config.data.image_size < cell or config.data.image_size % cell:
@@ -172,7 +166,10 @@ def _check_directories(config: Any) -> None:
 
 def _check_complete(config: Any) -> None:
     """Raises one UserError naming all that real data needs and the config lacks."""
-    missing = []
+    missing, mixture = [], config.data.mixture
+    near = cli.nearest(mixture, [SYNTHETIC], otherwise="")
+    if near and mixture != SYNTHETIC and not config.data.root:
+        raise errors.UserError(f"no mixture {mixture!r}", "--config.data.mixture", near)
     if not config.data.mixture:
         missing.append("--config.data.mixture (stores to train on)")
     if config.data.mixture != SYNTHETIC:

@@ -118,9 +118,9 @@ def test_full_preset_without_files_says_all_that_is_missing(stage, key):
 @pytest.mark.parametrize(
     ("stage", "changes", "words"),
     [
-        ("gfdm", {"steps": -1}, "give at least 0"),
-        ("gidm", {"global_batch": 0}, "give at least 1"),
-        ("gfdm", {"compute_dtype": "float17"}, "known: float32, bfloat16"),
+        ("gfdm", {"steps": -1}, "--config.steps; give a whole number, at least 0"),
+        ("gidm", {"train_parts": "adapter"}, "gidm trains all its parts"),
+        ("gfdm", {"data.mixture": "syntetic"}, "did you mean synthetic"),
         ("gfdm", {"data.image_size": 33}, "use a multiple of 32"),
         ("gfdm", {"data.image_size": 0}, "use a multiple of 32"),
         ("gidm", {"data.image_size": 33}, "use a multiple of 8"),

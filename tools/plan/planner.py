@@ -91,10 +91,11 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     Raises:
         UserError: an unknown topology, libtpu missing, or a config that does not fit the devices.
     """
+    objective = objectives.make(config)
     chip, devices = find_devices(topology, num_slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
-    objective, mathematics = objectives.make(config), _model_flops(config)
+    mathematics = _model_flops(config)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         abstract, _ = step.abstract_state(config, objective, mesh)
         plan = _before_compiling(config, topology, mesh, chip, abstract, mathematics)

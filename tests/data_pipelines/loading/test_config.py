@@ -191,6 +191,10 @@ def test_the_section_of_the_experiments_is_the_config():
     [
         ({"image_size": "64"}, r"'64' is not a whole number: data\.image_size"),
         ({"image_size": 0}, r"impossible 0: data\.image_size; give at least 1"),
+        (
+            {"cameras": ("static,gripper",)},
+            r"is one text: data\.cameras; write --config\.data\.cameras=.\('static', 'gripper'",
+        ),
         ({"workers": True}, r"True is not a whole number: data\.workers"),
         ({"augment": 1}, r"1 is not True or False: data\.augment"),
         ({"holdout_percent": 101}, r"data\.holdout_percent; give at least 0 and at most 100"),

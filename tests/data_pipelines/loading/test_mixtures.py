@@ -72,6 +72,14 @@ def test_all_absent_stores_are_in_one_error(tmp_path):
         _open("there,gone,empty", tmp_path)
 
 
+def test_names_like_an_absent_one_are_offered(tmp_path):
+    _store(tmp_path / "metaworld")
+    with pytest.raises(errors.UserError, match=r"did you mean metaworld\? available: metaworld"):
+        _open("metaword", tmp_path)
+    with pytest.raises(errors.UserError, match="did you mean omni_magic_soup_plus_plus_wo_navi"):
+        _open("omni_magic_soup_plus_plus_wo_nav", tmp_path)
+
+
 def test_rlds_directories_are_no_absent_stores(write_rlds, rlds_tools, tmp_path):
     write_rlds([[rlds_tools["episode"](0)]])
     with pytest.raises(errors.UserError) as caught:
