@@ -34,7 +34,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except errors.UserError as error:
             if _DEBUG.value:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"error: {error}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)

@@ -90,13 +90,14 @@ def barrier(name: str) -> None:
 
 def die(error: BaseException | None) -> None:
     """Reports an error and leaves at once, past the barriers of a normal exit."""
-    if isinstance(error, errors.UserError):
-        print(f"error: {error}", file=sys.stderr)
-    elif error is not None:
-        traceback.print_exception(error)
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        if isinstance(error, errors.UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif error is not None:
+            traceback.print_exception(error)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
     os._exit(exit_code(error))
 
 

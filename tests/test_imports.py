@@ -116,8 +116,8 @@ FILE_FLOORS = {
         "gfdm gidm joint",
     ),
     "defi_jax.training": (
-        "flops hardware metrics optimizer sharding warm_start watchdog workdir_lock",
-        "device_batches step",
+        "flops hardware metrics optimizer sharding warm_start stop_signals workdir_lock",
+        "device_batches step watchdog",
         "periodic start",
         "loop",
     ),

@@ -1,7 +1,7 @@
 """What keeps a run from hanging or dying silently: signals and the watchdog.
 
-SIGTERM asks for a save and exit code 75. A phase that outlives its deadline ends the process with
-exit code 124 and the stacks of all threads.
+A signal asks for a save and exit code 75 (stop_signals.py). A phase that outlives its deadline ends
+the process with exit code 124 and the stacks of all threads.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import faulthandler
 import os
 import pathlib
-import signal
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from defi_jax import processes
+from defi_jax.training import stop_signals
 
 WATCHDOG_EXIT_CODE = 124
 
@@ -50,20 +50,16 @@ class Supervisor:
         self._lock = threading.Lock()
         self._phase, self._expires = "startup", time.monotonic() + self._deadlines.startup
         self._stop = threading.Event()
-        self._terminate = threading.Event()
-        self._restore_handler: Any = None
+        self._signals = stop_signals.StopSignals()
 
     def __enter__(self) -> "Supervisor":
-        # With jax.distributed its own C++ handler must stay the only one (reliability.md 0.7).
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._restore_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._signals.__enter__()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._stop.set()
-        if self._restore_handler is not None:
-            signal.signal(signal.SIGTERM, self._restore_handler)
+        self._signals.__exit__(kind, error, trace)
         if error is not None and jax.process_count() > 1:
             processes.die(error)
 
@@ -90,15 +86,11 @@ class Supervisor:
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._terminate.is_set()
+        return self._signals.asked()
 
     def stop_requested(self) -> bool:
-        """Whether this process saw SIGTERM; for work that may be cut short, such as evaluation."""
-        return self._terminate.is_set()
-
-    def _on_sigterm(self, signum: int, frame: Any) -> None:
-        del signum, frame
-        self._terminate.set()
+        """Whether a run of one process was asked to; for work that may be cut short."""
+        return self._signals.asked()
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._deadlines.step / 4)):

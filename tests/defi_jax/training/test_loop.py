@@ -225,11 +225,11 @@ def test_metadata_holds_what_export_needs(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_exits_75_and_resumes_bit_exactly(tmp_path):
+def test_a_lost_terminal_saves_exits_75_and_resumes_bit_exactly(tmp_path):
     options = {"steps": 40, "save_every": 1000, "loader": {"seconds": 0.1}}
     process = spawn(tmp_path / "stopped", options)
     wait_for_line(process, "step 5/40")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     stderr = process.stderr.read()
     assert process.wait() == 75, stderr
     assert "error: stopped on request" in stderr

@@ -16,13 +16,56 @@ from defi_jax.training import watchdog
 REPO = pathlib.Path(__file__).parents[3]
 
 
-def test_sigterm_is_noticed_and_the_old_handler_restored(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_noticed_and_the_old_handler_restored(tmp_path, number):
+    before = signal.getsignal(number)
     with watchdog.Supervisor(str(tmp_path)) as watch:
         assert not watch.should_stop(0)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert watch.should_stop(1) and watch.stop_requested()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with watchdog.Supervisor(str(tmp_path)) as watch:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not watch.stop_requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_the_second_signal_leaves_at_once():
+    script = """
+import os, signal, sys, time
+from defi_jax.training import stop_signals
+
+def run(asked):
+    with stop_signals.StopSignals() as signals:
+        os.write(asked, b"in")
+        while not signals.asked():
+            time.sleep(0.01)
+        time.sleep(0.5)  # two signals within a moment are one request
+        os.write(asked, b"asked")
+        time.sleep(60)
+
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    reads, writes = os.pipe()
+    child = os.fork()  # a process each, imported once
+    if not child:
+        run(writes)
+    for _ in range(2):
+        os.read(reads, 9)
+        os.kill(child, number)
+        os.kill(child, number)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["143", "130", "129"], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_phase_ends_where_it_began(tmp_path):
