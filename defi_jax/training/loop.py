@@ -51,10 +51,9 @@ def train(
     workdir = checkpoint_format.absolute(workdir)
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
     with contextlib.ExitStack() as stack:
-        watch = stack.enter_context(watchdog.Supervisor(str(workdir / "logs")))
-        lock = stack.enter_context(
-            workdir_lock.WorkdirLock(workdir, patience=config.storage_timeout)
-        )
+        enter = stack.enter_context
+        watch = enter(watchdog.Supervisor(str(workdir / "logs")))
+        lock = enter(workdir_lock.WorkdirLock(workdir, patience=config.storage_timeout))
 
         # Devices and mesh; data, so that its problems show before anything is compiled.
         mesh = sharding.make_mesh(config.mesh)
@@ -64,12 +63,9 @@ def train(
         start_lib.write_config(config, workdir, replace=False)
 
         # Shapes and shardings; the state to go on from; features computed once.
-        stack.enter_context(jax.set_mesh(mesh))
-        checkpoints = stack.enter_context(
-            manager.Checkpointer(
-                workdir, keep=config.keep_checkpoints, max_failed=config.max_failed_saves
-            )
-        )
+        enter(jax.set_mesh(mesh))
+        keep, max_failed = config.keep_checkpoints, config.max_failed_saves
+        checkpoints = enter(manager.Checkpointer(workdir, keep=keep, max_failed=max_failed))
         lock.last_good = checkpoints.last_good
         abstract, placement = step.abstract_state(config, objective, mesh)
         start_lib.log_facts(objective, mesh, abstract, placement)
