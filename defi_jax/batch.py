@@ -77,6 +77,8 @@ class JointBatch:
         actions: float32[B, S, A], normalised.
         action_mask: bool[B, S], False past the end of the episode.
         features: float16[B, cams, T, h, w, C] of the forward model, or None with images.
+        action_weights: float32[B, S], weights of the actions in a mean over the whole batch's real
+            ones; None until training has the whole batch.
     """
 
     images: Leaf | None
@@ -84,6 +86,7 @@ class JointBatch:
     actions: Leaf
     action_mask: Leaf
     features: Leaf | None = None
+    action_weights: Leaf | None = None
 
 
 Batch = GFDMBatch | GIDMBatch | JointBatch

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from defi_jax.array_typing import Array, Bool, Float, PRNGKey, typed
+from defi_jax.array_typing import Array, Float, PRNGKey, typed
 from defi_jax.diffusion import edm, samplers
 from defi_jax.models.layers import attention, norms, stack
 from defi_jax.models.layers import linear as linear_lib
@@ -358,18 +358,19 @@ class ActionDenoiser(nnx.Module):
         self,
         context: DenoiserContext,
         actions: Float[Array, "B S A"],
-        action_mask: Bool[Array, "B S"],
+        weights: Float[Array, "B S"],
         sigma: Float[Array, "B"],
         noise: Float[Array, "B S A"],
         *,
         dropout_rng: PRNGKey | None = None,
     ) -> Float[Array, ""]:
-        """Returns the mean squared error of the raw network's output, over real actions.
+        """Returns the weighted mean squared error of the raw network's output.
 
         Args:
             context: what `encode_context` returned.
             actions: clean, normalised.
-            action_mask: False for actions past the end of the episode, which do not count.
+            weights: of each action's error, 0 past the end of the episode; their mean is 1 over the
+                batch of the step, of which this may be a part.
             sigma: noise level of each sample.
             noise: unit normal.
             dropout_rng: None for no dropout; not the one given to `encode_context`.
@@ -380,9 +381,7 @@ class ActionDenoiser(nnx.Module):
         _, _, c_in, _ = self.preconditioner.scalings(column)
         predicted = self.predict(context, c_in * noised, sigma, dropout_rng=dropout_rng)
         squares = jnp.square(predicted - target).mean(-1)
-        weights = action_mask.astype(jnp.float32)
-        # A batch of padding only has loss 0, not NaN.
-        return jnp.sum(weights * squares) / jnp.maximum(jnp.sum(weights), 1.0)
+        return jnp.mean(weights * squares)
 
     def sample(
         self, context: DenoiserContext, x_init: Float[Array, "B S A"], sigmas: Float[Array, "n"]

@@ -203,7 +203,7 @@ class Policy(nnx.Module):
         self,
         context: PolicyContext,
         actions: Float[Array, "B S A"],
-        action_mask: Bool[Array, "B S"],
+        weights: Float[Array, "B S"],
         sigma: Float[Array, "B"],
         noise: Float[Array, "B S A"],
         *,
@@ -214,13 +214,13 @@ class Policy(nnx.Module):
         Args:
             context: what `context` returned.
             actions: clean, normalised.
-            action_mask: False for actions past the end of the episode, which do not count.
+            weights: of each action's error, 0 past the end of the episode, of mean 1.
             sigma: noise level of each sample.
             noise: unit normal.
             dropout_rng: None for no dropout; not the one given to `context`.
         """
         act_loss = self.denoiser.loss(
-            context.denoiser, actions, action_mask, sigma, noise, dropout_rng=dropout_rng
+            context.denoiser, actions, weights, sigma, noise, dropout_rng=dropout_rng
         )
         vq = context.latent_action.vq
         return PolicyLoss(

@@ -97,6 +97,13 @@ class Objective:
         """The same as it is read from episodes: nothing is encoded yet."""
         return self.batch_spec(batch_size)
 
+    def weigh(self, batch: Any) -> Any:
+        """Returns a whole batch with what means over a part of its entries need of all of it.
+
+        A step calls it before the batch is split into microbatches; `loss_fn` may see either.
+        """
+        return batch
+
     def loss_fn(
         self, params: Params, extra: dict[str, jax.Array], batch: Any, rng: PRNGKey
     ) -> tuple[jax.Array, LossOutput]:

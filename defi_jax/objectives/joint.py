@@ -104,12 +104,21 @@ class JointObjective(base.FeatureObjective):
             return True
         return path.startswith("policy/") and not path.startswith("policy/latent_action/")
 
+    def weigh(self, batch: batch_lib.JointBatch) -> batch_lib.JointBatch:
+        """Each real action of the batch weighs the same, wherever a microbatch has it."""
+        if batch.action_weights is not None:
+            return batch
+        real = batch.action_mask.astype(jnp.float32)
+        # A batch of padding only has loss 0, not NaN.
+        weights = real / jnp.maximum(real.mean(), 1 / real.size)
+        return dataclasses.replace(batch, action_weights=weights)
+
     def loss_fn(
         self, params: Params, extra: dict, batch: batch_lib.JointBatch, rng: PRNGKey
     ) -> tuple[jax.Array, base.LossOutput]:
         """Equation (3)."""
         video_rng, sigma_rng, eps_rng, context_rng, dropout_rng = jax.random.split(rng, 5)
-        batch_size = len(batch.actions)
+        batch, batch_size = self.weigh(batch), len(batch.actions)
         features = batch.features
         if features is None:
             noise = jax.random.normal(video_rng, (batch_size, *self.noise_shapes()["video"]))
@@ -128,7 +137,7 @@ class JointObjective(base.FeatureObjective):
         # The context costs most; several noise draws share it.
         losses = jax.vmap(
             lambda sigma, eps, rng: model.loss(
-                context, batch.actions, batch.action_mask, sigma, eps, dropout_rng=rng
+                context, batch.actions, batch.action_weights, sigma, eps, dropout_rng=rng
             )
         )(sigma, eps, jax.random.split(dropout_rng, draws))
         loss = jax.tree.map(jnp.mean, losses)

@@ -157,7 +157,8 @@ def accumulate(
         batch: leaves [B, ...], B divisible by `num`. Microbatch i takes the examples i, i + num,
             ..., so that a batch sharded over devices stays where it is.
         rng: key of the step; microbatch i uses fold_in(rng, i).
-        num: number of microbatches; equal sizes, so the mean of means is the batch mean.
+        num: number of microbatches of equal sizes: the mean of plain or weighted means
+            (`Objective.weigh`) is the batch's.
 
     Returns:
         loss, metrics, extra after the last microbatch, gradient.

@@ -108,7 +108,7 @@ def compute_gradient(
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
     num = config.optimizer.accumulation_steps
-    return optimizer.accumulate(loss_and_grad, state.extra, batch, rng, num)
+    return optimizer.accumulate(loss_and_grad, state.extra, objective.weigh(batch), rng, num)
 
 
 def abstract_values(config: Any, objective: base.Objective) -> TrainState:

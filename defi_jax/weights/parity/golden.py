@@ -244,7 +244,7 @@ def _denoiser() -> Sequence[Any]:
             context.memory[:, -5:],
             model.predict(context, actions, sigma),
             model.denoise(context, actions, sigma),
-            model.loss(context, actions, jnp.ones((2, 10), bool), sigma, noise),
+            model.loss(context, actions, jnp.ones((2, 10)), sigma, noise),
             model.predict(context, c_in * noised, sigma),
             model.sample(context, seeded_input("x0", (2, 10, 7)) * 80, _eval_sigmas()[0]),
         ]

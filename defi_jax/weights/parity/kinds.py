@@ -123,10 +123,10 @@ def _action_denoiser(model: action_denoiser.ActionDenoiser, inputs: Inputs) -> O
     names = ("latent_action_tokens", "video_tokens", "goal")
     context = model.encode_context(*(inputs[name] for name in names))
     actions, sigma = inputs["actions"], inputs["sigma"]
-    mask, sigmas = jnp.ones(actions.shape[:2], bool), _sigmas(model.config)
+    weights, sigmas = jnp.ones(actions.shape[:2]), _sigmas(model.config)
     return {
         "denoised": model.denoise(context, actions, sigma),
-        "loss": model.loss(context, actions, mask, sigma, inputs["noise"]),
+        "loss": model.loss(context, actions, weights, sigma, inputs["noise"]),
         "sampled_actions": model.sample(context, inputs["initial_actions"], sigmas),
         "sigmas": sigmas,
     }
@@ -138,8 +138,8 @@ def _joint_policy(model: policy.Policy, inputs: Inputs) -> Outputs:
     text = (inputs["text_features"], inputs["text_mask"] > 0)
     context = model.context(channels_last(features), *text, inputs["goal"])
     actions, sigmas = inputs["actions"], _sigmas(model.denoiser.config)
-    mask = jnp.ones(actions.shape[:2], bool)
-    loss = model.loss(context, actions, mask, inputs["sigma"], inputs["noise"])
+    weights = jnp.ones(actions.shape[:2])
+    loss = model.loss(context, actions, weights, inputs["sigma"], inputs["noise"])
     return {
         "video_tokens": context.video_tokens,
         "latent_action_indices": context.latent_action.vq.indices,

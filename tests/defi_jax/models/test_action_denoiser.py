@@ -71,7 +71,7 @@ def _actions():
 
 
 SIGMA = np.array([0.3, 5.0], np.float32)
-MASK = np.ones((B, S), bool)
+WEIGHTS = np.ones((B, S), np.float32)
 
 
 def test_causal_cross_attention_never_reaches_past_the_chunk(params):
@@ -132,7 +132,7 @@ def test_denoise_trusts_small_sigma_and_the_loss_is_that_of_denoise(params):
     nearly_clean = model.denoise(context, _actions(), jnp.full((B,), 1e-4))
     np.testing.assert_allclose(nearly_clean, _actions(), atol=1e-2)
     noise = jax.random.normal(jax.random.key(3), (B, S, A))
-    loss = model.loss(context, _actions(), MASK, SIGMA, noise)
+    loss = model.loss(context, _actions(), WEIGHTS, SIGMA, noise)
     noised = _actions() + SIGMA[:, None, None] * noise
     error = model.denoise(context, noised, SIGMA) - _actions()
     _, c_out, _, _ = edm.Preconditioner(CONFIG.sigma_data).scalings(SIGMA)
@@ -143,16 +143,16 @@ def test_denoise_trusts_small_sigma_and_the_loss_is_that_of_denoise(params):
 def test_padded_actions_do_not_count(params):
     model = _Jitted(params)
     context = model.encode_context(*_observation())
-    mask = MASK.copy()
-    mask[0, 2:] = False
+    weights = WEIGHTS.copy()
+    weights[0, 2:] = 0
     noise = jax.random.normal(jax.random.key(3), (B, S, A))
-    reference = model.loss(context, _actions(), mask, SIGMA, noise)
+    reference = model.loss(context, _actions(), weights, SIGMA, noise)
     # Self-attention is causal, so that padding at the end is invisible to what precedes it.
     changed = _actions().at[0, 2:].set(9.0)
     np.testing.assert_allclose(
-        model.loss(context, changed, mask, SIGMA, noise), reference, rtol=1e-5
+        model.loss(context, changed, weights, SIGMA, noise), reference, rtol=1e-5
     )
-    assert model.loss(context, _actions(), np.zeros_like(mask), SIGMA, noise) == 0
+    assert model.loss(context, _actions(), np.zeros_like(weights), SIGMA, noise) == 0
 
 
 def test_dropout_needs_a_key_and_follows_it(params):

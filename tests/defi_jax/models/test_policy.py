@@ -114,7 +114,7 @@ def test_goal_may_have_a_token_axis(model):
 def test_loss_is_the_weighted_sum_of_its_terms(model):
     noise = jax.random.normal(jax.random.key(4), (B, S, A))
     loss = model.loss(
-        model.context(*_observation()), noise, jnp.ones((B, S), bool), jnp.ones((B,)), noise
+        model.context(*_observation()), noise, jnp.ones((B, S)), jnp.ones((B,)), noise
     )
     expected = loss.act_loss + loss.codebook_loss + 0.25 * loss.commitment_loss
     np.testing.assert_allclose(loss.total, expected, rtol=1e-6)
@@ -129,7 +129,7 @@ def test_every_parameter_gets_a_gradient():
     def gradients(params):
         model = params_lib.bind(_make, params)
         context = model.context(*_observation())
-        return model.loss(context, noise, jnp.ones((B, S), bool), jnp.ones((B,)), noise).total
+        return model.loss(context, noise, jnp.ones((B, S)), jnp.ones((B,)), noise).total
 
     flat = params_lib.flatten(gradients(_params()))
     assert [path for path, leaf in flat.items() if not np.abs(leaf).max() > 0] == []

@@ -1,19 +1,26 @@
 """The joint objective around a stand-in for the forward model, which is slow to compile."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from configs import joint as joint_config
 from defi_jax import batch as batch_lib
 from defi_jax import errors
+from defi_jax.checkpoints import train_state
+from defi_jax.models import action_denoiser, latent_action, policy, vector_quantizer
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import joint
+from defi_jax.training import step
 from tests.fixtures import fake_batch
 
-BATCH = 2
+BATCH, KEY = 2, jax.random.key(5)
 
 
 class LinearForward(nnx.Module):
@@ -30,6 +37,36 @@ class LinearForward(nnx.Module):
         mixed = (condition + words) @ self.kernel.get_value() + noise.mean()
         mixed = mixed.reshape(len(mixed), height, width, num_frames, channels)
         return jnp.moveaxis(mixed, 3, 1)
+
+
+class LinearPolicy(policy.Policy):
+    """The policy's loss over linear maps: its masked mean, and a quantiser's plain ones."""
+
+    def __init__(self, config, *, rngs):
+        self.config = config
+        self.denoiser = LinearDenoiser(config.denoiser, rngs=rngs)
+        self.codes = nnx.Param(jax.random.normal(rngs.params(), (1,)))
+
+    def observe(self, features, text, text_mask):
+        seen = features.mean((1, 2, 3, 4, 5), keepdims=True)
+        loss = jnp.mean(jnp.square(seen - self.codes.get_value()))
+        vq = vector_quantizer.VQOutput(seen, seen, None, loss, loss)
+        return policy.Observation(seen, latent_action.LatentActionOutput(seen, seen, vq))
+
+    def add_goal(self, seen, goal, *, dropout_rng=None):
+        unread = action_denoiser.DenoiserContext(goal, goal, goal)
+        return policy.PolicyContext(seen.video_tokens, seen.latent_action, unread)
+
+
+class LinearDenoiser(action_denoiser.ActionDenoiser):
+    """See LinearPolicy."""
+
+    def __init__(self, config, *, rngs):
+        self.config = config
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (config.action_dim,) * 2))
+
+    def predict(self, context, actions, sigma, *, dropout_rng=None):
+        return actions @ self.kernel.get_value()
 
 
 def _config(**changes):
@@ -79,7 +116,7 @@ def cached():
 
 @pytest.fixture(scope="module")
 def params(cached):
-    return jax.jit(cached.init_params)(jax.random.key(0))
+    return step.jit_init(cached.init_params)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +156,44 @@ def test_rounding_survives_compilation_and_stays_finite():
 def test_loss_is_the_same_from_features_and_from_images(cached, params, images, with_features):
     loss = jax.jit(lambda batch: cached.loss_fn(params, {}, batch, jax.random.key(1))[0])
     np.testing.assert_allclose(loss(with_features), loss(images), rtol=1e-6)
+
+
+def test_accumulated_gradients_are_those_of_one_batch_for_every_mask(monkeypatch):
+    """The mean is over the real actions of the whole batch, wherever a microbatch has them."""
+    objective = _objective()
+    objective.modules = {"policy": lambda rngs: LinearPolicy(objective.policy_config, rngs=rngs)}
+    params = step.jit_init(objective.init_params)(jax.random.key(0))
+    trained, frozen = train_state.split_params(params, objective.is_trainable)
+    state = types.SimpleNamespace(params=trained, frozen=frozen, extra={})  # all that is read
+    batch = jax.tree.map(jnp.asarray, fake_batch.fake(objective.batch_spec(4)))
+
+    # Noise held fixed: the same for every example, however they are split.
+    eps, normal = np.random.default_rng(1).normal(size=batch.actions.shape[1:]), jax.random.normal
+
+    def fixed(rng, shape, *rest):
+        is_noise = shape[-2:] == eps.shape
+        return jnp.broadcast_to(eps, shape) if is_noise else normal(rng, shape, *rest)
+
+    monkeypatch.setattr(jax.random, "normal", fixed)
+    monkeypatch.setattr(
+        joint.edm, "sample_sigma_loglogistic", lambda rng, shape, *limits: jnp.full(shape, 0.5)
+    )
+
+    def gradient(num):
+        config = types.SimpleNamespace(optimizer=types.SimpleNamespace(accumulation_steps=num))
+        compute = functools.partial(step.compute_gradient, objective=objective, config=config)
+        return step.jit_init(lambda mask: compute(state, batch.replace(action_mask=mask), KEY))
+
+    one, accumulated = gradient(1), gradient(2)
+    for real in ((3, 3, 3, 1), (3, 1, 3, 1), (0, 2, 0, 1), (1, 0, 0, 0), (0, 0, 0, 0)):
+        mask = np.arange(3) < np.array(real)[:, None]
+        loss, metrics, _, grads = one(mask)
+        assert metrics["action"] > 0.1 or not mask.any()
+        got_loss, got_metrics, _, got = accumulated(mask)
+        np.testing.assert_allclose(got_loss, loss, rtol=1e-5)
+        np.testing.assert_allclose(got_metrics["action"], metrics["action"], rtol=1e-5)
+        off = optax.global_norm(jax.tree.map(jnp.subtract, got, grads)) / optax.global_norm(grads)
+        assert off < 1e-5, real
 
 
 @pytest.mark.slow
