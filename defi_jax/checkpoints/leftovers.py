@@ -18,7 +18,7 @@ from defi_jax.checkpoints import digests
 from defi_jax.checkpoints import format as checkpoint_format
 
 _NOTE_SUFFIX = ".saving"
-_STEP = re.compile(r"\d+(\.(incomplete|corrupt)\d*)?")
+_STEP = re.compile(r"\d+(\.(incomplete|corrupt|distrusted)\d*)?")
 
 
 def announce(step_path: epath.Path) -> None:
@@ -84,9 +84,9 @@ def folders(root: epath.Path) -> list[str]:
     )
 
 
-def set_apart(step_path: epath.Path) -> None:
-    """Puts a damaged step out of the way, so that the run can write it again."""
-    step_path.rename(_free_name(step_path, "corrupt"))
+def set_apart(step_path: epath.Path, suffix: str) -> None:
+    """Renames a step to `<step>.<suffix>`, so that the run can write it again."""
+    step_path.rename(_free_name(step_path, suffix))
     digests.digests_path(step_path).unlink(missing_ok=True)
 
 

@@ -167,7 +167,7 @@ class Checkpointer:
                 damaged.append(step)
                 continue
             # Only now: were nothing left, a second start would silently begin from scratch.
-            self._quarantine(damaged)
+            self._quarantine(damaged, "corrupt")
             logging.info("restored step %d of %s", step, self.directory)
             self._last_good = step
             return restored
@@ -202,6 +202,18 @@ class Checkpointer:
         if self._last_good is None:
             return "no step was saved"
         return f"step {self._last_good} is the last good one"
+
+    def distrust(self, step: int) -> int | None:
+        """Renames checkpoints from `step` on to `<n>.distrusted`, where one before them is left.
+
+        Returns:
+            The newest step that is left, which is what a resumed run goes on from.
+        """
+        self.wait()
+        steps = sorted(self._manager.all_steps())
+        left = [number for number in steps if number < step] or steps[:1]
+        self._quarantine(steps[len(left) :], "distrusted")
+        return left[-1] if left else None
 
     def wait(self) -> None:
         """Waits until the save in flight is committed and its file digests are written.
@@ -314,12 +326,12 @@ class Checkpointer:
             data_state=documents["data"]["state"],
         )
 
-    def _quarantine(self, steps: list[int]) -> None:
-        """Puts damaged steps out of the way, so that the run can write them again."""
+    def _quarantine(self, steps: list[int], suffix: str) -> None:
+        """Puts steps out of the way, so that the run can write them again."""
         processes.barrier("before quarantine")
         if jax.process_index() == 0:
             for step in steps:
-                leftovers.set_apart(self.directory / str(step))
+                leftovers.set_apart(self.directory / str(step), suffix)
         processes.barrier("after quarantine")
         self._manager.reload()
 

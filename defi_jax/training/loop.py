@@ -109,7 +109,7 @@ def _loop(
             run.evaluate(now, state)
         if is_last or stopping or periodic_lib.is_due(now, config.save_every):
             lock.check()
-            run.save(now, state, batches.state())
+            run.save(now, state, batches.state(), is_end=is_last or stopping)
         if is_last:
             return state
         if stopping:

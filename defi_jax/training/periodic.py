@@ -1,6 +1,8 @@
 """What a run does beside stepping: evaluate, save, report, and refuse numbers that went wrong."""
 
+import collections
 import logging
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +15,10 @@ from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
 from defi_jax.training import device_batches, metrics, watchdog
+
+# A loss this many times its running median above it was computed from ruined parameters.
+_FAR = 100.0
+_MEDIAN_OVER = 100  # steps
 
 
 def is_due(now: int, every: int) -> bool:
@@ -50,6 +56,9 @@ class Duties:
         self._writer = metrics.MetricWriter(workdir, config, facts["step"])
         self._progress = metrics.Progress(facts["step"], config.steps)
         self._pending: tuple[int, Any, float, Mapping[str, int]] | None = None
+        self._losses: collections.deque[float] = collections.deque(maxlen=_MEDIAN_OVER)
+        # Steps after which the parameters are known to be good, by the loss that they gave.
+        self._good_after = facts["step"] - 1
 
     def close(self) -> None:
         """Flushes what was reported."""
@@ -84,9 +93,16 @@ class Duties:
                 raise _StopRequested
             yield batch
 
-    def save(self, now: int, state: TrainState, data_state: Any) -> None:
-        """Starts a checkpoint; the Checkpointer waits for the last one when it closes."""
+    def save(self, now: int, state: TrainState, data_state: Any, *, is_end: bool = False) -> None:
+        """Starts a checkpoint; the Checkpointer waits for the last one when it closes.
+
+        Nothing is saved after a bad step, lest good checkpoints make room for it, unless the run
+        ends here.
+        """
         self.report_pending()  # a state that the numerics guard refuses is not saved
+        if self._good_after < now - 1 and not is_end:
+            logging.warning("step %d is not saved: it was not a good one", now)
+            return
         start = time.monotonic()
         self._facts = {**self._facts, "step": now}
         with self._watch.phase("save"):
@@ -125,7 +141,7 @@ class Duties:
         if is_due(now, self._config.log_every) or now == self._config.steps:
             means = self._progress.report(now)
             self._writer.scalars(now, "train", {**means, **replaced})
-        self._check_finite(now, int(values["bad_steps"]))
+        self._check_numbers(now, float(values["loss"]), int(values["bad_steps"]))
 
     def preempted(self, now: int) -> errors.Preempted:
         """Waits for the save and returns the error that ends a run that was asked to stop."""
@@ -137,14 +153,28 @@ class Duties:
             "the same command goes on from there",
         )
 
-    def _check_finite(self, now: int, bad: int) -> None:
+    def _check_numbers(self, now: int, loss: float, bad: int) -> None:
+        """Judges the parameters before step `now` by its loss, and the run by its bad steps."""
         if not bad:
+            median = statistics.median(self._losses or [loss])
+            if loss - median <= _FAR * abs(median):
+                self._good_after = now - 1
+            self._losses.append(loss)
             return
         logging.warning("step %d was not finite and is skipped (%d in a row)", now, bad)
-        if bad >= self._config.max_consecutive_bad_steps:
-            raise errors.NumericsError(
-                f"{bad} consecutive steps were not finite (steps {now - bad + 1} to {now})",
-                str(self._workdir),
-                "lower optimizer.learning_rate or look at the data of these steps; the "
-                "checkpoints are intact",
-            )
+        if bad < self._config.max_consecutive_bad_steps and now < self._config.steps:
+            return
+        with self._watch.phase("save"):
+            left = self._checkpoints.distrust(self._good_after + 1)
+        fix = "lower optimizer.learning_rate or look at the data of these steps, then start again"
+        good = f"the last good checkpoint is of step {left}"
+        if left is None:
+            good = "no checkpoint was saved before"
+        elif left > self._good_after:
+            good = f"the only checkpoint, of step {left}, led there"
+            fix += "; if that ends here again, from scratch with --overwrite"
+        raise errors.NumericsError(
+            f"{bad} consecutive steps were not finite (steps {now - bad + 1} to {now}); {good}",
+            str(self._workdir),
+            fix,
+        )

@@ -136,20 +136,6 @@ def test_a_complete_run_comes_back_without_compiling(tmp_path):
     assert_equal(first, again)
 
 
-def test_a_step_with_nan_changes_nothing_but_the_counters(tmp_path):
-    before = train(tmp_path / "before", steps=3, **{"optimizer.schedule": "constant"})
-    after = train(
-        tmp_path / "after", steps=4, loader={"nan_at": [3]}, **{"optimizer.schedule": "constant"}
-    )
-    assert int(after.skipped_steps) == 1 and int(after.bad_steps) == 1
-    assert_equal(
-        before.replace(
-            step=after.step, skipped_steps=after.skipped_steps, bad_steps=1 + before.step
-        ),
-        after.replace(bad_steps=1 + before.step),
-    )
-
-
 def test_training_goes_on_after_a_bad_step(tmp_path):
     state = train(tmp_path, loader={"nan_at": [1]}, steps=4)
     assert int(state.skipped_steps) == 1 and int(state.bad_steps) == 0
@@ -162,10 +148,26 @@ def test_consecutive_bad_steps_stop_the_run_and_leave_the_checkpoint(tmp_path):
     with pytest.raises(errors.NumericsError, match=r"3 consecutive .*steps 4 to 6") as caught:
         train(tmp_path, loader={"nan_at": range(3, 99)}, steps=20)
     assert caught.value.exit_code == 76
-    saved = manager.latest_verified_step(tmp_path)
-    assert saved in (2, 4)
-    params, _ = manager.load_params(tmp_path)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert "the last good checkpoint is of step 2" in str(caught.value)
+    assert manager.committed_steps(tmp_path) == [2]  # step 4 was within
+
+
+def test_a_run_does_not_end_well_within_bad_steps(tmp_path):
+    with pytest.raises(errors.NumericsError, match=r"1 consecutive .*checkpoint, of step 3, led"):
+        train(tmp_path, loader={"nan_at": [3]}, save_every=3)
+    assert manager.committed_steps(tmp_path) == [3]  # the only one stays
+
+
+def test_a_ruinous_learning_rate_leaves_a_checkpoint_that_a_sane_one_goes_on_from(tmp_path):
+    changes = {"steps": 9, "save_every": 1, "optimizer.schedule": "constant"}
+    with pytest.raises(Killed):
+        train(tmp_path / "run", loader=killed_at(3), **changes)
+    with pytest.raises(errors.NumericsError, match=r"last good checkpoint is of step 2: .*/run"):
+        train(tmp_path / "run", **{**changes, "optimizer.learning_rate": 1e9})
+    # The parameters of step 3 were finite, and ruined.
+    assert (tmp_path / "run/checkpoints/3.distrusted").exists()
+    assert manager.committed_steps(tmp_path / "run") == [1, 2]
+    assert_equal(train(tmp_path / "run", **changes), train(tmp_path / "straight", **changes))
 
 
 def test_frozen_parameters_stay_and_every_trained_one_moves(tmp_path):

@@ -24,7 +24,7 @@ def evaluate(tmp_path, stop_after):
     checkpoints = types.SimpleNamespace(
         save=lambda state, metadata, data_state: saved.append(metadata)
     )
-    facts = {"step": 0, "last_eval_step": -1}
+    facts = {"step": 3, "last_eval_step": -1}
     run = periodic.Duties(config, objective, tmp_path, watch, checkpoints, facts, held_out)
     run.evaluate(3, state)
     run.save(3, state, {})
