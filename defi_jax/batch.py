@@ -148,8 +148,11 @@ class Loader(HeldOutLoader, Protocol):
         """Raises UserError where other encoders than these made the latents that are read."""
         ...
 
-    def scan(self, spec: JointBatch) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yields every sample once, in batches of a spec, and bool[B]: which of them are good."""
+    def scan(self, spec: JointBatch, first: int = 0) -> Iterator[tuple[Any, np.ndarray]]:
+        """Yields every sample once, in batches of a spec, and bool[B]: which of them are good.
+
+        `first` is the number of the batch to begin with.
+        """
         ...
 
     def use_features(self, path: str | os.PathLike) -> None:

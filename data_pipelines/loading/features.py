@@ -74,13 +74,14 @@ def use_rows(
 
 
 def read_all(
-    batches: store_batches.StoreBatches, spec: batch_lib.JointBatch
+    batches: store_batches.StoreBatches, spec: batch_lib.JointBatch, first: int
 ) -> Iterator[dict[str, Any]]:
     """Yields every sample once, by row, with images; see `EachOnce`.
 
     Args:
         batches: what has the samples.
         spec: abstract batch with images, of the batch size that is wanted.
+        first: number of the batch to begin with.
     """
     blank = {"images": spec.images, "actions": spec.actions, "action_mask": spec.action_mask}
     kinds = {
@@ -97,7 +98,8 @@ def read_all(
     options = grain.ReadOptions(
         num_threads=store_batches.READ_THREADS, prefetch_buffer_size=reading_lib.READ_AHEAD
     )
-    iterator = iter(grain.MapDataset.source(every).to_iter_dataset(options))
+    left = grain.MapDataset.source(every)[first:]
+    iterator = iter(left.to_iter_dataset(options))
     try:
         yield from iterator
     finally:

@@ -136,16 +136,19 @@ class Loader:
         """Samples of the split, each once; rows of the file for `use_features`."""
         return self._stores.num_samples
 
-    def scan(self, spec: batch_lib.JointBatch) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
+    def scan(
+        self, spec: batch_lib.JointBatch, first: int = 0
+    ) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
         """Yields every sample once, by row; neither reads nor changes the state.
 
         Args:
             spec: abstract batch with images, of the batch size that is wanted.
+            first: number of the batch to begin with.
 
         Yields:
             A batch, and bool[B]: False for damaged samples and past the end of the last batch.
         """
-        for raw in features.read_all(self._stores, spec):
+        for raw in features.read_all(self._stores, spec, first):
             yield self._batch(raw, spec), np.array(raw["good"])
 
     def use_features(self, path: str | os.PathLike) -> None:

@@ -5,11 +5,14 @@
 
 One file for the training samples (a row a sample) and one for the held-out batches (a row a place
 in them). The name holds a digest of all that the features depend on; a file has its name only when
-it is complete. Objectives that cache no features pass through untouched.
+it is complete. Until then it grows by whole rows, and a run that was stopped goes on after them.
+Objectives that cache no features pass through untouched.
 
 Config keys read: global_batch, eval_batches.
 """
 
+import io
+import itertools
 import logging
 import math
 import os
@@ -61,16 +64,20 @@ def prepare(
         The held-out loader, of batches with features if the objective wants them, and their spec.
 
     Raises:
-        UserError: several processes, no local workdir, or no space for the files.
+        UserError: several processes, or no local workdir.
+        StorageError: no space for the files.
         NumericsError: a feature is not finite.
-        Preempted: asked to stop; what is half done is lost.
+        Preempted: asked to stop; what is done is kept.
     """
     pixels = objective.pixel_batch_spec(config.global_batch)
     if not isinstance(objective, base.FeatureObjective) or not objective.caches_features:
         return held_out, pixels
     compute = _Compute(config, objective, frozen, mesh, _local_directory(workdir), watch)
     path = compute.file(
-        loader.fingerprint, loader.num_samples, lambda: loader.scan(pixels), "training samples"
+        loader.fingerprint,
+        loader.num_samples,
+        lambda first: loader.scan(pixels, first),
+        "training samples",
     )
     loader.use_features(path)
     spec = objective.batch_spec(config.global_batch)
@@ -81,7 +88,9 @@ def prepare(
     path = compute.file(
         f"{held_out.fingerprint}/{count}",
         count * config.global_batch,
-        lambda: ((batch, good) for batch in held_out.first(count)),
+        lambda first: (
+            (batch, good) for batch in itertools.islice(held_out.first(count), first, None)
+        ),
         "held-out samples",
     )
     return HeldOutFeatures(held_out, path), spec
@@ -134,7 +143,8 @@ class _Compute:
         Args:
             fingerprint: what identifies the data.
             num_rows: how many rows the file has.
-            batches: () -> `ImageBatches`; their examples in order, up to `num_rows`, are the rows.
+            batches: (number of the first) -> `ImageBatches`; their examples in order, up to
+                `num_rows`, are the rows.
             label: what the rows are, for the log.
         """
         digest = digests.json_digest([fingerprint, self._facts])[:16]
@@ -145,24 +155,40 @@ class _Compute:
             return path
         self._directory.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + _PARTIAL)
-        partial.unlink(missing_ok=True)  # of a run that was stopped; it takes up space
-        self._check_space(shape)
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=self._dtype, shape=shape)
-        with self._watch.phase("startup"):
-            self._fill(rows, batches(), label)
-        rows.flush()
+        with open(partial, "a+b") as file, self._watch.phase("startup"):
+            done = self._begin(file, shape)
+            self._append(file, done, num_rows, batches(done // self._batch_size), label)
+            os.fsync(file.fileno())
         os.replace(partial, path)
         return path
 
-    def _fill(self, rows: np.ndarray, batches: ImageBatches, label: str) -> None:
-        start = 0
-        progress = tqdm.tqdm(desc=f"features of {label}", total=len(rows), unit="sample")
+    def _begin(self, file: io.BufferedRandom, shape: tuple[int, ...]) -> int:
+        """Cuts a file to its header and the whole batches that it holds; returns their rows."""
+        header = _header(shape, self._dtype)
+        size = math.prod(shape[1:]) * np.dtype(self._dtype).itemsize
+        file.seek(0)
+        if file.read(len(header)) != header:
+            file.truncate(0)
+            file.write(header)
+        left = file.seek(0, os.SEEK_END) - len(header)
+        done = min(left // size, shape[0]) // self._batch_size * self._batch_size
+        file.truncate(len(header) + done * size)
+        self._check_space((shape[0] - done) * size)
+        return done
+
+    def _append(
+        self, file: io.BufferedRandom, start: int, num_rows: int, batches: ImageBatches, label: str
+    ) -> None:
+        """Computes the rows from `start` on and writes them, a batch at a time."""
+        progress = tqdm.tqdm(
+            desc=f"features of {label}", total=num_rows, initial=start, unit="sample"
+        )
         for batch, good in batches:
             if self._watch.stop_requested():
                 raise errors.Preempted(
                     f"stopped on request, before step 1, after the features of {start} {label}",
                     str(self._directory),
-                    "the same command computes them anew",
+                    "the same command goes on from there",
                 )
             self._watch.enter("startup")
             on_devices = sharding.global_batch_array(batch, self._batch_size, self._mesh)
@@ -174,21 +200,32 @@ class _Compute:
                     "give a GFDM that has trained well",
                 )
             features[~good] = np.nan
-            stop = min(start + len(features), len(rows))
-            rows[start:stop] = features[: stop - start]
+            stop = min(start + len(features), num_rows)
+            with errors.StorageError.instead_of(
+                OSError, "features cannot be written", self._directory, f"make space, or {_OFF}"
+            ):
+                file.write(features[: stop - start].data)
+                file.flush()  # these rows stay if the process is killed
             progress.update(stop - start)
             start = stop
         progress.close()
 
-    def _check_space(self, shape: tuple[int, ...]) -> None:
-        size = math.prod(shape) * np.dtype(self._dtype).itemsize
+    def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self._directory).free
         if size > free:
-            raise errors.UserError(
+            raise errors.StorageError(
                 f"cache_features=True needs {size / 2**30:.1f} GiB, {free / 2**30:.1f} are free",
                 str(self._directory),
                 f"make space, raise --config.data.window_stride, or {_OFF}",
             )
+
+
+def _header(shape: tuple[int, ...], dtype: Any) -> bytes:
+    """The first bytes of a .npy file."""
+    file = io.BytesIO()
+    facts = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()
 
 
 def _is_complete(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> bool:

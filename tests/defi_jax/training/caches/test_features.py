@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import pathlib
@@ -229,20 +230,32 @@ def test_the_step_and_the_features_compile_once(tmp_path, root, caplog):
         assert len([text for text in compiled if name in text]) == 1
 
 
-def test_a_file_that_was_not_finished_is_computed_anew(tmp_path, root, monkeypatch):
-    def stop(self, done):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feature_cache.tqdm.tqdm, "update", stop)
-        train(root, tmp_path)
-    (left,) = files(tmp_path)
+def test_a_file_that_was_not_finished_is_continued_to_the_same_bytes(tmp_path, root, monkeypatch):
+    straight = FeatureObjective()
+    train(root, tmp_path / "straight", straight)
+    asked = itertools.count()
+    with monkeypatch.context() as patch, pytest.raises(errors.Preempted, match="of 8 training"):
+        # SIGTERM comes while the third batch is read.
+        patch.setattr(
+            feature_cache.watchdog.Supervisor, "stop_requested", lambda _: next(asked) > 1
+        )
+        train(root, tmp_path / "run")
+    (left,) = files(tmp_path / "run")
     assert left.name.endswith(".npy.partial")
+    with left.open("ab") as file:  # a kill may leave a part of the next batch
+        file.write(b"\1" * 40)
+    again = FeatureObjective()
+    train(root, tmp_path / "run", again)
+    assert again.batches_computed == straight.batches_computed - 2
+    ours, theirs = files(tmp_path / "run"), files(tmp_path / "straight")
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
+
+
+def test_a_file_that_is_short_of_bytes_is_computed_anew(tmp_path, root):
     train(root, tmp_path)
-    assert [path.suffix for path in files(tmp_path)] == [".npy", ".npy"]
-    assert left.with_suffix("") in files(tmp_path)
-    # As long as a whole one by its name, but short of bytes.
-    left.with_suffix("").write_bytes(left.with_suffix("").read_bytes()[:-9])
+    for path in files(tmp_path):
+        path.write_bytes(path.read_bytes()[:-9])
     again = FeatureObjective()
     train(root, tmp_path, again)
     assert again.batches_computed > 1
@@ -264,7 +277,7 @@ def test_features_that_are_not_finite_stop_the_run(tmp_path, root):
 
 def test_a_request_to_stop_is_heard(tmp_path, root, monkeypatch):
     monkeypatch.setattr("defi_jax.training.watchdog.Supervisor.stop_requested", lambda self: True)
-    with pytest.raises(errors.Preempted, match=r"before step 1.*computes them anew"):
+    with pytest.raises(errors.Preempted, match=r"before step 1.*goes on from there"):
         train(root, tmp_path)
 
 
@@ -284,7 +297,9 @@ def test_what_the_cache_cannot_do_is_named(tmp_path, monkeypatch):
 def test_a_full_disk_is_an_error_before_anything_is_computed(tmp_path, root, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    # The checkpoints would fit.
+    monkeypatch.setattr("defi_jax.checkpoints.manager.Checkpointer.check_space", lambda *_: None)
     objective = FeatureObjective()
-    with pytest.raises(errors.UserError, match=r"GiB.*make space"):
+    with pytest.raises(errors.StorageError, match=r"GiB.*make space"):
         train(root, tmp_path, objective)
     assert objective.batches_computed == 0
