@@ -40,7 +40,7 @@ FLOORS = {
         "collect latents streaming",
         "loading",
     ),
-    "tools": ("data demo imagine plan", "report"),
+    "tools": ("checkpoint data demo imagine plan", "report"),
 }
 
 # The same for the files of a room; in rooms that are absent here no file imports another.
@@ -83,7 +83,7 @@ FILE_FLOORS = {
     "defi_jax.checkpoints": (
         "digests library_noise train_state",
         "format",
-        "leftovers",
+        "copying leftovers",
         "manager",
     ),
     "defi_jax.export": (

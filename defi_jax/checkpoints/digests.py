@@ -77,9 +77,13 @@ def json_digest(value: Any) -> str:
 
 def write_file_digests(step_path: epath.Path) -> None:
     """Writes the digests of a committed step's files beside it."""
-    names = sorted(_file_names(step_path))
-    digests = _map(lambda name: file_digest(step_path / name), names)
-    write_whole(digests_path(step_path), dict(zip(names, digests, strict=True)))
+    write_whole(digests_path(step_path), file_digests(step_path))
+
+
+def file_digests(step_path: epath.Path) -> dict[str, str]:
+    """Digests of a step's files as they are, by their path in the step."""
+    names = sorted(file_names(step_path))
+    return dict(zip(names, _map(lambda name: file_digest(step_path / name), names), strict=True))
 
 
 def write_whole(path: epath.Path, document: Any) -> None:
@@ -135,11 +139,12 @@ def digests_path(step_path: epath.Path) -> epath.Path:
     return step_path.parent / f"{step_path.name}{FILE_DIGESTS_SUFFIX}"
 
 
-def _file_names(step_path: epath.Path, prefix: str = "") -> list[str]:
+def file_names(step_path: epath.Path, prefix: str = "") -> list[str]:
+    """Paths of all files of a step, relative to it."""
     names = []
     for path in step_path.iterdir():
         name = f"{prefix}{path.name}"
-        names += _file_names(path, f"{name}/") if path.is_dir() else [name]
+        names += file_names(path, f"{name}/") if path.is_dir() else [name]
     return names
 
 

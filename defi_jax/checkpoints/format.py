@@ -86,6 +86,11 @@ def verified_documents(path: epath.Path, may_lack: str = "") -> dict[str, Any]:
     problems = digests.file_damage(path, may_lack)
     if problems:
         raise damaged(path, "; ".join(problems[:5]))
+    return read_documents(path)
+
+
+def read_documents(path: epath.Path) -> dict[str, Any]:
+    """Returns the JSON items of a step after checking their own digests."""
     documents = {}
     for name in ("integrity", "metadata", "data"):
         try:
