@@ -134,6 +134,24 @@ def _merge_matrices(
     return params_lib.unflatten(merged)
 
 
+def gradient_norms(grads: Params) -> dict[str, jax.Array]:
+    """Returns the norm of a gradient as `grad_norm`, and of each part as `grad_norm/a/b`.
+
+    Parts are what the first two names of paths tell apart, or as many more as tell any apart.
+    """
+    flat = params_lib.flatten(grads)
+    names = [path.split("/") for path in flat]
+    depth = 2
+    while depth < max(map(len, names)) and len({(*name[:depth],) for name in names}) == 1:
+        depth += 1
+    squares: dict[str, Any] = {}
+    for name, leaf in zip(names, flat.values(), strict=True):
+        part = "/".join(name[:depth])
+        squares[part] = squares.get(part, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    norms = {f"grad_norm/{part}": jnp.sqrt(square) for part, square in squares.items()}
+    return {"grad_norm": jnp.sqrt(sum(squares.values())), **norms}
+
+
 def update_ema(ema: Params, params: Params, updates: jax.Array, decay: float) -> Params:
     """Moving average with the warm-up min(decay, (1 + n) / (10 + n)) over the number of updates.
 

@@ -56,8 +56,8 @@ def train_step(
     loss, values, extra, grads = compute_gradient(
         state, batch, loss_rng, objective=objective, config=config
     )
-    grad_norm = optax.global_norm(grads)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    norms = optimizer.gradient_norms(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norms["grad_norm"])
 
     tx = optimizer.make_optimizer(numbers, config.steps)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -87,8 +87,8 @@ def train_step(
     )
     scalars = {
         **values,
+        **norms,
         "loss": loss,
-        "grad_norm": grad_norm,
         "learning_rate": optimizer.make_schedule(numbers, config.steps)(num_updates),
         "bad_steps": next_state.bad_steps,
         "skipped_steps": next_state.skipped_steps,

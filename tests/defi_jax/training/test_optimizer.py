@@ -58,6 +58,21 @@ def test_microbatches_take_every_example_once_draw_their_own_noise_and_pass_extr
     assert float(extra) == (1 * 2 + 2) * 2 + 4  # microbatches begin with examples 0, 1, 2
 
 
+def test_gradient_norms_are_by_part_and_of_all():
+    def tree(**parts):
+        return {name: {"kernel": jnp.full((2, 2), size)} for name, size in parts.items()}
+
+    grads = {"policy": tree(former=1.5, denoiser=2.0) | {"position": jnp.full(3, 4.0)}}
+    grads["policy"]["former"]["bias"] = jnp.full(1, 4.0)
+    norms = optimizer.gradient_norms(grads)
+    want = {"former": 5.0, "denoiser": 4.0, "position": 48**0.5}
+    assert norms.pop("grad_norm") == pytest.approx(89**0.5) == optax.global_norm(grads)
+    assert norms == {f"grad_norm/policy/{name}": pytest.approx(v) for name, v in want.items()}
+    # One module of one part: its own parts.
+    norms = optimizer.gradient_norms({"gfdm": {"unet": tree(down=1.0, up=2.0)}})
+    assert norms.keys() == {"grad_norm", "grad_norm/gfdm/unet/down", "grad_norm/gfdm/unet/up"}
+
+
 @pytest.mark.parametrize(("key", "value"), [("schedule", "cosign"), ("name", "lion")])
 def test_unknown_names_are_refused(key, value):
     config = toy_run.config(**{f"optimizer.{key}": value})
