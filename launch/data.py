@@ -7,7 +7,8 @@ build     --builder={something_something_v2,ego4d_fho,epic_kitchens100,video_fol
           --output=DATA_DIR       human video as a TFDS dataset, array_record
 stats     --store=DIR             means, quantiles and ranges of actions and states
 validate  --store=DIR             damage, gaps, doubtful values and where; exit 1 on errors
-preview   --store=DIR | --config=configs/gfdm.py:tiny --output=FILE.png
+preview   --store=DIR | --config=configs/gfdm.py:tiny | --workdir=RUN --step=N  --output=FILE.png
+                                  what is stored, what a model receives, what a step received
 encode    --config=configs/gfdm.py --store=DIR | --config.data.{root,mixture}=... --output=DIR
                                   latents and text embeddings, computed once for GFDM training;
                                   goes on where it was stopped; many hosts as launch/train.py

@@ -138,7 +138,7 @@ FILE_FLOORS = {
         "policy",
     ),
     "tools.data": (
-        "bench convert_options preview",
+        "bench convert_options preview step_batch",
         "commands",
     ),
     "tools.report": (

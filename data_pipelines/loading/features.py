@@ -73,6 +73,15 @@ def use_rows(
     return dataclasses.replace(batches, reading=reading)
 
 
+def with_images(batches: store_batches.StoreBatches) -> store_batches.StoreBatches:
+    """Returns the same batches with images where they have features."""
+    kinds = {
+        name: kind.with_images if isinstance(kind, sample_kinds.FeatureWindows) else kind
+        for name, kind in batches.reading.kinds.items()
+    }
+    return dataclasses.replace(batches, reading=dataclasses.replace(batches.reading, kinds=kinds))
+
+
 def read_all(
     batches: store_batches.StoreBatches, spec: batch_lib.JointBatch, first: int
 ) -> Iterator[dict[str, Any]]:
@@ -84,14 +93,9 @@ def read_all(
         first: number of the batch to begin with.
     """
     blank = {"images": spec.images, "actions": spec.actions, "action_mask": spec.action_mask}
-    kinds = {
-        name: kind.with_images
-        for name, kind in batches.reading.kinds.items()
-        if isinstance(kind, sample_kinds.FeatureWindows)
-    }
     every = EachOnce(
         sets=batches.sets,
-        reading=dataclasses.replace(batches.reading, kinds=kinds),
+        reading=with_images(batches).reading,
         batch_size=spec.actions.shape[0],
         blank={name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in blank.items()},
     )

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,6 +132,28 @@ class Loader:
         for raw in self.batches.take(num_batches):
             yield self._batch(raw, self._spec)
 
+    def numbered(
+        self, number: int, spec: batch_lib.Batch
+    ) -> tuple[batch_lib.Batch, list[str], list[str]]:
+        """Rebuilds a batch from its number; neither reads nor changes the state.
+
+        Args:
+            number: of the batch in the order, from 0: step n of a run takes batch n - 1.
+            spec: abstract batch, with images where the loader's has features.
+
+        Returns:
+            The batch, its samples as they were drawn, and those of them that were damaged: others
+            of the data set are in their place.
+
+        Raises:
+            UserError: data are streamed.
+        """
+        own = dataclasses.replace(features.with_images(self._stores), first=number)
+        raw = own[0]
+        damaged = [f"{name}/{sample}" for name, sample, _ in raw["replaced"].bad]
+        drawn = [f"{place.component}/{place}" for place in own.places()]
+        return self._batch(raw, spec), drawn, damaged
+
     @property
     def num_samples(self) -> int:
         """Samples of the split, each once; rows of the file for `use_features`."""
@@ -165,9 +188,10 @@ class Loader:
         """
         if isinstance(self.batches, stream_batches.StreamBatches):
             raise errors.UserError(
-                "features of streamed data cannot be kept",
-                "cache_features",
-                f"give --config.cache_features=False, or {mixtures.STORE_ONLY}",
+                "samples of streamed data have no numbers, so that features could be kept or a "
+                "batch rebuilt",
+                "data.root",
+                f"{mixtures.STORE_ONLY}; or train with --config.cache_features=False",
             )
         return self.batches
 

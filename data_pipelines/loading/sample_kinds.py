@@ -322,11 +322,17 @@ class FeatureWindows(Windows):
 
     @property
     def with_images(self) -> Windows:
-        """The same windows with their images."""
-        return Windows(config=self.config, normalizer=self.normalizer, train=self.train)
+        """The same windows with their images and texts."""
+        return _FixedWindows(config=self.config, normalizer=self.normalizer, train=self.train)
 
     def begin(self, place: Place, instruction: str, rng: np.random.Generator) -> Read:
         """See `SampleKind`."""
         arrays = self._actions(place, place.sample * self.config.window_stride)
         own = self.features
         return lambda: arrays if own is None else arrays | {"features": own(place.row)}
+
+
+class _FixedWindows(Windows):
+    """Windows whose features are kept: each has one text for ever."""
+
+    has_fixed_text = True

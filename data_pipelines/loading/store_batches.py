@@ -199,6 +199,13 @@ class StoreBatches:
             )
         return iter(dataset)
 
+    def places(self) -> list[Place]:
+        """Where the samples of batch `first` lie, damaged ones included."""
+        own = self.reading.request
+        start = self.first * own.global_batch + own.process_index * own.local_batch
+        pairs = (self._order[index] for index in range(start, start + own.local_batch))
+        return [self.sets[number].place(row) for number, row in pairs]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `arrays` [B, ...], `text` by role and `replaced`."""
         return self.reading.batch(self.first + index, self._draw, reading_lib.Replaced())

@@ -166,7 +166,9 @@ class Duties:
             return
         with self._watch.phase("save"):
             left = self._checkpoints.distrust(self._good_after + 1)
-        fix = "lower optimizer.learning_rate or look at the data of these steps, then start again"
+        first = now - bad + 1
+        look = f"launch/data.py preview --workdir={self._workdir} --step={first} --output=FILE.png"
+        fix = f"lower optimizer.learning_rate or look at the data (`{look}`), then start again"
         good = f"the last good checkpoint is of step {left}"
         if left is None:
             good = "no checkpoint was saved before"
@@ -174,7 +176,7 @@ class Duties:
             good = f"the only checkpoint, of step {left}, led there"
             fix += "; if that ends here again, from scratch with --overwrite"
         raise errors.NumericsError(
-            f"{bad} consecutive steps were not finite (steps {now - bad + 1} to {now}); {good}",
+            f"{bad} consecutive steps were not finite (steps {first} to {now}); {good}",
             str(self._workdir),
             fix,
         )

@@ -28,7 +28,7 @@ from data_pipelines.open_x import registry
 from data_pipelines.sources import video_layout
 from data_pipelines.store import beam, convert, export, reader, validate
 from defi_jax import cli, errors
-from tools.data import convert_options, preview
+from tools.data import convert_options, preview, step_batch
 
 if TYPE_CHECKING:
     from data_pipelines.loading import loader
@@ -44,6 +44,8 @@ def define_flags() -> None:
     flags.DEFINE_string("store", "", "an episode store, of all commands but convert and list.")
     flags.DEFINE_string("root", "", "list: directory of episode stores.")
     flags.DEFINE_integer("count", 8, "preview: examples to draw.", 1)
+    flags.DEFINE_string("workdir", "", "preview: run of which to draw the batch of --step.")
+    flags.DEFINE_integer("step", None, "preview: step of that run, from 1.", 1)
     flags.DEFINE_enum("dtype", "float16", cache.DTYPES, "encode: of what is stored.")
     flags.DEFINE_enum("format", "tfds", ["tfds"], "export: of what is written.")
     flags.DEFINE_enum("posterior", "mode", ["mode", "sample"], "encode: of the latents.")
@@ -138,14 +140,20 @@ def run_validate(store: str) -> Result:
     return result, "\n".join(lines)
 
 
-def run_preview(store: str, config: Any, output: str, count: int) -> Result:
-    """Writes a contact sheet as PNG: of a store, or of what a config's model receives.
+def run_preview(
+    store: str, config: Any, output: str, count: int, workdir: str = "", step: int | None = None
+) -> Result:
+    """Writes a contact sheet as PNG: of a store, or of what a model or a run's step receives.
 
     Raises:
-        UserError: neither store nor config, no output, or it cannot be written.
+        UserError: no store, config or run, no output, or it cannot be written.
     """
     _require(output, "--output")
-    if config is None:
+    facts: dict[str, Any] = {}
+    if workdir or step is not None:
+        batch, facts = step_batch.rebuild(workdir, step, open_loader)
+        sheet = preview.batch_sheet(batch, count=count)
+    elif config is None:
         _require(store, "--store or --config")
         source: Any = reader.EpisodeStore(store)
         sheet = preview.store_sheet(source, count=count)
@@ -157,7 +165,8 @@ def run_preview(store: str, config: Any, output: str, count: int) -> Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         rollout_files.write(path, image.encode_png(sheet))
     height, width = sheet.shape[:2]
-    return {"output": output, "width": width, "height": height}, f"wrote {output}"
+    lines = [f"wrote {output}", *(f"{name}: {value}" for name, value in facts.items())]
+    return {"output": output, "width": width, "height": height, **facts}, "\n".join(lines)
 
 
 def _image_objective(config: Any) -> Any:
