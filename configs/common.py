@@ -86,6 +86,7 @@ def optimizer() -> ml_collections.ConfigDict:
             "learning_rate": 1e-3,
             "schedule": "warmup_cosine",  # constant | warmup_cosine | tri_stage
             "warmup_steps": 50,
+            "schedule_steps": 0,  # the schedule's length; 0 for the steps that the run began with
             "final_scale": 0.02,  # of learning_rate, at the last step
             "b1": 0.9,
             "b2": 0.999,

@@ -18,6 +18,7 @@ Choices that are not obvious:
   fits; rounding changes from then on, as the updates do with another learning rate.
 - `optimizer.accumulation_steps` is SCHEDULE: fewer devices may need more, the state is the same,
   but the parts of a batch draw other noise.
+- `steps` is SCHEDULE, but the learning rate does not follow it: `optimizer.schedule_steps` does.
 - Where data are (`data.root`, `data.mixture`, `data.latents`, ...) is LAYOUT: what is read there is
   compared by the fingerprint of its content.
 """
@@ -154,6 +155,7 @@ KEYS: dict[str, Key] = {
     "optimizer.learning_rate": _number(_SCHEDULE, least=0),
     "optimizer.schedule": _text(_SCHEDULE, "constant", "warmup_cosine", "tri_stage"),
     "optimizer.warmup_steps": _whole(_SCHEDULE, 0),
+    "optimizer.schedule_steps": _whole(_SCHEDULE, 0, before=0),  # 0 is resolved: see same_run
     "optimizer.final_scale": _number(_SCHEDULE, least=0, most=1),
     "optimizer.b1": _number(_SCHEDULE, least=0, below=1),
     "optimizer.b2": _number(_SCHEDULE, least=0, below=1),

@@ -34,8 +34,8 @@ def main(argv: list[str]) -> None:
         config = _CONFIG.value
         data_config.DataConfig.of(config.data)
         objective = objectives.make(config)
+        start.check(config)  # and only then delete what the workdir holds
         workdir = start.claim_workdir(_WORKDIR.value, overwrite=_OVERWRITE.value)
-        start.check_same_run(config, workdir)
         make_loader = functools.partial(
             loader.make_loader,
             config.data,

@@ -16,7 +16,7 @@ from etils import epath
 from defi_jax import errors
 from defi_jax.checkpoints import copying, digests, manager
 from defi_jax.checkpoints import format as checkpoint_format
-from defi_jax.training import start
+from defi_jax.training import same_run
 
 Result = tuple[dict[str, Any], str]
 
@@ -78,7 +78,7 @@ def copy(path: str, step: int | None, destination: str) -> Result:
     copied = {}
     again = "when it can be reached again, the same command goes on from there"
     with errors.StorageError.instead_of(OSError, "the copy was stopped", target, again):
-        _copy_config(root.parent / start.CONFIG_FILE, target / start.CONFIG_FILE)
+        _copy_config(root.parent / same_run.CONFIG_FILE, target / same_run.CONFIG_FILE)
         for number in steps:
             there = target / manager.DIRECTORY / str(number)
             copied[str(number)] = copying.copy_step(root / str(number), there)

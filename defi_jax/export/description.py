@@ -142,6 +142,8 @@ def _provenance(metadata: Mapping[str, Any]) -> dict[str, Any]:
             # Checkpoints of older versions do not know them.
             {origin for part in metadata["trained_on"] for origin in part.get("origins", ())}
         ),
+        # What training started from; runs of older versions kept no more than paths.
+        "made_from": metadata.get("made_from") or metadata["config"]["init"],
         "pipeline_fingerprint": metadata["pipeline_fingerprint"],
         "trained_with": metadata["versions"],
         "exported_with": {"jax": importlib.metadata.version("jax")},

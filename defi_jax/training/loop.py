@@ -23,7 +23,7 @@ from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import device_batches, sharding, step, watchdog, workdir_lock
+from defi_jax.training import device_batches, same_run, step, watchdog, workdir_lock
 from defi_jax.training import periodic as periodic_lib
 from defi_jax.training import start as start_lib
 from defi_jax.training.caches import features as feature_cache
@@ -49,6 +49,7 @@ def train(
         StorageError: the workdir is full, or does not answer.
     """
     workdir = checkpoint_format.absolute(workdir)
+    same_run.check(config, workdir)
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -56,11 +57,10 @@ def train(
         lock = enter(workdir_lock.WorkdirLock(workdir, patience=config.storage_timeout))
 
         # Devices and mesh; data, so that its problems show before anything is compiled.
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
+        mesh = start_lib.check(config)
         loader, held_out = start_lib.open_loaders(config, objective, make_loader)
         stack.callback(loader.close)
-        start_lib.write_config(config, workdir, replace=False)
+        same_run.claim(config, workdir)
 
         # Shapes and shardings; the state to go on from; features computed once.
         enter(jax.set_mesh(mesh))
@@ -69,11 +69,10 @@ def train(
         lock.last_good = checkpoints.last_good
         abstract, placement = step.abstract_state(config, objective, mesh)
         start_lib.log_facts(objective, mesh, abstract, placement)
-        facts = start_lib.facts(config, objective, mesh, loader)
-        state, facts = start_lib.start(config, objective, checkpoints, abstract, loader, facts)
+        config, state, facts = start_lib.start(config, objective, checkpoints, abstract, loader)
         checkpoints.check_space(abstract, periodic_lib.saves_left(int(state.step), config))
         latent_cache.check(config, objective, state.frozen, loader)
-        start_lib.write_config(config, workdir)  # now it is known to fit what is there
+        same_run.write(config, facts["config_history"], workdir)  # known to fit what is there
         held_out, eval_spec = feature_cache.prepare(
             config, objective, state.frozen, loader, held_out, mesh, workdir, watch
         )

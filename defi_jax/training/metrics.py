@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,10 @@ from defi_jax import errors, processes
 
 FILE = "metrics.jsonl"
 MEDIA = "media"
+LOGS = "logs"
 
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+_WANDB_ID = "wandb_run_id"
 _VIDEO_FPS = 4
 _REMOTE_FLUSH_SECONDS = 30.0
 
@@ -48,9 +52,9 @@ class MetricWriter:
         self._flushed = time.monotonic()
         self._sinks: list[Any] = []
         if config.logging.tensorboard:
-            self._sinks.append(_TensorBoard(str(self._workdir / "logs")))
+            self._sinks.append(_TensorBoard(str(self._workdir / LOGS)))
         if config.logging.wandb:
-            self._sinks.append(_Wandb(config, self._workdir.name))
+            self._sinks.append(_Wandb(config, self._workdir))
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends one line; values that are not finite become null, as JSON has no NaN."""
@@ -156,7 +160,7 @@ class Progress:
 
 class _TensorBoard:
     def __init__(self, directory: str):
-        self._writer = _import("tensorboardX", "tensorboard").SummaryWriter(directory)
+        self._writer = _import("tensorboard").SummaryWriter(directory)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -175,9 +179,20 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, config: Any, name: str):
-        self._wandb = _import("wandb", "wandb")
-        self._run = self._wandb.init(project="defi-jax", name=name, config=config.to_dict())
+    def __init__(self, config: Any, workdir: epath.Path):
+        self._wandb = _import("wandb")
+        kept = workdir / LOGS / _WANDB_ID
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(secrets.token_hex(4))
+        self._run = self._wandb.init(
+            project="defi-jax",
+            name=workdir.name,
+            id=kept.read_text(),  # a run that goes on is one run there too
+            resume="allow",
+            config=config.to_dict(),
+            allow_val_change=True,
+        )
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
@@ -193,7 +208,15 @@ class _Wandb:
         self._run.finish()
 
 
-def _import(package: str, option: str) -> Any:
+def check_packages(config: Any) -> None:
+    """Raises UserError where a package is missing that `config.logging` asks for."""
+    for option in _PACKAGES:
+        if config.logging[option] and processes.is_primary():
+            _import(option)
+
+
+def _import(option: str) -> Any:
+    package = _PACKAGES[option]
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,9 +1,10 @@
 """Optimizer, learning-rate schedules, moving average and accumulation, all from `config.optimizer`.
 
 Keys read: name ("adamw" | "muon"), learning_rate, schedule ("constant" | "warmup_cosine" |
-"tri_stage"), warmup_steps, final_scale (of learning_rate, at the last step), b1, b2, eps,
-weight_decay, grad_clip_norm (0: none), accumulation_steps, ema_decay (0: no average). "constant"
-ignores final_scale, "tri_stage" ignores warmup_steps: its phases are shares of the run.
+"tri_stage"), warmup_steps, schedule_steps (0: those of the run; after it the rate stays),
+final_scale (of learning_rate, at the schedule's end), b1, b2, eps, weight_decay, grad_clip_norm (0:
+none), accumulation_steps, ema_decay (0: no average). "constant" ignores final_scale, "tri_stage"
+ignores warmup_steps: its phases are shares of the schedule.
 """
 
 import math
@@ -31,10 +32,13 @@ _STACKED_MATRICES = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_
 
 
 def make_schedule(config: Any, steps: int) -> optax.Schedule:
-    """Learning rate by update number for the `optimizer` section `config` of a run of `steps`."""
+    """Learning rate by update number for the `optimizer` section `config` of a run of `steps`.
+
+    `config.schedule_steps` are its length, if they are not 0.
+    """
     makers = {"constant": _constant, "warmup_cosine": _warmup_cosine, "tri_stage": _tri_stage}
     _check_known("schedule", config.schedule, makers, "optimizer.schedule")
-    return makers[config.schedule](config, steps)
+    return makers[config.schedule](config, config.schedule_steps or steps)
 
 
 def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:

@@ -1,38 +1,33 @@
 """How a run starts: compilation cache, data, the state to go on from, and what is logged of it."""
 
 import importlib.metadata
-import json
 import logging
 import os
 from typing import Any
 
-import flax.traverse_util
 import jax
 from etils import epath
 
 from defi_jax import batch as batch_lib
-from defi_jax import errors, processes
+from defi_jax import config_keys, errors, processes
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.models import params as params_lib
-from defi_jax.objectives import base
-from defi_jax.training import metrics, sharding, step, warm_start, workdir_lock
+from defi_jax.objectives import base, setup
+from defi_jax.training import metrics, same_run, sharding, step, warm_start, workdir_lock
 from defi_jax.training.caches import features as feature_cache
-
-CONFIG_FILE = "config.json"
 
 # All that a run writes, and so all that --overwrite deletes.
 _OWN_NAMES = (
-    CONFIG_FILE,
+    same_run.CONFIG_FILE,
+    same_run.HISTORY_FILE,
     metrics.FILE,
     metrics.MEDIA,
     manager.DIRECTORY,
     feature_cache.DIRECTORY,
-    "logs",
+    metrics.LOGS,
 )
-# Parts of the config that a run keeps for life, most telling first.
-_OF_A_RUN = ("objective", "encoders", "model")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
@@ -53,9 +48,10 @@ def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
     workdir_lock.reach(path)
     if path.exists() and not path.is_dir():
         raise errors.UserError("the workdir is a file", str(path), "give a directory")
-    if path.exists() and not (path / CONFIG_FILE).exists() and _holds_files(path):
+    name = same_run.CONFIG_FILE
+    if path.exists() and not (path / name).exists() and _holds_files(path):
         raise errors.UserError(
-            f"the workdir holds files, but no run's {CONFIG_FILE}", str(path), "name another one"
+            f"the workdir holds files, but no run's {name}", str(path), "name another one"
         )
     if overwrite:
         processes.barrier("the workdir is looked at")
@@ -80,33 +76,16 @@ def _delete_run(path: epath.Path) -> None:
             child.unlink(missing_ok=True)
 
 
-def check_same_run(config: Any, workdir: epath.Path) -> None:
-    """Raises UserError where the workdir has checkpoints of another objective or model."""
-    path = workdir / CONFIG_FILE
-    if not path.exists() or not manager.committed_steps(workdir):
-        return
-    ours = _of_a_run(json.loads(json.dumps(config.to_dict())))
-    what, kinds = "the run's config cannot be read", (ValueError, KeyError, TypeError)
-    fix = "restore it from a copy, name another --workdir, or give --overwrite"
-    with errors.DataError.instead_of(kinds, what, path, fix):
-        theirs = _of_a_run(json.loads(path.read_text()))
-    changed = [
-        f"{key} {theirs.get(key)}, not {ours.get(key)}"
-        for key in {**ours, **theirs}
-        if theirs.get(key) != ours.get(key)
-    ]
-    if changed:
-        raise errors.UserError(
-            f"the workdir holds a run of another config ({errors.listed(changed, 3)})",
-            str(workdir),
-            "name another --workdir, or give --overwrite to delete that run",
-        )
+def check(config: Any) -> jax.sharding.Mesh:
+    """Returns the mesh, after checking what can be told before the workdir is touched.
 
-
-def _of_a_run(config: Any) -> dict[str, Any]:
-    """What a run keeps of its config, by dotted key."""
-    kept = {name: config[name] for name in _OF_A_RUN}
-    return flax.traverse_util.flatten_dict(kept, sep=".")
+    Raises:
+        UserError: a package is missing, or mesh, devices and batch do not fit each other.
+    """
+    metrics.check_packages(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
+    return mesh
 
 
 def enable_compilation_cache(directory: str) -> None:
@@ -142,24 +121,14 @@ def open_loaders(
     return loader, make_loader(spec, split="eval", **options)
 
 
-def write_config(config: Any, workdir: epath.Path, *, replace: bool = True) -> None:
-    """Writes the resolved config to the workdir; one that is there stays without `replace`."""
-    if processes.is_primary() and (replace or not (workdir / CONFIG_FILE).exists()):
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def facts(
-    config: Any, objective: base.Objective, mesh: jax.sharding.Mesh, loader: batch_lib.Loader
+def _facts(
+    objective: base.Objective, abstract: TrainState, loader: batch_lib.Loader
 ) -> dict[str, Any]:
-    """Metadata of the run's checkpoints, at step 0."""
+    """Metadata of the run's checkpoints as far as this start decides it."""
     return {
-        "step": 0,
-        "last_eval_step": -1,
         "objective": objective.name,
         "description": objective.describe(),
-        "config": config.to_dict(),
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "mesh": {axis: int(size) for axis, size in jax.sharding.get_abstract_mesh().shape.items()},
         "pipeline_fingerprint": loader.fingerprint,
         "normalizer": loader.normalizer.to_json(),
         "trained_on": loader.describe(),
@@ -173,24 +142,54 @@ def start(
     checkpoints: manager.Checkpointer,
     abstract: TrainState,
     loader: batch_lib.Loader,
-    facts: dict[str, Any],
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state to go on from and its facts; puts the loader where the state left it.
+) -> tuple[Any, TrainState, dict[str, Any]]:
+    """Returns the config in force, the state to go on from and its facts.
+
+    The loader is put where the state left it.
 
     Raises:
-        UserError: the checkpoints or the warm start are of another model or pipeline.
+        UserError: the checkpoints or the warm start are of another model or pipeline, or of a run
+            that was made from other files or with other numbers that it keeps for life.
         DataError: no checkpoint verifies.
     """
+    facts = _facts(objective, abstract, loader)
     # 1. Resume this run.
     restored = checkpoints.restore(abstract)
     if restored is not None:
+        metadata = restored.metadata
+        config, history = same_run.go_on(config, metadata, checkpoints.directory.parent)
+        origin = _check_origin(objective, abstract, metadata, checkpoints.directory.parent)
         loader.restore(restored.data_state)
-        kept = {name: restored.metadata[name] for name in ("step", "last_eval_step")}
-        return restored.state, {**facts, **kept}
+        kept = {name: metadata[name] for name in ("step", "last_eval_step")}
+        return config, restored.state, {**facts, **kept, **_life(config, origin, history)}
     # 2. Warm start from earlier stages, and 3. imported weights: both replace, array by array,
     # 4. what is made from scratch.
+    config = same_run.begin(config)
     state = step.initialize(config, objective, abstract)
-    return warm_start.apply(state, objective.warm_starts()), facts
+    state, origin = warm_start.apply(state, objective.warm_starts())
+    return config, state, {**facts, "step": 0, "last_eval_step": -1, **_life(config, origin, [])}
+
+
+def _life(config: Any, origin: warm_start.Origin, history: list[Any]) -> dict[str, Any]:
+    """What a run keeps of itself: the config in force, how it came about, what it started from."""
+    return {"config": config.to_dict(), "config_history": history, "made_from": origin}
+
+
+def _check_origin(
+    objective: base.Objective, abstract: TrainState, metadata: Any, workdir: epath.Path
+) -> warm_start.Origin:
+    """Returns what the run was made from, after checking that the config still names it."""
+    origin = metadata.get("made_from")
+    if origin is None:  # begun by an older version, which kept the names alone
+        used = [start.flag for start in objective.warm_starts()]
+        origin = {
+            key: {"source": value}
+            for key, value in config_keys.flatten(metadata["config"]).items()
+            if (key in used or key.startswith("init.")) and value not in ("", setup.SCRATCH)
+        }
+    leaves = params_lib.flatten(abstract.params) | params_lib.flatten(abstract.frozen)
+    warm_start.check_origin(leaves, objective.warm_starts(), origin, workdir)
+    return origin
 
 
 def log_facts(

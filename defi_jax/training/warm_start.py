@@ -15,7 +15,8 @@ import safetensors.numpy
 from etils import epath
 
 from defi_jax import errors, tensor_files
-from defi_jax.checkpoints import manager, train_state
+from defi_jax.checkpoints import digests, manager, train_state
+from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 
@@ -30,27 +31,46 @@ _WITHOUT_EFFECT = (
     *("remat", "scan_unroll"),
     "eos_token_id",
 )
+# Of a checkpoint's metadata, what those that are made from it keep.
+_FACTS = ("step", "weights", "made_from")
+
+
+Origin = dict[str, dict[str, Any]]
 
 
 def apply(
     state: train_state.TrainState, starts: Sequence[base.WarmStart]
-) -> train_state.TrainState:
+) -> tuple[train_state.TrainState, Origin]:
     """Returns a fresh state with the parameters named by `starts` read from their sources.
 
     The moving average starts at the same values. Errors are those of `replace`.
+
+    Returns:
+        The state, and what each start read, by its flag: "source", its absolute path; "digest" of
+        the parameters; of a run's checkpoint also its "step", "weights" ("raw" or "ema") and own
+        "made_from".
     """
     trained, frozen = params_lib.flatten(state.params), params_lib.flatten(state.frozen)
-    flat = replace(trained | frozen, starts)
+    flat, facts = _replace(trained | frozen, starts)
     average = {
         path: leaf if flat[path] is trained[path] else jnp.copy(flat[path])
         for path, leaf in params_lib.flatten(state.ema_params or {}).items()
     }
-    return dataclasses.replace(
+    new = dataclasses.replace(
         state,
         params=params_lib.unflatten({path: flat[path] for path in trained}),
         frozen=params_lib.unflatten({path: flat[path] for path in frozen}),
         ema_params=None if state.ema_params is None else params_lib.unflatten(average),
     )
+    origin = {
+        start.flag: {
+            "source": str(checkpoint_format.absolute(start.source)),
+            "digest": _digest(flat, start),
+            **facts[start.flag],
+        }
+        for start in starts
+    }
+    return new, origin
 
 
 def replace(
@@ -63,9 +83,63 @@ def replace(
             imported with another config.
         DataError: if it is damaged.
     """
-    replaced = dict(leaves)
+    return _replace(leaves, starts)[0]
+
+
+def check_origin(
+    leaves: Mapping[str, Any],
+    starts: Sequence[base.WarmStart],
+    kept: Mapping[str, Mapping[str, Any]],
+    workdir: epath.Path,
+) -> None:
+    """Checks that a run which goes on would start from the files that it was made from.
+
+    The same path may hold more by now, such as a run's later steps. Another path is the same where
+    it holds the same parameters: files may move.
+
+    Args:
+        leaves: the abstract parameters by path, with their shardings.
+        starts: what the config names.
+        kept: what `apply` returned when the run began.
+        workdir: the run's, for messages.
+
+    Raises:
+        UserError: it names others, or what was moved cannot be read.
+    """
+    named = {start.flag: start for start in starts}
+    for flag in sorted({*named, *kept}):
+        known, start = kept.get(flag, {}), named.get(flag)
+        old, new = known.get("source", "none"), start.source if start else "none"
+        if start and known and _is_same_source(leaves, start, known):
+            continue
+        at = f" at step {known['step']}" if "step" in known else ""
+        raise errors.UserError(
+            f"the run was made from other files ({flag}: {old}{at} -> {new})",
+            str(workdir),
+            f"give --config.{flag}={old}, name another --workdir, or give --overwrite",
+        )
+
+
+def _is_same_source(
+    leaves: Mapping[str, Any], start: base.WarmStart, known: Mapping[str, Any]
+) -> bool:
+    if checkpoint_format.absolute(start.source) == checkpoint_format.absolute(known["source"]):
+        return True
+    if "digest" not in known:  # begun by an older version
+        return False
+    try:
+        return _digest(_replace(leaves, [start])[0], start) == known["digest"]
+    except errors.UserError:  # nothing is there, or something else
+        return False
+
+
+def _replace(
+    leaves: Mapping[str, Any], starts: Sequence[base.WarmStart]
+) -> tuple[dict[str, jax.Array], dict[str, dict[str, Any]]]:
+    """As `replace`, and what is known of each source, by the start's flag."""
+    replaced, facts = dict(leaves), {}
     for start in starts:
-        arrays, names = _read(start)
+        arrays, names, facts[start.flag] = _read(start)
         wanted = {p: leaf.shape for p, leaf in leaves.items() if _is_below(p, start.ours)}
         found = {p: tensor_files.spec_of(arrays, name).shape for p, name in names.items()}
         problems = tensor_files.differences(found, wanted)
@@ -79,22 +153,30 @@ def replace(
         logging.info(
             "%s: %d arrays of %s from %s", start.flag, len(found), start.ours, start.source
         )
-    return replaced
+    return replaced, facts
 
 
-def _open(source: str) -> Mapping[str, Any]:
-    """Opens a directory of imported weights, or reads a run's latest checkpoint."""
+def _digest(leaves: Mapping[str, jax.Array], start: base.WarmStart) -> str:
+    """Digest of the parameters of a start, by their names below it: a source may serve two."""
+    below = {p.removeprefix(start.ours): leaves[p] for p in leaves if _is_below(p, start.ours)}
+    return digests.json_digest(digests.leaf_digests(below))
+
+
+def _open(source: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Opens a directory of imported weights, or reads a run's latest checkpoint; with its facts."""
     path = epath.Path(source) / WEIGHTS_FILE
     if not path.exists():
-        return params_lib.flatten(manager.load_params(source)[0])
+        params, metadata = manager.load_params(source)
+        facts = {name: metadata[name] for name in _FACTS if name in metadata}
+        return params_lib.flatten(params), facts
     local = pathlib.Path(os.fspath(path))
     if local.is_file():
-        return tensor_files.SafetensorsFiles(local)
-    return safetensors.numpy.load(path.read_bytes())  # a bucket's file has no slices
+        return tensor_files.SafetensorsFiles(local), {}
+    return safetensors.numpy.load(path.read_bytes()), {}  # a bucket's file has no slices
 
 
-def _read(start: base.WarmStart) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Returns the arrays of a source, read on demand, and their names there by our paths."""
+def _read(start: base.WarmStart) -> tuple[Mapping[str, Any], dict[str, str], dict[str, Any]]:
+    """Returns a source's arrays, read on demand, their names by our paths, and its facts."""
     if not epath.Path(start.source).is_dir():
         raise errors.UserError(
             f"no such directory for {start.flag}",
@@ -102,7 +184,7 @@ def _read(start: base.WarmStart) -> tuple[Mapping[str, Any], dict[str, str]]:
             "give a run's workdir, a checkpoint or a directory of imported weights",
         )
     _check_config(start)
-    arrays = _open(start.source)
+    arrays, facts = _open(start.source)
     names = {}
     for path in arrays:
         if _is_below(path, start.theirs):
@@ -114,7 +196,7 @@ def _read(start: base.WarmStart) -> tuple[Mapping[str, Any], dict[str, str]]:
             start.source,
             f"it holds {', '.join(sorted({path.split('/')[0] for path in arrays}))}",
         )
-    return arrays, names
+    return arrays, names, facts
 
 
 def _check_config(start: base.WarmStart) -> None:

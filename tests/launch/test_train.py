@@ -63,5 +63,5 @@ def test_a_workdir_of_another_stage_is_refused_at_once(tmp_path):
     )
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "a run of another config (objective gidm, not gfdm" in line
+    assert "a run of another config (objective: gidm -> gfdm; " in line
     assert json.loads((tmp_path / "config.json").read_text()) == config

@@ -12,7 +12,7 @@ import toy_run
 
 from defi_jax import errors
 from defi_jax.checkpoints import manager
-from defi_jax.training import start, step
+from defi_jax.training import same_run, step
 from tools import checkpoint
 
 REPO = pathlib.Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def original(tmp_path_factory):
         for number in (1, 2):
             state = state.replace(step=jnp.int32(number))
             checkpoints.save(state, metadata=FACTS, data_state={})
-    (workdir / start.CONFIG_FILE).write_text(json.dumps(CONFIG))
+    (workdir / same_run.CONFIG_FILE).write_text(json.dumps(CONFIG))
     return workdir
 
 
@@ -74,11 +74,11 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
 def test_copy_makes_a_workdir_and_refuses_that_of_another_run(original, tmp_path):
     result, _ = checkpoint.copy(str(original), None, str(tmp_path / "new"))
     assert result["files_copied"].keys() == {"1", "2"}
-    assert (tmp_path / "new" / start.CONFIG_FILE).read_text() == json.dumps(CONFIG)
+    assert (tmp_path / "new" / same_run.CONFIG_FILE).read_text() == json.dumps(CONFIG)
     assert checkpoint.verify(str(tmp_path / "new"), None)[0]["damage"] == {}
     again, text = checkpoint.copy(str(original), 2, str(tmp_path / "new"))
     assert again["files_copied"] == {"2": 0} and text == "step 2: was there"
-    (tmp_path / "new" / start.CONFIG_FILE).write_text("{}")
+    (tmp_path / "new" / same_run.CONFIG_FILE).write_text("{}")
     with pytest.raises(errors.UserError, match="holds another run"):
         checkpoint.copy(str(original), None, str(tmp_path / "new"))
 

@@ -30,6 +30,7 @@ from defi_jax.models.frozen import pretrained
 
 SIZE, CHUNK, STEP = 16, 5, 7
 STARTS = ("aa", "bb", "seen")
+MADE_FROM = {"init.gfdm": {"source": "/runs/gfdm", "step": 3, "digest": "0f"}}
 CAMERAS = ("static", "gripper")
 
 _SHRUNK = {
@@ -168,6 +169,7 @@ def metadata(settings: ml_collections.ConfigDict) -> dict:
             | {"origins": ["self-made"]},
         ],
         "pipeline_fingerprint": "f" * 8,
+        "made_from": MADE_FROM,
         "versions": {"jax": "0"},
     }
 

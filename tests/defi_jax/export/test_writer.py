@@ -189,6 +189,7 @@ def test_specification_says_what_training_knew(shared):
     assert (spec.action_horizon, spec.execute_horizon, spec.control_hz) == (chunk[0], 2, 80.0)
     assert spec.provenance["step"] == real_policies.STEP
     assert spec.provenance["origins"] == ["self-made"]  # of one of two data sets
+    assert spec.provenance["made_from"] == real_policies.MADE_FROM
     assert (spec.provenance["weights"], spec.provenance["weights_dtype"]) == ("raw", "float32")
     written = json.loads(json.dumps(real_policies.config("tiny", 1).to_dict()))
     assert spec.model["config"] == written

@@ -2,15 +2,17 @@ import json
 import logging
 import math
 import sys
+import types
 
 import av
 import numpy as np
 import pytest
 import toy_run
+from etils import epath
 from PIL import Image
 
 from defi_jax import errors
-from defi_jax.training import metrics
+from defi_jax.training import loop, metrics, start
 
 
 def lines(path):
@@ -61,8 +63,31 @@ def test_tensorboard_receives_scalars_and_media(tmp_path):
 @pytest.mark.parametrize(("key", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
 def test_absent_package_is_a_clear_error(tmp_path, monkeypatch, key, module):
     monkeypatch.setitem(sys.modules, module, None)
+    config = toy_run.config(**{f"logging.{key}": True})
     with pytest.raises(errors.UserError, match=f"{module} is not installed: logging.{key}"):
-        metrics.MetricWriter(tmp_path, toy_run.config(**{f"logging.{key}": True}), 0)
+        start.check(config)
+    with (
+        toy_run.compilations() as programs,
+        pytest.raises(errors.UserError, match="is not installed"),
+    ):
+        loop.train(config, toy_run.ToyObjective(hidden=8), toy_run.make_loader(), tmp_path / "run")
+    assert not programs and not (tmp_path / "run/config.json").exists()
+
+
+def test_a_run_that_goes_on_is_one_run_in_wandb(tmp_path, monkeypatch):
+    # Not installed here, and it would need its server: this says what it was asked for.
+    wandb, asked = types.ModuleType("wandb"), []
+    wandb.init = lambda **options: (
+        asked.append(options) or types.SimpleNamespace(finish=lambda: None)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = toy_run.config(**{"logging.wandb": True})
+    for workdir in ("run", "run", "other"):
+        (tmp_path / workdir).mkdir(exist_ok=True)
+        metrics.MetricWriter(epath.Path(tmp_path / workdir), config, 0).close()
+    first, second, other = (options["id"] for options in asked)
+    assert first == second != other
+    assert {options["resume"] for options in asked} == {"allow"}
 
 
 def test_progress_means_speed_and_waiting(monkeypatch, caplog):

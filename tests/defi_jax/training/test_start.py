@@ -73,30 +73,6 @@ def test_compilation_cache_defaults_to_the_users_cache(tmp_path, monkeypatch, ca
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
 
 
-def _real_config(**changes):
-    sections = {"objective": "gfdm", "encoders": {"latents": "a"}, "model": {"unet": {"dim": 8}}}
-    config = toy_run.config(steps=2)
-    with config.unlocked():
-        config.update(sections)
-        config.update_from_flattened_dict(changes)
-    return config
-
-
-def test_a_workdir_of_another_run_is_refused_before_anything_is_made(tmp_path):
-    workdir = start.claim_workdir(str(tmp_path / "run"), overwrite=False)
-    start.check_same_run(_real_config(), workdir)  # nothing there
-    toy_run.main(workdir, {"steps": 1})
-    start.write_config(_real_config(), workdir)
-    start.check_same_run(_real_config(), workdir)
-    with pytest.raises(errors.UserError, match=r"\(objective gfdm, not joint\)"):
-        start.check_same_run(_real_config(objective="joint"), workdir)
-    with pytest.raises(errors.UserError, match=r"\(model.unet.dim 8, not 16\)"):
-        start.check_same_run(_real_config(**{"model.unet.dim": 16}), workdir)
-    (workdir / "config.json").write_text('{"objective": ')
-    with pytest.raises(errors.DataError, match="config cannot be read"):
-        start.check_same_run(_real_config(), workdir)
-
-
 def test_a_run_that_is_refused_keeps_its_config(tmp_path):
     toy_run.main(tmp_path / "run", {"steps": 1})
     before = (tmp_path / "run/config.json").read_text()

@@ -9,6 +9,7 @@ import safetensors.numpy
 import toy_run
 
 from defi_jax import errors
+from defi_jax.checkpoints import manager
 from defi_jax.models import clip_text, svd_unet
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
@@ -31,7 +32,7 @@ def train(workdir, **changes):
 
 def test_parameters_and_average_start_from_an_earlier_runs_average(tmp_path):
     earlier = train(tmp_path / "earlier")
-    state = warm_start.apply(fresh(), [start(tmp_path / "earlier", theirs="net")])
+    state, _ = warm_start.apply(fresh(), [start(tmp_path / "earlier", theirs="net")])
     want = earlier.ema_params["net"]
     jax.tree.map(np.testing.assert_array_equal, state.params["net"], want)
     jax.tree.map(np.testing.assert_array_equal, state.ema_params["net"], want)
@@ -48,14 +49,39 @@ def test_a_run_takes_its_warm_start_once_and_then_resumes_itself(tmp_path):
         toy_run.leaves(warm.params)[kernel], toy_run.leaves(cold.params)[kernel]
     )
     # The source is gone: a resumed run does not look for it.
-    gone = [start(tmp_path / "nowhere")]
-    assert int(train(tmp_path / "run", steps=3, starts=gone).step) == 3
+    (tmp_path / "earlier").rename(tmp_path / "moved")
+    assert int(train(tmp_path / "run", steps=3, starts=starts).step) == 3
+
+
+def test_a_run_keeps_for_life_what_it_was_made_from(tmp_path):
+    train(tmp_path / "first", steps=2)
+    train(tmp_path / "second", steps=2, starts=[start(tmp_path / "first", theirs="net")])
+    starts = [start(tmp_path / "second", theirs="net")]
+    train(tmp_path / "run", steps=1, starts=starts)
+    made_from = manager.load_metadata(tmp_path / "run")["made_from"]["init.gfdm"]
+    assert (made_from["step"], made_from["weights"]) == (2, "ema")
+    assert made_from["source"] == str(tmp_path / "second")
+    assert made_from["made_from"]["init.gfdm"]["source"] == str(tmp_path / "first")
+    # Files may move; other ones are no origin of this run.
+    (tmp_path / "second").rename(tmp_path / "moved")
+    for wrong in ([], [start(tmp_path / "first", theirs="net")], [start(tmp_path / "nowhere")]):
+        with pytest.raises(errors.UserError, match=r"made from other files \(init.gfdm: .*second"):
+            train(tmp_path / "run", steps=2, starts=wrong)
+    train(tmp_path / "run", steps=2, starts=[start(tmp_path / "moved", theirs="net")])
+    assert manager.load_metadata(tmp_path / "run")["made_from"]["init.gfdm"] == made_from
+
+
+def test_a_run_from_scratch_takes_no_start_later(tmp_path):
+    train(tmp_path / "run", steps=1)
+    assert manager.load_metadata(tmp_path / "run")["made_from"] == {}
+    with pytest.raises(errors.UserError, match=r"\(init.gfdm: none -> "):
+        train(tmp_path / "run", steps=2, starts=[start(tmp_path / "run", theirs="net")])
 
 
 def test_imported_weights_fill_frozen_parameters(tmp_path):
     weights = {"scale": np.arange(64, dtype=np.float16)}
     safetensors.numpy.save_file(weights, tmp_path / "params.safetensors")
-    state = warm_start.apply(fresh(), [start(tmp_path, ours="encoder", flag="weights.dinov2")])
+    state, _ = warm_start.apply(fresh(), [start(tmp_path, ours="encoder", flag="weights.dinov2")])
     assert state.frozen["encoder"]["scale"].dtype == jnp.float32
     np.testing.assert_array_equal(state.frozen["encoder"]["scale"], np.arange(64))
 
@@ -103,7 +129,7 @@ def test_imports_made_with_another_config_are_refused_with_all_that_differs(tmp_
     )
     same = _imported(tmp_path, part, eos_token_id=2)
     np.testing.assert_array_equal(
-        warm_start.apply(fresh(), [same]).frozen["encoder"]["scale"], np.arange(64)
+        warm_start.apply(fresh(), [same])[0].frozen["encoder"]["scale"], np.arange(64)
     )
 
 

@@ -78,7 +78,7 @@ def warm_start_reads(workdir):
 
         tensor_files.SafetensorsFiles.read = recording_read
         start = base.WarmStart(source=str(directory), theirs="", ours="net", flag="init.gfdm")
-        warm = warm_start.apply(dataclasses.replace(state, ema_params=None), [start])
+        warm, _ = warm_start.apply(dataclasses.replace(state, ema_params=None), [start])
         tensor_files.SafetensorsFiles.read = read
     for path, value in params_lib.flatten(jax.device_get(warm.params["net"])).items():
         np.testing.assert_array_equal(value, weights[path].astype(np.float32))

@@ -43,6 +43,7 @@ def config(**changes):
                 "learning_rate": 1e-2,
                 "schedule": "warmup_cosine",
                 "warmup_steps": 2,
+                "schedule_steps": 0,
                 "final_scale": 0.1,
                 "b1": 0.9,
                 "b2": 0.999,
