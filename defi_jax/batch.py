@@ -6,6 +6,7 @@ model (a latent cache, cached features) comes in the place of the images.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from defi_rollout import tokenizers
 
 from defi_jax import tensor_files
 
@@ -188,6 +190,17 @@ def tokens_spec(batch_size: int, length: int) -> TextTokens:
         ids=jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
         mask=jax.ShapeDtypeStruct((batch_size, length), jnp.bool_),
     )
+
+
+def tokenizer_facts(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    """JSON-able facts on which ids depend; the digest identifies the vocabulary."""
+    names = ["name", "length", "lower_case", "strip_punctuation"]
+    names += ["pad_id"] if tokenizer.text.name != "bytes" else []
+    facts = {name: getattr(tokenizer.text, name) for name in names}
+    if tokenizer.files:
+        content = b"".join(map(tokenizers.read, tokenizer.files))
+        facts["sha256"] = hashlib.sha256(content).hexdigest()
+    return facts
 
 
 def assemble(

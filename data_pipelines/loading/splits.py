@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from defi_rollout import tokenizers
 
-from defi_jax import errors
+from defi_jax import batch, errors
 
 SPLITS = ("train", "eval")
 
@@ -63,19 +62,10 @@ class Request:
             "split": self.split,
             "seed": self.seed,
             "global_batch": self.global_batch,
-            "tokenizers": {role: _describe(own) for role, own in self.tokenizers.items()},
+            "tokenizers": {
+                role: batch.tokenizer_facts(own) for role, own in self.tokenizers.items()
+            },
         }
-
-
-def _describe(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
-    """JSON-able facts on which ids depend; the digest identifies the vocabulary."""
-    names = ["name", "length", "lower_case", "strip_punctuation"]
-    names += ["pad_id"] if tokenizer.text.name != "bytes" else []
-    facts = {name: getattr(tokenizer.text, name) for name in names}
-    if tokenizer.files:
-        content = b"".join(map(tokenizers.read, tokenizer.files))
-        facts["sha256"] = hashlib.sha256(content).hexdigest()
-    return facts
 
 
 def is_held_out(episode_id: str, percent: float) -> bool:

@@ -57,7 +57,10 @@ def encoder_facts(config: Any, objective: base.Objective, frozen: Params) -> dic
         "frames": {"image_size": config.data.image_size, "resize": "pillow_bilinear"},
         "latents": _numbers(latents) | {"weights": _digest(frozen, "latents")},
         "text": _numbers(text)
-        | {"weights": _digest(frozen, "gfdm_text"), "tokenizer": text.tokenizer.describe()},
+        | {
+            "weights": _digest(frozen, "gfdm_text"),
+            "tokenizer": batch_lib.tokenizer_facts(text.tokenizer),
+        },
         "latent_shape": latent_shape,
         "text_shape": text_shape,
     }
