@@ -38,6 +38,7 @@ def base(objective: str, preset: str) -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3
     config.max_failed_saves = 3  # in a row, before the run ends
     config.storage_timeout = 600.0  # seconds that the workdir may not be writable
+    config.step_timeout = 30.0  # seconds; or ten times the slowest measured step
     config.max_consecutive_bad_steps = 10
     config.compilation_cache_dir = ""  # "": beside the user's other caches
     config.logging = ml_collections.ConfigDict({"tensorboard": False, "wandb": False})

@@ -145,6 +145,7 @@ KEYS: dict[str, Key] = {
     "keep_checkpoints": _whole(_LAYOUT, 0),
     "max_failed_saves": _whole(_LAYOUT, 1, before=3),
     "storage_timeout": _number(_LAYOUT, above=0, before=600),
+    "step_timeout": _number(_LAYOUT, above=0, before=30),
     "max_consecutive_bad_steps": _whole(_LAYOUT, 1),
     "compilation_cache_dir": _text(_LAYOUT),
     "logging.tensorboard": _flag(_LAYOUT),

@@ -6,6 +6,7 @@ __all__ = [
     "CheckFailed",
     "DataError",
     "NumericsError",
+    "PeerLost",
     "Preempted",
     "StorageError",
     "UserError",
@@ -29,3 +30,9 @@ class NumericsError(UserError):
     """Too many consecutive steps were not finite."""
 
     exit_code = 76
+
+
+class PeerLost(UserError):
+    """Another process of the run ended or fell silent; that one keeps its own code."""
+
+    exit_code = 77

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax.experimental import multihost_utils
 
-from defi_jax import errors
+from defi_jax import errors, peers
 
 # Environment variables that say that this process is one of several.
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
@@ -23,7 +23,9 @@ _TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
 # Seconds without a sign of life after which a process counts as lost, and the run ends. More where
 # the processes of a run share few cores: a compiler can take them all for longer.
 _HEARTBEAT = "DEFI_HEARTBEAT_SECONDS"
-_HEARTBEAT_SECONDS = 30
+_HEARTBEAT_SECONDS = 15
+
+_peers: peers.Peers | None = None
 
 
 @contextlib.contextmanager
@@ -39,6 +41,8 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
         if jax.distributed.is_initialized():
             die(error)
         raise
+    if _peers is not None:
+        _peers.stop()
 
 
 def initialize(environ: Mapping[str, str] = os.environ) -> None:
@@ -49,7 +53,7 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
 
     Raises:
         UserError: only one of the last two is given, or it is no number; so with
-            DEFI_HEARTBEAT_SECONDS, after which a silent process counts as lost (30).
+            DEFI_HEARTBEAT_SECONDS, after which a silent process counts as lost (15).
     """
     several_workers = "," in environ.get(_TPU_WORKERS, "")
     if not several_workers and not any(name in environ for name in _CLUSTER_VARIABLES):
@@ -61,11 +65,15 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
     jax.distributed.initialize(
         num_processes=num_processes,
         process_id=process_id,
-        heartbeat_timeout_seconds=int(heartbeat),
+        heartbeat_timeout_seconds=3 * int(heartbeat),  # its end is an abort: ours comes first
     )
     sys.excepthook = lambda kind, error, trace: die(error)
     threading.excepthook = lambda args: die(args.exc_value)
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
+    if jax.process_count() > 1:
+        global _peers
+        index, count = jax.process_index(), jax.process_count()
+        _peers = peers.Peers(index, count, float(heartbeat), die)
 
 
 def _place(environ: Mapping[str, str]) -> tuple[int | None, int | None]:
@@ -88,8 +96,22 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def others() -> peers.Peers | None:
+    """The other processes of the run, if there are any."""
+    return _peers
+
+
 def die(error: BaseException | None) -> None:
-    """Reports an error and leaves at once, past the barriers of a normal exit."""
+    """Reports an error and leaves at once, past the barriers of a normal exit.
+
+    An error that comes from the loss of another process becomes that loss.
+    """
+    if _peers is not None and error is not None:
+        error = _peers.explain(error) or error
+        if isinstance(error, errors.Preempted | errors.NumericsError):
+            _peers.leave_together(type(error).__name__)  # all decided so at one step
+        else:
+            _peers.announce(exit_code(error), str(error) or type(error).__name__)
     with contextlib.suppress(OSError):  # the terminal may be gone
         if isinstance(error, errors.UserError):
             print(f"error: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ FOREIGN_TO_ROLLOUT = {*OURS, "configs", "launch", "flax", "optax", "orbax", "ten
 FLOORS = {
     "defi_jax": (
         "errors",
+        "peers",
         "array_typing cli embodiment processes tensor_files",
         "batch config_keys partition diffusion",
         "models",

@@ -8,8 +8,8 @@ what was evaluated at n is written before it.
 
 Config keys read: steps, global_batch, seed, mesh, eval_every, eval_batches (0: no evaluation),
 save_every, log_every (0: never; the last step is always evaluated and saved), keep_checkpoints,
-max_failed_saves, storage_timeout, max_consecutive_bad_steps, compilation_cache_dir, logging, and
-those of `optimizer`.
+max_failed_saves, storage_timeout, step_timeout, max_consecutive_bad_steps, compilation_cache_dir,
+logging, and those of `optimizer`.
 """
 
 import contextlib
@@ -53,7 +53,8 @@ def train(
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        watch = enter(watchdog.Supervisor(str(workdir / "logs")))
+        deadlines = watchdog.Deadlines(least_step=config.step_timeout)
+        watch = enter(watchdog.Supervisor(str(workdir / "logs"), deadlines))
         lock = enter(workdir_lock.WorkdirLock(workdir, patience=config.storage_timeout))
 
         # Devices and mesh; data, so that its problems show before anything is compiled.
@@ -107,7 +108,8 @@ def _loop(
         if (is_last or periodic_lib.is_due(now, config.eval_every)) and not stopping:
             run.evaluate(now, state)
         if is_last or stopping or periodic_lib.is_due(now, config.save_every):
-            lock.check()
+            with watch.phase("save"):
+                lock.check()
             run.save(now, state, batches.state(), is_end=is_last or stopping)
         if is_last:
             return state

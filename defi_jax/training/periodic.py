@@ -140,7 +140,8 @@ class Duties:
         self._progress.add(values, starved)
         if is_due(now, self._config.log_every) or now == self._config.steps:
             means = self._progress.report(now)
-            self._writer.scalars(now, "train", {**means, **replaced})
+            with self._watch.phase("save"):  # a bucket may be slow
+                self._writer.scalars(now, "train", {**means, **replaced})
         self._check_numbers(now, float(values["loss"]), int(values["bad_steps"]))
 
     def preempted(self, now: int) -> errors.Preempted:

@@ -4,6 +4,7 @@ A signal asks for a save and exit code 75 (stop_signals.py). A phase that outliv
 the process with exit code 124 and the stacks of all threads.
 """
 
+import collections
 import contextlib
 import dataclasses
 import faulthandler
@@ -18,24 +19,31 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from defi_jax import processes
+from defi_jax import peers, processes
 from defi_jax.training import stop_signals
 
-WATCHDOG_EXIT_CODE = 124
+WATCHDOG_EXIT_CODE = peers.HANG_CODE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deadlines:
     """Seconds a phase may take before the watchdog ends the process.
 
-    A step's is longer than XLA's own collective timeout (10 minutes), so that its message wins.
+    A step and its data have `step` until some were measured, then ten times the slowest of those,
+    but no less than `least_step`.
     """
 
     startup: float = 7200.0
     step: float = 900.0
-    data: float = 900.0
+    least_step: float = 30.0
     eval: float = 7200.0
     save: float = 3600.0
+
+
+_MEASURED_STEPS = 5  # the first ones wait for what is made once
+_SLOWEST_FACTOR = 10
+_STEP_PHASES = ("step", "data")
+_STOPPED_SECONDS = 5.0  # later than due by so much: the process itself was stopped (Ctrl-Z)
 
 
 class Supervisor:
@@ -48,7 +56,10 @@ class Supervisor:
         self._log_dir = pathlib.Path(log_dir)
         self._deadlines = deadlines or Deadlines()
         self._lock = threading.Lock()
-        self._phase, self._expires = "startup", time.monotonic() + self._deadlines.startup
+        self._phase, self._since = "startup", time.monotonic()
+        self._step_since, self._away = 0.0, 0.0  # when it began; spent in other phases since
+        self._steps: collections.deque[float] = collections.deque(maxlen=_MEASURED_STEPS)
+        self._slowest = 0.0
         self._stop = threading.Event()
         self._signals = stop_signals.StopSignals()
 
@@ -66,18 +77,39 @@ class Supervisor:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Runs a block under the deadline of `name`; "startup" or "step" follows it again."""
-        before = self._phase
-        self.enter(name)
+        before, start = self._phase, time.monotonic()
+        self._begin(name)
         try:
             yield
         finally:
-            self.enter(before)
+            if name not in _STEP_PHASES:
+                self._away += time.monotonic() - start
+            self._begin(before)
 
     def enter(self, name: str) -> None:
         """Starts the deadline of a phase anew; also the sign of life within a long one."""
+        if name == "step":
+            now = time.monotonic()
+            if self._phase == "step":
+                self._steps.append(now - self._step_since - self._away)
+                self._slowest = max(self._slowest, self._steps[-1])
+            self._step_since, self._away = now, 0.0
+        self._begin(name)
+
+    def deadline(self, phase: str) -> float:
+        """Seconds that a phase may take now."""
+        if phase not in _STEP_PHASES:
+            return getattr(self._deadlines, phase)
+        if len(self._steps) < _MEASURED_STEPS:
+            return self._deadlines.step
+        return max(self._deadlines.least_step, _SLOWEST_FACTOR * self._slowest)
+
+    def _begin(self, phase: str) -> None:
         with self._lock:
-            self._phase = name
-            self._expires = time.monotonic() + getattr(self._deadlines, name)
+            self._phase, self._since = phase, time.monotonic()
+        others = processes.others()
+        if others is not None:
+            others.phase = phase
 
     def should_stop(self, step: int) -> bool:
         """Whether the run was asked to stop; on many hosts, all get the same answer at one step.
@@ -93,22 +125,33 @@ class Supervisor:
         return self._signals.asked()
 
     def _watch(self) -> None:
-        while not self._stop.wait(min(1.0, self._deadlines.step / 4)):
+        others = processes.others()
+        if others is not None:
+            others.on_hang = self._leave_hung
+        every = min(1.0, self._deadlines.step / 4)
+        looked = time.monotonic()
+        while not self._stop.wait(every):
+            now = time.monotonic()
             with self._lock:
-                phase, late = self._phase, time.monotonic() - self._expires
-            if late > 0:
-                self._dump(phase)
-                os._exit(WATCHDOG_EXIT_CODE)
+                if now - looked > every + _STOPPED_SECONDS:
+                    self._since += now - looked
+                phase, took = self._phase, now - self._since
+            looked = now
+            # One process waits in its step for another that saves or evaluates.
+            phases = {phase} | (others.phases() if others is not None else set())
+            seconds = max(self.deadline(phase) for phase in phases)
+            if took > seconds:
+                text = f"no progress: phase '{phase}' took more than {seconds:.0f} s"
+                if others is not None:
+                    others.announce(WATCHDOG_EXIT_CODE, text)
+                self._leave_hung(text)
 
-    def _dump(self, phase: str) -> None:
-        seconds = getattr(self._deadlines, phase)
-        print(
-            f"error: no progress: phase '{phase}' took more than {seconds:.0f} s; "
-            f"stacks of all threads follow and are in {self._log_dir}",
-            file=sys.stderr,
-            flush=True,
-        )
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        with (self._log_dir / f"hang_{jax.process_index()}.txt").open("w") as file:
-            faulthandler.dump_traceback(file=file, all_threads=True)
+    def _leave_hung(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal or the disk may be gone
+            where = f"stacks of all threads follow and are in {self._log_dir}"
+            print(f"error: {text}; {where}", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            with (self._log_dir / f"hang_{jax.process_index()}.txt").open("w") as file:
+                faulthandler.dump_traceback(file=file, all_threads=True)
+        os._exit(WATCHDOG_EXIT_CODE)

@@ -77,6 +77,29 @@ def test_a_phase_ends_where_it_began(tmp_path):
         assert watch._phase == "step"
 
 
+def test_a_steps_deadline_follows_from_measured_steps(tmp_path, monkeypatch):
+    clock = [0.0]
+    deadlines = watchdog.Deadlines(least_step=3.0)
+    watch = watchdog.Supervisor(str(tmp_path), deadlines)  # not entered: no thread looks
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
+
+    def steps(seconds, saving=0.0):
+        for _ in range(6):
+            watch.enter("step")
+            clock[0] += seconds
+            with watch.phase("data"):
+                clock[0] += seconds
+            with watch.phase("save"):
+                clock[0] += saving
+
+    assert watch.deadline("step") == watch.deadline("data") == 900
+    steps(0.1, saving=50.0)
+    assert watch.deadline("step") == watch.deadline("data") == 3
+    steps(2.0)
+    assert watch.deadline("step") == pytest.approx(40)
+    assert watch.deadline("save") == 3600
+
+
 def test_the_watchdog_thread_ends_with_the_run(tmp_path):
     with watchdog.Supervisor(str(tmp_path), watchdog.Deadlines(step=0.1)):
         assert any(thread.name == "watchdog" for thread in threading.enumerate())
@@ -138,7 +161,7 @@ def test_half_a_place_among_processes_is_refused(joined, number):
 def test_the_heartbeat_may_be_longer(joined):
     environ = {"TPU_WORKER_HOSTNAMES": "a,b", "DEFI_HEARTBEAT_SECONDS": "90"}
     processes.initialize(environ)
-    assert joined[0]["heartbeat_timeout_seconds"] == 90
+    assert joined[0]["heartbeat_timeout_seconds"] == 3 * 90
     for text in ("0", "soon", ""):
         with pytest.raises(errors.UserError, match="DEFI_HEARTBEAT_SECONDS"):
             processes.initialize(environ | {"DEFI_HEARTBEAT_SECONDS": text})
@@ -170,7 +193,7 @@ cli.run(main)
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
         "JAX_NUM_PROCESSES": "2",
-        "DEFI_HEARTBEAT_SECONDS": "10",
+        "DEFI_HEARTBEAT_SECONDS": "60",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_COORDINATOR_BIND_ADDRESS": address,
     }
@@ -186,7 +209,8 @@ cli.run(main)
     try:
         assert "error: no data here" in failing.communicate(timeout=120)[1]
         assert failing.returncode == 65
-        assert waiting.wait(timeout=120) != 0
+        said = waiting.communicate(timeout=120)[1]
+        assert waiting.returncode == 77 and "error: process 1 ended with 65 (no data here" in said
     finally:
         waiting.kill()
 

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import logging
+import os
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from defi_jax import processes
 from defi_jax.objectives import base
 from defi_jax.training import loop
 
@@ -35,6 +38,7 @@ def config(**changes):
             "keep_checkpoints": 3,
             "max_failed_saves": 3,
             "storage_timeout": 600.0,
+            "step_timeout": 30.0,
             "max_consecutive_bad_steps": 3,
             "compilation_cache_dir": PROGRAMS,
             "logging": {"tensorboard": False, "wandb": False},
@@ -132,15 +136,18 @@ class _Normalizer:
 
 
 class ToyLoader:
-    """Batch k is a function of k alone; `nan_at` names batches that hold a NaN."""
+    """Batch k is a function of k alone; `nan_at` names batches that hold a NaN.
+
+    `harm` is [batch, what]: a signal that the process sends itself there, "raise" or "sleep".
+    """
 
     normalizer = _Normalizer()
     fingerprint = "toy"
 
-    def __init__(self, spec, nan_at=(), seconds=0.0, num_batches=None, on_batch=None):
+    def __init__(self, spec, nan_at=(), seconds=0.0, num_batches=None, on_batch=None, harm=None):
         self.spec, self.nan_at, self.seconds, self.num_batches = spec, nan_at, seconds, num_batches
         self.position, self.bad_samples, self.still_pairs = 0, {}, {}
-        self.on_batch = on_batch
+        self.on_batch, self.harm = on_batch, harm
 
     def batch(self, number):
         rng = np.random.default_rng(number)
@@ -159,7 +166,16 @@ class ToyLoader:
         self.position += 1
         if self.on_batch:
             self.on_batch(self.position)
+        if self.harm and self.position == self.harm[0]:
+            self.do_harm(self.harm[1])
         return self.batch(self.position - 1)
+
+    def do_harm(self, what):
+        if what == "raise":
+            raise ValueError("harmed")
+        if what == "sleep":
+            time.sleep(600)
+        os.kill(os.getpid(), getattr(signal, what))
 
     def first(self, num_batches):
         return (self.batch(1000 + k) for k in range(num_batches))
@@ -218,7 +234,8 @@ def main(workdir, options):
     loader = make_loader(**options.pop("loader", {}))
     objective = ToyObjective(**options.pop("objective", {}))
     result = options.pop("result", None)
-    state = loop.train(config(**options), objective, loader, workdir)
+    with processes.joined():
+        state = loop.train(config(**options), objective, loader, workdir)
     if result:
         np.savez(pathlib.Path(workdir) / result, **leaves(state))
 

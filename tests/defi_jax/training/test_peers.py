@@ -1,0 +1,89 @@
+"""Two processes on this machine, one of which comes to harm: what each says and ends with."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from defi_jax.checkpoints import manager
+
+REPO = pathlib.Path(__file__).parents[3]
+SCRIPT = pathlib.Path(__file__).parent / "toy_run.py"
+HARMED_AT = 13
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts two processes of one run, of which one has harm done at a batch; ends them."""
+    started = []
+
+    def start(harmed, harm, **options):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_COORDINATOR_BIND_ADDRESS": address,
+            "DEFI_HEARTBEAT_SECONDS": "10",
+        }
+        for number in range(2):
+            loader = {"seconds": 0.05, "harm": [HARMED_AT, harm] if number == harmed else None}
+            options = {"steps": 400, "save_every": 5, **options, "loader": loader}
+            process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(tmp_path / "run"), json.dumps(options)],
+                env=env | {"JAX_PROCESS_ID": str(number)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def end_of(process):
+    """(exit code, its error line), once it has ended, by itself."""
+    _, log = process.communicate(timeout=240)
+    lines = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in log, log
+    return process.returncode, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("harmed", "harm", "said"),
+    [
+        (0, "SIGKILL", "the coordinator or another process was lost"),
+        (1, "SIGSTOP", "process 1 gave no sign of life for 10 s"),
+    ],
+)
+def test_a_lost_process_ends_the_others_with_77(start, tmp_path, harmed, harm, said):
+    processes = start(harmed, harm)
+    code, line = end_of(processes[1 - harmed])
+    assert code == 77 and said in line
+    assert manager.latest_verified_step(tmp_path / "run") in (5, 10)
+
+
+def test_a_hang_ends_all_with_124_and_the_stacks_of_all(start, tmp_path):
+    for process in start(1, "sleep", step_timeout=5.0):
+        code, line = end_of(process)
+        assert code == 124 and "no progress: phase" in line
+    stacks = [(tmp_path / f"run/logs/hang_{number}.txt").read_text() for number in range(2)]
+    assert "do_harm" in stacks[1] and "do_harm" not in stacks[0]
+
+
+def test_ctrl_c_at_one_process_saves_the_same_step_on_all(start, tmp_path):
+    for process in start(1, signal.SIGINT.name):
+        code, line = end_of(process)
+        assert code == 75 and "is saved" in line
+    assert manager.latest_verified_step(tmp_path / "run") >= HARMED_AT - 1
