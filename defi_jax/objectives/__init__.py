@@ -28,7 +28,7 @@ def rebuild(config: Any) -> base.Objective:
     """
     try:
         return OBJECTIVES[config.objective](config)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # its dataclasses lack fields, or refuse them
         raise errors.UserError(
             str(error), f"--config=configs/{config.objective}.py", "change config.model"
         ) from error

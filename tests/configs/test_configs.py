@@ -1,5 +1,6 @@
 """Every experiment builds at every preset, and its step traces at full size without an array."""
 
+import functools
 import importlib
 import json
 
@@ -120,6 +121,7 @@ def test_full_preset_without_files_says_all_that_is_missing(stage, key):
     [
         ("gfdm", {"steps": -1}, "--config.steps; give a whole number, at least 0"),
         ("gidm", {"train_parts": "adapter"}, "gidm trains all its parts"),
+        ("gidm", {"model": {"model_dim": 8}}, "missing 6 required .*change config.model"),
         ("gfdm", {"data.mixture": "syntetic"}, "did you mean synthetic"),
         ("gfdm", {"data.image_size": 33}, "use a multiple of 32"),
         ("gfdm", {"data.image_size": 0}, "use a multiple of 32"),
@@ -131,7 +133,10 @@ def test_full_preset_without_files_says_all_that_is_missing(stage, key):
 )
 def test_impossible_numbers_and_absent_directories_fail_first(stage, changes, words):
     config = _config(stage, "tiny")
-    config.update_from_flattened_dict(changes)
+    with config.unlocked():
+        for key, value in changes.items():
+            *parents, name = key.split(".")
+            functools.reduce(getattr, parents, config)[name] = value
     with pytest.raises(errors.UserError, match=words) as caught:
         objectives.make(config)
     assert caught.value.exit_code == 2
