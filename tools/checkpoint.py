@@ -51,7 +51,7 @@ def inspect(path: str, step: int | None) -> Result:
             "step": steps[-1],
             **{name: metadata.get(name) for name in _FACTS},
             "config": {name: config.get(name) for name in _CONFIG},
-            "origins": _origins(config),
+            "origins": _origins(metadata),
             "trained_on": [one["name"] for one in metadata.get("trained_on", [])],
             "parts": _by_part(leaves),
         },
@@ -115,8 +115,11 @@ def _find(path: str, step: int | None, *, committed: bool = True) -> tuple[epath
     return root, steps
 
 
-def _origins(config: Mapping[str, Any]) -> dict[str, str]:
+def _origins(metadata: Mapping[str, Any]) -> dict[str, str]:
     """What a run's parameters started from, by config key."""
+    if "made_from" in metadata:
+        return {flag: own["source"] for flag, own in metadata["made_from"].items()}
+    config = metadata.get("config", {})  # of an older version
     named = {f"init.{name}": source for name, source in config.get("init", {}).items()}
     named |= {f"weights.{name}": source for name, source in config.get("weights", {}).items()}
     return {key: source for key, source in named.items() if source}

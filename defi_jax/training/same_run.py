@@ -68,7 +68,8 @@ def go_on(
         UserError: an identity key has changed, or the state contradicts the config.
     """
     step, theirs = metadata["step"], metadata["config"]
-    began_with = theirs["optimizer"].get("schedule_steps") or theirs["steps"]
+    # Checkpoints of older versions have no such key; a run that began with 0 steps had no schedule.
+    began_with = theirs["optimizer"].get("schedule_steps") or theirs["steps"] or config.steps
     numbers = {**theirs["optimizer"], "schedule_steps": began_with}
     config = _with_schedule_steps(config, began_with)
     changes = _changes({**theirs, "optimizer": numbers}, config)

@@ -32,9 +32,11 @@ def original(tmp_path_factory):
     config, objective = toy_run.config(), toy_run.ToyObjective(hidden=8)
     state = step.init_state(jax.random.key(0), objective=objective, config=config)
     with manager.Checkpointer(workdir, keep=3) as checkpoints:
+        later = {}  # step 1 is as of an older version
         for number in (1, 2):
             state = state.replace(step=jnp.int32(number))
-            checkpoints.save(state, metadata=FACTS, data_state={})
+            checkpoints.save(state, metadata=FACTS | later, data_state={})
+            later = {"made_from": {"init.gfdm": {"source": "runs/gfdm", "step": 7}}}
     (workdir / same_run.CONFIG_FILE).write_text(json.dumps(CONFIG))
     return workdir
 
@@ -51,7 +53,10 @@ def test_inspect_says_what_the_run_is_and_what_its_parts_are(original):
     assert all(one["bytes"] > 1000 and one["has_file_digests"] for one in result["steps"])
     newest = result["newest"]
     assert (newest["objective"], newest["config"]["preset"]) == ("toy", "tiny")
-    assert newest["origins"] == {"init.gfdm": "runs/gfdm", "weights.svd_vae": "W/vae"}
+    assert newest["origins"] == {"init.gfdm": "runs/gfdm"}
+    older, _ = checkpoint.inspect(str(original), 1)
+    named = {"init.gfdm": "runs/gfdm", "weights.svd_vae": "W/vae"}
+    assert older["newest"]["origins"] == named
     assert newest["parts"]["params/net"] == {"leaves": 3, "numbers": 548, "bytes": 2192}
     assert newest["parts"]["params/codebook"]["leaves"] == 1
     assert "params/net: 3 leaves" in text and 'trained on: "a"' in text

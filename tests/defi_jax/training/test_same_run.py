@@ -101,6 +101,12 @@ def test_a_schedule_is_stretched_on_purpose_and_its_rates_are_said(saved, caplog
     assert "learning rate at step 3: 0.0055 -> 0.0094" in caplog.text
 
 
+def test_a_run_that_began_without_a_step_has_the_schedule_of_its_first(saved, caplog):
+    metadata = _metadata(toy_run.config(steps=0)) | {"step": 0}
+    config, _ = _go_on(saved, metadata, steps=8)
+    assert config.optimizer.schedule_steps == 8 and "schedule" not in caplog.text
+
+
 def test_a_run_of_an_older_version_keeps_its_schedule(saved):
     metadata = _metadata(toy_run.config(steps=4))
     del metadata["config"]["optimizer"]["schedule_steps"]
