@@ -88,6 +88,9 @@ def file_digests(step_path: epath.Path) -> dict[str, str]:
 
 def write_whole(path: epath.Path, document: Any) -> None:
     """Writes JSON so that it is there as a whole or, on a full disk or after a kill, not at all."""
+    if "://" in str(path):  # objects in a bucket are so by themselves
+        path.write_text(json.dumps(document, indent=1))
+        return
     draft = path.parent / f"{path.name}.part"
     try:
         draft.write_text(json.dumps(document, indent=1))

@@ -291,6 +291,7 @@ class Checkpointer:
             time.sleep(_SETTLE_SECONDS)
         if not (path / checkpoint_format.COMMIT_MARKER).exists():
             return
+        self._last_good = step
         try:
             leftovers.acknowledge(path)
             digests.write_file_digests(path)

@@ -32,7 +32,7 @@ STALE_SECONDS = 120.0
 SETTLE_SECONDS = 1.0  # between taking over and looking whether another did the same
 
 _STOPPED_SECONDS = 5.0  # without a look each second: the process was stopped, not the storage
-_REACH_SECONDS = 20.0  # the libraries of buckets alone would try for a minute
+_REACH_SECONDS = 15.0  # the libraries of buckets alone would try for a minute
 
 # Records are of one length: a beat then needs no new space on a full disk.
 _RECORD_BYTES = 512
@@ -237,6 +237,7 @@ class WorkdirLock:
 
 def reach(workdir: epath.Path) -> None:
     """Raises UserError, within seconds, where the workdir's storage does not answer."""
+    logging.getLogger("fsspec").setLevel(logging.WARNING)  # it has a line for each file
     outcome: list[Exception | None] = []
 
     def touch() -> None:
@@ -269,6 +270,8 @@ def _instead_of_storage_errors(workdir: epath.Path) -> Iterator[None]:
         raise errors.UserError("a bucket needs gcsfs", str(workdir), fix) from error
     except Exception as error:  # a bucket's library has no common type
         text = " ".join((getattr(error, "strerror", None) or str(error) or repr(error)).split())
+        if isinstance(error, FileNotFoundError) and "://" in str(workdir):
+            text = "no such bucket"
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some, or name another --workdir"
             raise errors.StorageError(f"no space in the workdir ({text})", workdir, fix) from error
