@@ -4,14 +4,17 @@ Scalars are lines `{"step": ..., "time": ..., "split": ..., name: value}`; `time
 since 1970. Pictures go to `media/<split>_<name>_<step>.png`, videos to the same as .gif and .mp4.
 """
 
+import contextlib
+import errno
 import importlib
 import io
 import json
 import logging
 import math
+import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,7 +52,8 @@ class MetricWriter:
         self._is_local = "://" not in str(workdir)
         self._lines = _kept_lines(self._path, start_step)
         self._path.write_text("".join(self._lines))
-        self._flushed = time.monotonic()
+        self._lines = [] if self._is_local else self._lines
+        self._flushed, self._is_late = time.monotonic(), False
         self._sinks: list[Any] = []
         if config.logging.tensorboard:
             self._sinks.append(_TensorBoard(str(self._workdir / LOGS)))
@@ -95,24 +99,43 @@ class MetricWriter:
             sink.close()
 
     def _append(self, line: str) -> None:
-        if self._is_local:
-            with self._path.open("a") as file:
-                file.write(line)
-            return
         # Objects in a bucket can't be appended to: write the whole file, now and then.
         self._lines.append(line)
-        if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
+        if self._is_local or time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._is_local:
-            self._path.write_text("".join(self._lines))
-            self._flushed = time.monotonic()
+        """Writes what is not written yet; where that fails the lines wait for the next time."""
+        with self._or_later():
+            if not self._is_local:
+                self._path.write_text("".join(self._lines))
+                self._flushed = time.monotonic()
+                return
+            data = "".join(self._lines).encode()
+            with open(self._path, "ab", buffering=0) as file:
+                end = file.tell()
+                if (file.write(data) or 0) < len(data):  # the disk is full: leave no torn line
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._lines = []
+
+    @contextlib.contextmanager
+    def _or_later(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a bucket's library has no common type
+            if not self._is_late:
+                text = " ".join(str(error).split())[:200]
+                logging.warning("%s: not written, trying on: %s", self._workdir, text)
+            self._is_late = True
+        else:
+            self._is_late = False
 
     def _write_bytes(self, name: str, data: bytes) -> None:
         folder = self._workdir / MEDIA
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name.replace("/", "_")).write_bytes(data)
+        with self._or_later():  # a picture is not tried again
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name.replace("/", "_")).write_bytes(data)
 
 
 class Progress:
