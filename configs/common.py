@@ -96,6 +96,11 @@ def optimizer() -> ml_collections.ConfigDict:
             "grad_clip_norm": 1.0,  # 0 for none
             "accumulation_steps": 1,
             "ema_decay": 0.0,  # 0 for none
+            # A step with a loss or gradient norm above so many medians is skipped; 0 for none.
+            "spike_factor": 0.0,
+            "spike_window": 100,  # steps that the median is over
+            "spike_skips": 5,  # within the window, before the rate is halved
+            "spike_cuts": 3,  # halvings, before the run ends
         }
     )
 

@@ -165,6 +165,10 @@ KEYS: dict[str, Key] = {
     "optimizer.grad_clip_norm": _number(_SCHEDULE, least=0, is_switch=True),
     "optimizer.accumulation_steps": _whole(_SCHEDULE, 1),
     "optimizer.ema_decay": _number(_SCHEDULE, least=0, below=1, is_switch=True),
+    "optimizer.spike_factor": _number(_SCHEDULE, least=0, is_switch=True, before=0),
+    "optimizer.spike_window": _whole(_IDENTITY, 1, before=100),
+    "optimizer.spike_skips": _whole(_SCHEDULE, 1, before=5),
+    "optimizer.spike_cuts": _whole(_SCHEDULE, 0, before=3),
     # ---- objectives ----
     "text_dropout": _number(_SCHEDULE, least=0, most=1, stages=_GFDM),
     "sigma_log_mean": _number(_SCHEDULE, stages=_GFDM),

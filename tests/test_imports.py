@@ -117,7 +117,7 @@ FILE_FLOORS = {
         "gfdm gidm joint",
     ),
     "defi_jax.training": (
-        "flops hardware metrics optimizer sharding warm_start stop_signals workdir_lock",
+        "flops hardware metrics optimizer sharding spikes warm_start stop_signals workdir_lock",
         "device_batches same_run step watchdog",
         "periodic start",
         "loop",

@@ -1,5 +1,6 @@
 """Everything that a training step reads and writes, as one frozen dataclass of plain trees."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ class TrainState:
         extra: arrays the objective owns and the optimizer does not touch.
         rng: typed key, constant over a run; a step folds its own number in.
         bad_steps: int32 scalar, consecutive steps without a finite loss and gradient.
-        skipped_steps: int32 scalar, all such steps since the start of the run.
+        skipped_steps: int32 scalar, all steps since the start of the run that changed nothing.
+        spikes: what is usual for losses and gradients, {} without the rule; see training.spikes.
     """
 
     step: jax.Array
@@ -35,6 +37,7 @@ class TrainState:
     rng: jax.Array
     bad_steps: jax.Array
     skipped_steps: jax.Array
+    spikes: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     def all_params(self) -> Params:
         """Trained (the average where there is one) and frozen together."""

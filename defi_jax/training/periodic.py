@@ -58,7 +58,7 @@ class Duties:
         self._pending: tuple[int, Any, float, Mapping[str, int]] | None = None
         self._losses: collections.deque[float] = collections.deque(maxlen=_MEDIAN_OVER)
         # Steps after which the parameters are known to be good, by the loss that they gave.
-        self._good_after = facts["step"] - 1
+        self._good_after, self._cuts = facts["step"] - 1, 0
 
     def close(self) -> None:
         """Flushes what was reported."""
@@ -142,7 +142,7 @@ class Duties:
             means = self._progress.report(now)
             with self._watch.phase("save"):  # a bucket may be slow
                 self._writer.scalars(now, "train", {**means, **replaced})
-        self._check_numbers(now, float(values["loss"]), int(values["bad_steps"]))
+        self._check_numbers(now, values)
 
     def preempted(self, now: int) -> errors.Preempted:
         """Waits for the save and returns the error that ends a run that was asked to stop."""
@@ -154,21 +154,34 @@ class Duties:
             "the same command goes on from there",
         )
 
-    def _check_numbers(self, now: int, loss: float, bad: int) -> None:
+    def _check_numbers(self, now: int, values: Mapping[str, Any]) -> None:
         """Judges the parameters before step `now` by its loss, and the run by its bad steps."""
-        if not bad:
-            median = statistics.median(self._losses or [loss])
-            if loss - median <= _FAR * abs(median):
-                self._good_after = now - 1
-            self._losses.append(loss)
+        bad, loss, numbers = int(values["bad_steps"]), float(values["loss"]), self._config.optimizer
+        if bad:
+            logging.warning("step %d was not finite and is skipped (%d in a row)", now, bad)
+            if bad >= self._config.max_consecutive_bad_steps or now == self._config.steps:
+                what = f"{bad} consecutive steps were not finite (steps {now - bad + 1} to {now})"
+                raise self._refusal(what, now - bad + 1)
             return
-        logging.warning("step %d was not finite and is skipped (%d in a row)", now, bad)
-        if bad < self._config.max_consecutive_bad_steps and now < self._config.steps:
-            return
+        median = statistics.median(self._losses or [loss])
+        if loss - median <= _FAR * abs(median):
+            self._good_after = now - 1
+        self._losses.append(loss)
+        cuts = int(values.get("rate_cuts", 0))
+        if cuts > self._cuts:
+            logging.warning("after the spike at step %d: cut %d of the learning rate", now, cuts)
+        if cuts > numbers.spike_cuts:
+            times = f"{numbers.spike_factor:g} times their median"
+            raise self._refusal(
+                f"loss or gradient rose above {times} again after {cuts - 1} cuts of the rate", now
+            )
+        self._cuts = cuts
+
+    def _refusal(self, what: str, step: int) -> errors.NumericsError:
+        """Sets ruined checkpoints aside; returns the error that ends the run, for `step`."""
         with self._watch.phase("save"):
             left = self._checkpoints.distrust(self._good_after + 1)
-        first = now - bad + 1
-        look = f"launch/data.py preview --workdir={self._workdir} --step={first} --output=FILE.png"
+        look = f"launch/data.py preview --workdir={self._workdir} --step={step} --output=FILE.png"
         fix = f"lower optimizer.learning_rate or look at the data (`{look}`), then start again"
         good = f"the last good checkpoint is of step {left}"
         if left is None:
@@ -176,8 +189,4 @@ class Duties:
         elif left > self._good_after:
             good = f"the only checkpoint, of step {left}, led there"
             fix += "; if that ends here again, from scratch with --overwrite"
-        raise errors.NumericsError(
-            f"{bad} consecutive steps were not finite (steps {first} to {now}); {good}",
-            str(self._workdir),
-            fix,
-        )
+        return errors.NumericsError(f"{what}; {good}", str(self._workdir), fix)

@@ -18,7 +18,7 @@ from defi_jax import errors, partition
 
 # Parts of a train state whose large arrays are split.
 SHARDED_GROUPS = r"(params|frozen|ema_params|opt_state|extra)(/|$)"
-REPLICATED_GROUPS = r"(step|rng|bad_steps|skipped_steps)$"
+REPLICATED_GROUPS = r"(step|rng|bad_steps|skipped_steps)$|spikes/"
 
 
 @dataclasses.dataclass(frozen=True)

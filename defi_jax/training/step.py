@@ -16,7 +16,7 @@ import optax
 from defi_jax.array_typing import Params
 from defi_jax.checkpoints.train_state import TrainState, merge_params, split_params
 from defi_jax.objectives import base
-from defi_jax.training import optimizer, sharding
+from defi_jax.training import optimizer, sharding, spikes
 
 # The program that makes the state runs once and has a random kernel for every parameter: XLA's
 # optimizations for the CPU take longer than they save.
@@ -38,6 +38,7 @@ def init_state(rng: jax.Array, *, objective: base.Objective, config: Any) -> Tra
         rng=run_rng,
         bad_steps=jnp.zeros((), jnp.int32),
         skipped_steps=jnp.zeros((), jnp.int32),
+        spikes=spikes.init(config.optimizer),
     )
 
 
@@ -46,7 +47,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update on one global batch.
 
-    A step whose loss or gradient norm is not finite changes nothing but the counters.
+    A step whose loss or gradient norm is not finite, or a spike (`spikes`), changes nothing but the
+    counters.
 
     Returns:
         The next state, and scalars to log.
@@ -58,23 +60,13 @@ def train_step(
     )
     norms = optimizer.gradient_norms(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norms["grad_norm"])
+    is_spike, history = spikes.judge(state.spikes, state.step, loss, norms["grad_norm"], numbers)
+    is_good = is_finite & ~is_spike
 
-    tx = optimizer.make_optimizer(numbers, config.steps)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
-    # The objective sees all parameters, but only trained ones may change.
-    params, extra = objective.after_step(
-        merge_params(params, state.frozen), extra, state.step + 1, after_rng
-    )
-    params, _ = split_params(params, objective.is_trainable)
-    num_updates = state.step - state.skipped_steps
-    ema = state.ema_params
-    if ema is not None:
-        ema = optimizer.update_ema(ema, params, num_updates, numbers.ema_decay)
-
-    new = (params, ema, opt_state, extra)
+    num_updates, rate = state.step - state.skipped_steps, spikes.rate(state.spikes)
+    new = _updated(state, grads, extra, after_rng, objective, config, num_updates, rate)
     old = (state.params, state.ema_params, state.opt_state, state.extra)
-    params, ema, opt_state, extra = jax.tree.map(functools.partial(jnp.where, is_finite), new, old)
+    params, ema, opt_state, extra = jax.tree.map(functools.partial(jnp.where, is_good), new, old)
     next_state = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -83,17 +75,47 @@ def train_step(
         opt_state=opt_state,
         extra=extra,
         bad_steps=jnp.where(is_finite, 0, state.bad_steps + 1),
-        skipped_steps=state.skipped_steps + jnp.where(is_finite, 0, 1),
+        skipped_steps=state.skipped_steps + jnp.where(is_good, 0, 1),
+        spikes=history,
     )
     scalars = {
         **values,
         **norms,
         "loss": loss,
-        "learning_rate": optimizer.make_schedule(numbers, config.steps)(num_updates),
+        "learning_rate": rate * optimizer.make_schedule(numbers, config.steps)(num_updates),
         "bad_steps": next_state.bad_steps,
         "skipped_steps": next_state.skipped_steps,
     }
+    if history:
+        scalars["rate_cuts"] = history["cuts"]
     return next_state, scalars
+
+
+def _updated(
+    state: TrainState,
+    grads: Params,
+    extra: Any,
+    rng: jax.Array,
+    objective: base.Objective,
+    config: Any,
+    num_updates: jax.Array,
+    rate: jax.Array,
+) -> tuple[Params, Params | None, Any, Any]:
+    """Returns parameters, their average, optimizer state and extra after an update."""
+    tx = optimizer.make_optimizer(config.optimizer, config.steps)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    if state.spikes:
+        updates = jax.tree.map(lambda update: rate.astype(update.dtype) * update, updates)
+    params = cast(Params, optax.apply_updates(state.params, updates))
+    # The objective sees all parameters, but only trained ones may change.
+    params, extra = objective.after_step(
+        merge_params(params, state.frozen), extra, state.step + 1, rng
+    )
+    params, _ = split_params(params, objective.is_trainable)
+    ema = state.ema_params
+    if ema is not None:
+        ema = optimizer.update_ema(ema, params, num_updates, config.optimizer.ema_decay)
+    return params, ema, opt_state, extra
 
 
 def compute_gradient(

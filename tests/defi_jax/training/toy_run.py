@@ -56,6 +56,10 @@ def config(**changes):
                 "grad_clip_norm": 1.0,
                 "accumulation_steps": 1,
                 "ema_decay": 0.9,
+                "spike_factor": 0.0,
+                "spike_window": 20,
+                "spike_skips": 2,
+                "spike_cuts": 1,
             },
         }
     )
