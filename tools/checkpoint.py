@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from defi_jax import errors
+from defi_jax import config_keys, errors
 from defi_jax.checkpoints import copying, digests, manager
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.training import same_run
@@ -52,6 +52,7 @@ def inspect(path: str, step: int | None) -> Result:
             **{name: metadata.get(name) for name in _FACTS},
             "config": {name: config.get(name) for name in _CONFIG},
             "origins": _origins(metadata),
+            "config_changes": metadata.get("config_history", []),
             "trained_on": [one["name"] for one in metadata.get("trained_on", [])],
             "parts": _by_part(leaves),
         },
@@ -78,7 +79,7 @@ def copy(path: str, step: int | None, destination: str) -> Result:
     copied = {}
     again = "when it can be reached again, the same command goes on from there"
     with errors.StorageError.instead_of(OSError, "the copy was stopped", target, again):
-        _copy_config(root.parent / same_run.CONFIG_FILE, target / same_run.CONFIG_FILE)
+        _copy_config(root.parent, target)
         for number in steps:
             there = target / manager.DIRECTORY / str(number)
             copied[str(number)] = copying.copy_step(root / str(number), there)
@@ -140,15 +141,27 @@ def _item_size(dtype: str) -> int:
 
 
 def _copy_config(source: epath.Path, target: epath.Path) -> None:
-    if not source.exists():
+    """Copies config and history of a run, over older ones of the same run."""
+    if not (source / same_run.CONFIG_FILE).exists():
         return
-    text = source.read_text()
-    if target.exists() and target.read_text() != text:
+    if (target / same_run.CONFIG_FILE).exists() and _identity(source) != _identity(target):
         raise errors.UserError(
             "the destination holds another run", str(target), "name another destination"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (same_run.HISTORY_FILE, same_run.CONFIG_FILE):
+        if (source / name).exists():
+            (source / name).copy(target / name, overwrite=True)
+
+
+def _identity(workdir: epath.Path) -> dict[str, Any]:
+    """The keys of a run's config that never change."""
+    path, kinds = workdir / same_run.CONFIG_FILE, (ValueError, AttributeError)
+    with errors.DataError.instead_of(kinds, "damaged config", path, "restore it from a copy"):
+        values = config_keys.flatten(json.loads(path.read_text()))
+    known = {key: config_keys.find(key) for key in values}
+    identity = config_keys.Kind.IDENTITY
+    return {key: values[key] for key, one in known.items() if one and one.kind is identity}
 
 
 def _text(result: Mapping[str, Any]) -> str:
@@ -159,6 +172,10 @@ def _text(result: Mapping[str, Any]) -> str:
         lines.append(f"step {one['step']}: {one['files']} files, {size:.1f} MiB{seal}")
     facts = {name: newest[name] for name in _FACTS} | newest["config"]
     facts |= newest["origins"] | {"trained on": ", ".join(newest["trained_on"])}
+    facts |= {
+        f"changed at step {one['step']}: {one['key']}": f"{one['old']} -> {one['new']}"
+        for one in newest["config_changes"]
+    }
     lines += [f"newest, step {newest['step']}:"]
     lines += [f"  {name}: {json.dumps(value)}" for name, value in facts.items()]
     lines += [

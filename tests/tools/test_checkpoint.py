@@ -19,10 +19,17 @@ REPO = pathlib.Path(__file__).parents[2]
 CONFIG = {
     "preset": "tiny",
     "steps": 9,
+    "seed": 3,
     "init": {"gfdm": "runs/gfdm", "gidm": ""},
     "weights": {"svd_vae": "W/vae"},
 }
-FACTS = {"objective": "toy", "mesh": {"fsdp": 8}, "trained_on": [{"name": "a"}], "config": CONFIG}
+FACTS = {
+    "objective": "toy",
+    "mesh": {"fsdp": 8},
+    "trained_on": [{"name": "a"}],
+    "config": CONFIG,
+    "config_history": [{"step": 1, "key": "steps", "old": 5, "new": 9}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,7 @@ def test_inspect_says_what_the_run_is_and_what_its_parts_are(original):
     assert newest["parts"]["params/net"] == {"leaves": 3, "numbers": 548, "bytes": 2192}
     assert newest["parts"]["params/codebook"]["leaves"] == 1
     assert "params/net: 3 leaves" in text and 'trained on: "a"' in text
+    assert 'changed at step 1: steps: "5 -> 9"' in text
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/2"])
@@ -83,7 +91,11 @@ def test_copy_makes_a_workdir_and_refuses_that_of_another_run(original, tmp_path
     assert checkpoint.verify(str(tmp_path / "new"), None)[0]["damage"] == {}
     again, text = checkpoint.copy(str(original), 2, str(tmp_path / "new"))
     assert again["files_copied"] == {"2": 0} and text == "step 2: was there"
-    (tmp_path / "new" / same_run.CONFIG_FILE).write_text("{}")
+    # Of the same run at another time: the newer config counts. Of another run: refused.
+    (tmp_path / "new" / same_run.CONFIG_FILE).write_text(json.dumps(CONFIG | {"steps": 5}))
+    checkpoint.copy(str(original), 2, str(tmp_path / "new"))
+    assert (tmp_path / "new" / same_run.CONFIG_FILE).read_text() == json.dumps(CONFIG)
+    (tmp_path / "new" / same_run.CONFIG_FILE).write_text(json.dumps(CONFIG | {"seed": 4}))
     with pytest.raises(errors.UserError, match="holds another run"):
         checkpoint.copy(str(original), None, str(tmp_path / "new"))
 
