@@ -188,10 +188,9 @@ class Loader:
         """
         if isinstance(self.batches, stream_batches.StreamBatches):
             raise errors.UserError(
-                "samples of streamed data have no numbers, so that features could be kept or a "
-                "batch rebuilt",
+                "samples of streamed data have no numbers to keep features or rebuild a batch by",
                 "data.root",
-                f"{mixtures.STORE_ONLY}; or train with --config.cache_features=False",
+                f"give --config.cache_features=False, or {mixtures.STORE_ONLY}",
             )
         return self.batches
 
