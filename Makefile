@@ -21,14 +21,14 @@ demo: setup
 	$(BIN)/python launch/demo.py --output=$(RUN) --video="$(DEMO_VIDEO)" $(DEMO_FLAGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Of the tests, those that type the blocks of README.md and docs/, at reduced size
 test-docs: setup
 	$(BIN)/python -m pytest tests/test_docs.py
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Conversion through Apache Beam, whose direct runner wants an environment of its own
 test-beam:

@@ -1,6 +1,12 @@
-"""A tiny RLDS writer, independent of the reader under test; TFDS writes the descriptions."""
+"""How tests compile; a tiny RLDS writer, independent of the reader under test."""
 
+import collections
+import os
 import struct
+
+# Programs of tests run once: their compilation is what takes time. Read by jax when it is imported,
+# here and in the processes that tests start; the demo is compiled as users compile it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import numpy as np
 import pytest
@@ -9,6 +15,12 @@ from tensorflow_datasets.core import dataset_info
 
 from data_pipelines.formats import image as image_lib
 from data_pipelines.formats import tfrecord
+
+
+def pytest_collection_modifyitems(items):
+    """Files of slow tests come first: were they last, one worker would wait for the other."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def _varint(value: int) -> bytes:
@@ -87,7 +99,7 @@ def features(state_dim: int = 7) -> tfds.features.FeaturesDict:
 
 
 class RldsWriter:
-    """Writes a dataset folder; every part of it can be spoilt afterwards."""
+    """Writes a dataset folder by TFDS's descriptions; every part of it can be spoilt afterwards."""
 
     def __init__(self, root):
         self.directory = root / "bridge_dataset" / "1.0.0"

@@ -13,15 +13,20 @@ import toy_run
 from defi_jax.checkpoints import manager
 
 EVALUATED = {
-    "gfdm": {"psnr", "ssim", "psnr_repeat"},
     "gidm": {"reconstruction", "reconstruction_copy", "code_usage", "code_perplexity"},
     "joint": {"action_mse", "action_mae", "action_mae/dim0"},
+}
+# Three processes compile each stage, and what is tested does not depend on the UNet's height. The
+# video model alone would add no way for processes to differ: it is a part of joint.
+CHANGES = {
+    "gidm": {},
+    "joint": real_stages.below("model.gfdm", real_stages.ONE_FLOOR),
 }
 pytestmark = pytest.mark.slow
 
 
 def start(name, workdir, devices, **environ):
-    env = real_stages.environment(devices, **environ)
+    env = real_stages.environment(devices, CHANGES=json.dumps(CHANGES[name]), **environ)
     command = [
         sys.executable,
         str(real_stages.REPO / "launch/train.py"),
@@ -57,7 +62,7 @@ def numbers(workdir):
     }
 
 
-@pytest.mark.parametrize("name", ["gidm", "gfdm", "joint"])
+@pytest.mark.parametrize("name", ["gidm", "joint"])
 def test_two_processes_measure_what_one_does(tmp_path, name):
     finish([start(name, tmp_path / "one", devices=2)])
     address = f"127.0.0.1:{free_port()}"
