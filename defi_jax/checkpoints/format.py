@@ -89,6 +89,22 @@ def verified_documents(path: epath.Path, may_lack: str = "") -> dict[str, Any]:
     return read_documents(path)
 
 
+def damage(path: epath.Path, may_lack: str = "") -> str:
+    """Says what is wrong with a step, "" if nothing is.
+
+    Changed and missing files are named where file digests were written, which is nearly always;
+    else every array is read and the leaves are named whose digest differs.
+    """
+    try:
+        documents = verified_documents(path, may_lack)
+        if not digests.digests_path(path).exists():
+            leaves = documents["integrity"]["leaves"]
+            read_items(path, dict.fromkeys(leaf.split("/")[0] for leaf in leaves), leaves)
+    except errors.DataError as error:
+        return error.what
+    return ""
+
+
 def read_documents(path: epath.Path) -> dict[str, Any]:
     """Returns the JSON items of a step after checking their own digests."""
     documents = {}

@@ -13,7 +13,6 @@ import re
 
 from etils import epath
 
-from defi_jax import errors
 from defi_jax.checkpoints import digests
 from defi_jax.checkpoints import format as checkpoint_format
 
@@ -45,7 +44,7 @@ def settle(root: epath.Path) -> None:
     if not root.is_dir():
         return
     for path in unmarked(root):
-        problem = _problem(path)
+        problem = checkpoint_format.damage(path, may_lack=checkpoint_format.COMMIT_MARKER)
         if not problem:
             logging.warning("%s: every digest agrees; its lost commit marker is restored", path)
             _restore_marker(path)
@@ -56,7 +55,7 @@ def settle(root: epath.Path) -> None:
         else:
             kept = _free_name(path, "incomplete")
             logging.warning(
-                "%s: damaged checkpoint without commit marker: %s; kept as %s",
+                "%s: no commit marker, %s; kept as %s",
                 *(path, problem, kept.name),
             )
             path.rename(kept)
@@ -88,20 +87,6 @@ def set_apart(step_path: epath.Path, suffix: str) -> None:
     """Renames a step to `<step>.<suffix>`, so that the run can write it again."""
     step_path.rename(_free_name(step_path, suffix))
     digests.digests_path(step_path).unlink(missing_ok=True)
-
-
-def _problem(path: epath.Path) -> str:
-    """What is wrong with a folder beside its marker: every file is read, or every array."""
-    marker = checkpoint_format.COMMIT_MARKER
-    try:
-        documents = checkpoint_format.verified_documents(path, may_lack=marker)
-        if not digests.digests_path(path).exists():
-            leaves = documents["integrity"]["leaves"]
-            items = dict.fromkeys(leaf.split("/")[0] for leaf in leaves)
-            checkpoint_format.read_items(path, items, leaves)
-    except errors.DataError as error:
-        return error.what.removeprefix("damaged checkpoint: ")
-    return ""
 
 
 def _restore_marker(path: epath.Path) -> None:

@@ -1,6 +1,7 @@
 """One line for a failed save, not the thousands that the checkpoint library adds to it."""
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,21 @@ def silenced() -> Iterator[None]:
     Its storage layer also prints one for each write that was under way, as their event loop is
     gone, through the hooks of errors that nobody catches, which end a process of many.
     """
-    logger, hook, unraisable = logging.getLogger("absl"), sys.excepthook, sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    hook, unraisable = sys.excepthook, sys.unraisablehook
+    dropped = 0
 
     def wanted(record: logging.LogRecord) -> bool:
-        return not (record.levelno >= logging.ERROR and "orbax" in record.pathname)
+        nonlocal dropped
+        if record.levelno < logging.ERROR:
+            return True
+        if record.name == "asyncio":
+            text = record.getMessage()
+            is_noise = "never retrieved" in text and ("orbax" in text or "zarr" in text)
+        else:
+            is_noise = "orbax" in record.pathname
+        dropped += is_noise
+        return not is_noise
 
     def is_noise(error: Any) -> bool:
         return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
@@ -30,10 +42,14 @@ def silenced() -> Iterator[None]:
         if not is_noise(what.exc_value):
             unraisable(what)
 
-    logger.addFilter(wanted)
+    for logger in loggers:
+        logger.addFilter(wanted)
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        if dropped:
+            gc.collect()  # asyncio speaks when it forgets what failed
+        for logger in loggers:
+            logger.removeFilter(wanted)
         sys.excepthook, sys.unraisablehook = hook, unraisable

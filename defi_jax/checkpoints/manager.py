@@ -247,9 +247,12 @@ class Checkpointer:
         except Exception as error:  # whatever a background thread of the library met
             self._count_failure(error)
             return error
-        if self._in_flight is not None:
-            self._failures, self._last_good = 0, self._in_flight
-        self._in_flight = None
+        step, self._in_flight = self._in_flight, None
+        if step is not None:
+            self._failures, self._last_good = 0, step
+            if jax.process_index() == 0:
+                with contextlib.suppress(Exception):  # then the next start does it
+                    leftovers.acknowledge(self.directory / str(step))
         return None
 
     def _count_failure(self, error: Exception) -> None:
@@ -348,32 +351,13 @@ def committed_steps(path: str | epath.Path) -> list[int]:
     )
 
 
-def damage(path: str | epath.Path, step: int) -> str:
-    """Says what is wrong with a step, "" if nothing is.
-
-    Changed and missing files are named where file digests were written, which is nearly always;
-    else every array is read and the leaves are named whose digest differs.
-    """
-    step_path = _root(checkpoint_format.absolute(path)) / str(step)
-    try:
-        documents = checkpoint_format.verified_documents(step_path)
-        if digests.digests_path(step_path).exists():
-            return ""
-        leaves = documents["integrity"]["leaves"]
-        items = dict.fromkeys(leaf.split("/")[0] for leaf in leaves)
-        checkpoint_format.read_items(step_path, items, leaves)
-    except errors.DataError as error:
-        return error.what
-    return ""
-
-
 def latest_verified_step(path: str | epath.Path) -> int | None:
     """The newest step that verifies: the only one that exporters and evaluators may use."""
     for step in reversed(committed_steps(path)):
-        problem = damage(path, step)
+        step_path = _root(checkpoint_format.absolute(path)) / str(step)
+        problem = checkpoint_format.damage(step_path)
         if not problem:
             return step
-        step_path = _root(checkpoint_format.absolute(path)) / str(step)
         logging.warning("%s: %s; trying the step before", problem, step_path)
     return None
 
