@@ -54,8 +54,9 @@ def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
             f"the workdir holds files, but no run's {name}", str(path), "name another one"
         )
     if overwrite:
+        exists = path.exists()  # before another process, done with this, makes it
         processes.barrier("the workdir is looked at")
-        if path.exists():
+        if exists:
             with workdir_lock.WorkdirLock(path):
                 if processes.is_primary():
                     _delete_run(path)

@@ -5,7 +5,7 @@ import jax
 import pytest
 import toy_run
 
-from defi_jax import errors
+from defi_jax import errors, processes
 from defi_jax.checkpoints import manager
 from defi_jax.training import loop, start
 
@@ -36,6 +36,18 @@ def test_somebody_elses_folder_is_refused(tmp_path):
         with pytest.raises(errors.UserError, match=r"no run's config.json"):
             start.claim_workdir(str(tmp_path), overwrite=overwrite)
     assert (tmp_path / "checkpoints").exists()
+
+
+def test_a_workdir_that_another_process_makes_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    waits = []
+
+    def barrier(name):  # stands for the other process, which goes on at once
+        waits.append(name)
+        (tmp_path / "new").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(processes, "barrier", barrier)
+    start.claim_workdir(str(tmp_path / "new"), overwrite=True)
+    assert waits == ["the workdir is looked at"]  # the other would never come to a second
 
 
 def test_claiming_makes_nothing(tmp_path):
