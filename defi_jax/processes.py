@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 
 import jax
+from jax._src.clusters import cloud_tpu_cluster  # no public door
 from jax.experimental import multihost_utils
 
 from defi_jax import errors, peers
@@ -56,7 +57,8 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
             DEFI_HEARTBEAT_SECONDS, after which a silent process counts as lost (15).
     """
     several_workers = "," in environ.get(_TPU_WORKERS, "")
-    if not several_workers and not any(name in environ for name in _CLUSTER_VARIABLES):
+    said_so = several_workers or any(name in environ for name in _CLUSTER_VARIABLES)
+    if not said_so and (_TPU_WORKERS in environ or not _on_tpu_pod()):
         return
     num_processes, process_id = _place(environ)
     heartbeat = environ.get(_HEARTBEAT, str(_HEARTBEAT_SECONDS))
@@ -74,6 +76,12 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
         global _peers
         index, count = jax.process_index(), jax.process_count()
         _peers = peers.Peers(index, count, float(heartbeat), die)
+
+
+def _on_tpu_pod() -> bool:
+    """Whether this is a TPU VM with others: its metadata say so, its environment does not."""
+    cluster = cloud_tpu_cluster.GceTpuCluster
+    return cluster.is_env_present() and cluster.get_process_count() > 1
 
 
 def _place(environ: Mapping[str, str]) -> tuple[int | None, int | None]:
@@ -115,6 +123,8 @@ def die(error: BaseException | None) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone
         if isinstance(error, errors.UserError):
             print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):  # before the loop listens to it
+            print("error: interrupted", file=sys.stderr)
         elif error is not None:
             traceback.print_exception(error)
         logging.shutdown()
@@ -127,6 +137,8 @@ def exit_code(error: BaseException | None) -> int:
     """Exit code of a process that ends with `error` (design: 'Exit codes')."""
     if isinstance(error, errors.UserError):
         return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
     return 0 if error is None else 1
 
 

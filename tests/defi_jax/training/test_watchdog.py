@@ -9,6 +9,7 @@ import time
 
 import jax
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from defi_jax import errors, processes
 from defi_jax.training import watchdog
@@ -150,6 +151,17 @@ def test_a_known_cluster_says_it_itself(joined):
     assert (joined[0]["num_processes"], joined[0]["process_id"]) == (None, None)
 
 
+@pytest.mark.parametrize(("hosts", "calls"), [("10.0.0.2,10.0.0.3", 1), ("10.0.0.2", 0)])
+def test_a_tpu_vm_asks_its_metadata_whether_there_are_others(joined, monkeypatch, hosts, calls):
+    # No TPU VM is at hand: what its metadata server says, as jax reads it.
+    metadata = {"agent-worker-number": "1", "worker-network-endpoints": hosts, "tpu-env": ""}
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (metadata[key], 200))
+    processes.initialize({})
+    assert len(joined) == calls
+
+
 @pytest.mark.parametrize("number", [{}, {"JAX_PROCESS_ID": "first"}])
 def test_half_a_place_among_processes_is_refused(joined, number):
     environ = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", **number}
@@ -166,6 +178,10 @@ def test_the_heartbeat_may_be_longer(joined):
         with pytest.raises(errors.UserError, match="DEFI_HEARTBEAT_SECONDS"):
             processes.initialize(environ | {"DEFI_HEARTBEAT_SECONDS": text})
     assert len(joined) == 1
+
+
+def test_ctrl_c_before_the_loop_listens_has_its_code():
+    assert processes.exit_code(KeyboardInterrupt()) == 130
 
 
 def test_an_error_of_one_process_alone_passes_through():
