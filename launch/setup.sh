@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the virtual environment $VENV with all pinned packages, and those of the file $EXTRA, and
-# software OpenGL where it lacks.
+# Makes the virtual environment $VENV with all pinned packages, and those of the files that $EXTRA
+# lists, and software OpenGL where it lacks.
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
@@ -34,8 +34,10 @@ if ! ldconfig -p | grep -qE 'libOSMesa\.so|libEGL\.so'; then
 fi
 
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+extra=()
+for file in ${EXTRA:-}; do extra+=(-r "$file"); done
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-  -r requirements.txt -r requirements-dev.txt ${EXTRA:+-r "$EXTRA"}
+  -r requirements.txt -r requirements-dev.txt ${extra[@]+"${extra[@]}"}
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
   --no-build-isolation -e . -e rollout
 echo "{\"setup_seconds\": $(($(date +%s) - start))}" >"$VENV/setup.json"
