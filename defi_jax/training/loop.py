@@ -84,7 +84,8 @@ def train(
         train_step = None
         if int(state.step) < config.steps:
             batches.prefetch()
-            train_step = step.compile_step(config, objective, mesh, abstract)
+            with watch.ledger.during("compile"):
+                train_step = step.compile_step(config, objective, mesh, abstract)
         held_out = device_batches.HeldOut(held_out, config.eval_batches, eval_spec, mesh)
         run = periodic_lib.Duties(config, objective, workdir, watch, checkpoints, facts, held_out)
         stack.callback(run.close)
@@ -118,11 +119,12 @@ def _loop(
 
         assert train_step is not None
         batch = batches.take()
-        with jax.transfer_guard("disallow"):
+        with watch.ledger.during("dispatch"), jax.transfer_guard("disallow"):
             state, scalars = train_step(state, batch)
         now += 1
         # While the devices work: read the next batch, then the numbers of the step before.
         with watch.phase("data"):
             batches.prefetch()
-        starved = batches.read_seconds if scalars["loss"].is_ready() else 0.0
-        run.report_late(now, scalars, starved, batches.replaced)
+        if scalars["loss"].is_ready():  # the devices may have waited for that batch
+            watch.ledger.move(batches.read_seconds, "device", "data_wait")
+        run.report_late(now, scalars, batches.replaced)

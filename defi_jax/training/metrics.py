@@ -138,49 +138,6 @@ class MetricWriter:
             (folder / name.replace("/", "_")).write_bytes(data)
 
 
-class Progress:
-    """Means over the steps since the last report, with speed, time left and waiting for data."""
-
-    def __init__(self, first_step: int, total_steps: int):
-        self._total = total_steps
-        self._restart(first_step)
-
-    def add(self, values: Mapping[str, Any], data_wait: float) -> None:
-        """Takes a step's metrics and the seconds the devices may have waited for its batch."""
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(float(value))
-        self._data_wait += data_wait
-
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was not training, such as an evaluation."""
-        self._start += seconds
-
-    def report(self, step: int) -> dict[str, float]:
-        """Returns the means, of the finite values where there are any, and logs one line."""
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        means = {name: _finite_mean(values) for name, values in self._values.items()}
-        speed = (step - self._first) / seconds
-        means["steps_per_second"] = speed
-        means["data_wait_share"] = min(1.0, self._data_wait / seconds)
-        left = (self._total - step) / speed if speed else math.inf
-        logging.info(
-            "step %d/%d %3.0f%%  loss %.4g  %.3g s/step  left %s  data wait %.0f%%",
-            step,
-            self._total,
-            100 * step / self._total,
-            means["loss"],
-            1 / speed if speed else math.inf,
-            format_seconds(left),
-            100 * means["data_wait_share"],
-        )
-        self._restart(step)
-        return means
-
-    def _restart(self, step: int) -> None:
-        self._first, self._start, self._data_wait = step, time.monotonic(), 0.0
-        self._values: dict[str, list[float]] = {}
-
-
 class _TensorBoard:
     def __init__(self, directory: str):
         self._writer = _import("tensorboard").SummaryWriter(directory)
@@ -254,11 +211,6 @@ def format_seconds(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def _finite_mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _kept_lines(path: epath.Path, start_step: int) -> list[str]:

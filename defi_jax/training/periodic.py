@@ -3,7 +3,6 @@
 import collections
 import logging
 import statistics
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from defi_jax import errors
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import device_batches, metrics, watchdog
+from defi_jax.training import device_batches, metrics, progress, watchdog
 
 # A loss this many times its running median above it was computed from ruined parameters.
 _FAR = 100.0
@@ -54,8 +53,9 @@ class Duties:
         self._watch, self._checkpoints, self._held_out = watch, checkpoints, held_out
         self._facts = facts
         self._writer = metrics.MetricWriter(workdir, config, facts["step"])
-        self._progress = metrics.Progress(facts["step"], config.steps)
-        self._pending: tuple[int, Any, float, Mapping[str, int]] | None = None
+        work = progress.Work.of(config, objective)
+        self._progress = progress.Progress(facts["step"], config.steps, work, watch.ledger)
+        self._pending: tuple[int, Any, Mapping[str, int]] | None = None
         self._losses: collections.deque[float] = collections.deque(maxlen=_MEDIAN_OVER)
         # Steps after which the parameters are known to be good, by the loss that they gave.
         self._good_after, self._cuts = facts["step"] - 1, 0
@@ -72,7 +72,6 @@ class Duties:
         self.report_pending()
         if now == self._facts["last_eval_step"] or not self._held_out:
             return
-        start = time.monotonic()
         rng = jax.random.key(self._config.seed)  # always the same, so that results can be compared
         try:
             with self._watch.phase("eval"):
@@ -85,7 +84,6 @@ class Duties:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in output.scalars.items())
             logging.info("eval at step %d  %s", now, shown)
             self._facts = {**self._facts, "last_eval_step": now}
-        self._progress.pause(time.monotonic() - start)
 
     def _watched_batches(self) -> Iterator[Any]:
         for batch in self._held_out:
@@ -103,17 +101,14 @@ class Duties:
         if self._good_after < now - 1 and not is_end:
             logging.warning("step %d is not saved: it was not a good one", now)
             return
-        start = time.monotonic()
         self._facts = {**self._facts, "step": now}
         with self._watch.phase("save"):
             self._checkpoints.save(state, metadata=self._facts, data_state=data_state)
-        self._progress.pause(time.monotonic() - start)
 
     def report_late(
         self,
         now: int,
         scalars: Mapping[str, jax.Array],
-        starved: float,
         replaced: Mapping[str, int],
     ) -> None:
         """Reports the step before this one: its numbers are ready, so nothing waits for them.
@@ -121,11 +116,10 @@ class Duties:
         Args:
             now: steps taken, this one included.
             scalars: what the step returned, on the devices.
-            starved: seconds the devices may have waited for the batch after this one.
             replaced: see `DeviceBatches.replaced`.
         """
         self.report_pending()
-        self._pending = (now, scalars, starved, replaced)
+        self._pending = (now, scalars, replaced)
 
     def report_pending(self) -> None:
         """Reads the numbers of the step in hand; logs when due.
@@ -135,9 +129,9 @@ class Duties:
         """
         if self._pending is None:
             return
-        (now, scalars, starved, replaced), self._pending = self._pending, None
+        (now, scalars, replaced), self._pending = self._pending, None
         values = jax.device_get(scalars)
-        self._progress.add(values, starved)
+        self._progress.add(values)
         if is_due(now, self._config.log_every) or now == self._config.steps:
             means = self._progress.report(now)
             with self._watch.phase("save"):  # a bucket may be slow

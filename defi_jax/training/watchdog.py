@@ -20,7 +20,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from defi_jax import peers, processes
-from defi_jax.training import stop_signals
+from defi_jax.training import ledger, stop_signals
 
 WATCHDOG_EXIT_CODE = peers.HANG_CODE
 
@@ -43,13 +43,21 @@ class Deadlines:
 _MEASURED_STEPS = 5  # the first ones wait for what is made once
 _SLOWEST_FACTOR = 10
 _STEP_PHASES = ("step", "data")
+# As what a phase's time counts.
+_KINDS = {
+    "startup": "startup",
+    "step": "device",
+    "data": "device",
+    "eval": "evaluation",
+    "save": "checkpoint",
+}
 _STOPPED_SECONDS = 5.0  # later than due by so much: the process itself was stopped (Ctrl-Z)
 
 
 class Supervisor:
     """Watches one training process; use as a context manager around the run.
 
-    `log_dir` is a local directory for `hang_<process>.txt`.
+    `log_dir` is a local directory for `hang_<process>.txt`; `ledger` says what time went into.
     """
 
     def __init__(self, log_dir: str, deadlines: Deadlines | None = None):
@@ -62,6 +70,7 @@ class Supervisor:
         self._slowest = 0.0
         self._stop = threading.Event()
         self._signals = stop_signals.StopSignals()
+        self.ledger = ledger.Ledger()
 
     def __enter__(self) -> "Supervisor":
         self._signals.__enter__()
@@ -107,6 +116,7 @@ class Supervisor:
     def _begin(self, phase: str) -> None:
         with self._lock:
             self._phase, self._since = phase, time.monotonic()
+        self.ledger.enter(_KINDS[phase])
         others = processes.others()
         if others is not None:
             others.phase = phase

@@ -22,7 +22,7 @@ from jax.experimental import topologies
 
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
-from defi_jax.training import flops, hardware, sharding, step
+from defi_jax.training import flops, hardware, progress, sharding, step
 from tools.plan import collectives as collectives_lib
 
 _UNKNOWN_CYCLES = 2**62
@@ -95,7 +95,7 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     chip, devices = find_devices(topology, num_slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
-    mathematics = _model_flops(config)
+    mathematics = progress.model_flops(config)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         abstract, _ = step.abstract_state(config, objective, mesh)
         plan = _before_compiling(config, topology, mesh, chip, abstract, mathematics)
@@ -212,21 +212,6 @@ def _before_compiling(
         loop_factor=mathematics.total / mathematics.loops_once,
         hbm_bytes_available=chip.hbm_bytes if chip else None,
     )
-
-
-def _model_flops(config: Any) -> flops.Flops:
-    """FLOPs of a step over all devices, nothing computed twice."""
-    config = config.copy_and_resolve_references()
-    forward = config.model.get("gfdm", config.model)
-    if "unet" in forward:
-        forward.unet.remat = "none"
-    objective = objectives.make(config)
-
-    def gradient(state: Any, batch: Any) -> Any:
-        return step.compute_gradient(state, batch, state.rng, objective=objective, config=config)
-
-    state = step.abstract_values(config, objective)
-    return flops.count(gradient, state, objective.batch_spec(config.global_batch))
 
 
 def _read_program(plan: Plan, compiled: jax.stages.Compiled, chip: hardware.Chip | None) -> None:

@@ -1,5 +1,4 @@
 import json
-import logging
 import math
 import sys
 import types
@@ -88,22 +87,6 @@ def test_a_run_that_goes_on_is_one_run_in_wandb(tmp_path, monkeypatch):
     first, second, other = (options["id"] for options in asked)
     assert first == second != other
     assert {options["resume"] for options in asked} == {"allow"}
-
-
-def test_progress_means_speed_and_waiting(monkeypatch, caplog):
-    now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    progress = metrics.Progress(10, 20)
-    progress.add({"loss": 1.0}, 0.5)
-    progress.add({"loss": math.nan}, 0.0)
-    progress.add({"loss": 2.0}, 0.5)
-    now[0] += 14.0
-    progress.pause(10.0)  # an evaluation
-    with caplog.at_level(logging.INFO):
-        report = progress.report(12)
-    assert report["loss"] == 1.5
-    assert report["steps_per_second"] == 0.5 and report["data_wait_share"] == 0.25
-    assert "step 12/20  60%" in caplog.text and "left 0:16" in caplog.text
 
 
 def test_seconds_are_readable():

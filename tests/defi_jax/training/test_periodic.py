@@ -6,7 +6,7 @@ import jax
 import pytest
 import toy_run
 
-from defi_jax.training import device_batches, periodic, sharding, step
+from defi_jax.training import device_batches, ledger, periodic, sharding, step
 
 
 def evaluate(tmp_path, stop_after):
@@ -20,6 +20,7 @@ def evaluate(tmp_path, stop_after):
     watch = types.SimpleNamespace(
         phase=lambda name: contextlib.nullcontext(),
         stop_requested=lambda: next(asked) >= stop_after,
+        ledger=ledger.Ledger(),
     )
     checkpoints = types.SimpleNamespace(
         save=lambda state, metadata, data_state: saved.append(metadata)

@@ -52,13 +52,15 @@ def free_port():
 
 
 def numbers(workdir):
-    """What was measured, by (split, step, name), but for speed."""
+    """What was measured, by (split, step, name), but for speed and time."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return {
         (row["split"], row["step"], name): value
         for row in map(json.loads, lines)
         for name, value in row.items()
-        if name not in ("split", "step", "time", "steps_per_second", "data_wait_share")
+        if name not in ("split", "step", "time")
+        and not name.startswith("seconds/")
+        and not name.endswith("per_second")
     }
 
 
