@@ -41,7 +41,7 @@ FLOORS = {
         "collect latents streaming",
         "loading",
     ),
-    "tools": ("checkpoint data demo imagine plan", "report"),
+    "tools": ("checkpoint data demo imagine plan watch", "report"),
 }
 
 # The same for the files of a room; in rooms that are absent here no file imports another.

@@ -11,12 +11,17 @@ from collections.abc import Iterator, Mapping
 
 STEP_KINDS = ("data_wait", "dispatch", "device")
 KINDS = ("startup", "compile", *STEP_KINDS, "checkpoint", "evaluation")
+GOOD_KINDS = ("dispatch", "device")
+# Of a run that was restarted: steps that had to be done again; time between its processes, which
+# includes what the last one did after its last line.
+BETWEEN = ("lost", "away")
 
 
 class Ledger:
-    """Seconds of one process by kind, from its making on."""
+    """Seconds of one process by kind, from its making on, `began`, in seconds since 1970."""
 
     def __init__(self) -> None:
+        self.began = time.time()
         self._lock = threading.Lock()  # other threads read
         self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self._kind, self._since = "startup", time.monotonic()
@@ -54,3 +59,32 @@ class Ledger:
 def since(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
     """What was added by kind between two readings."""
     return {kind: seconds - before.get(kind, 0.0) for kind, seconds in now.items()}
+
+
+def carried(last: Mapping[str, float], kept: Mapping[str, float], began: float) -> dict[str, float]:
+    """Seconds of a run by kind before the process that goes on with it.
+
+    Args:
+        last: last line of the run's ledger, as `line` makes it, with its `time`; {} for none.
+        kept: last such line of the steps that the run goes on from.
+        began: when the process began, seconds since 1970.
+    """
+    if not last:
+        return {}
+    before = {kind: last[f"seconds/{kind}"] for kind in (*KINDS, *BETWEEN)}
+    for kind in STEP_KINDS:
+        lost = before[kind] - kept.get(f"seconds/{kind}", 0.0)
+        before[kind] -= lost
+        before["lost"] += lost
+    before["away"] += max(0.0, began - last["time"])
+    return before
+
+
+def line(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """What is reported of a whole run: seconds by kind, and the share of steps that count."""
+    total = {k: before.get(k, 0.0) + now.get(k, 0.0) for k in (*KINDS, *BETWEEN)}
+    good = sum(total[kind] for kind in GOOD_KINDS)
+    return {
+        "goodput": good / max(sum(total.values()), 1e-9),
+        **{f"seconds/{kind}": seconds for kind, seconds in total.items()},
+    }

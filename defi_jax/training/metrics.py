@@ -41,16 +41,24 @@ class MetricWriter:
         config: resolved config; `logging.tensorboard`, `logging.wandb` are read.
         start_step: the run goes on after this step; lines of later steps, left by a run that was
             killed after its last checkpoint, are dropped.
+
+    Attributes:
+        run_rows: lines of the split "run" that an earlier process of the run left: the last of all
+            and the last that is kept; {} where there is none.
     """
 
     def __init__(self, workdir: epath.Path, config: Any, start_step: int):
         self._active = processes.is_primary()
+        self.run_rows: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
         if not self._active:
             return
         self._workdir = epath.Path(workdir)
         self._path = self._workdir / FILE
         self._is_local = "://" not in str(workdir)
-        self._lines = _kept_lines(self._path, start_step)
+        rows = read(self._path)
+        kept = [row for row in rows if row["step"] <= start_step]
+        self.run_rows = (last(rows, "run"), last(kept, "run"))
+        self._lines = [json.dumps(row) + "\n" for row in kept]
         self._path.write_text("".join(self._lines))
         self._lines = [] if self._is_local else self._lines
         self._flushed, self._is_late = time.monotonic(), False
@@ -213,14 +221,20 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _kept_lines(path: epath.Path, start_step: int) -> list[str]:
+def read(path: epath.Path) -> list[dict[str, Any]]:
+    """Lines of a file of metrics, or of anything else by steps, without torn ones."""
     if not path.exists():
         return []
-    kept = []
+    rows = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= start_step:
-                kept.append(line + "\n")
+            row = json.loads(line)
+            rows.append({"step": int(row["step"]), **row})
         except (KeyError, TypeError, ValueError):
-            logging.warning("%s: dropped a torn line", path)
-    return kept
+            logging.warning("%s: a torn line", path)
+    return rows
+
+
+def last(rows: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    """The last line of a split; {} where there is none."""
+    return next((row for row in reversed(rows) if row.get("split") == split), {})

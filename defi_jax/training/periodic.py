@@ -13,7 +13,7 @@ from defi_jax import errors
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import device_batches, metrics, progress, watchdog
+from defi_jax.training import device_batches, ledger, metrics, progress, watchdog
 
 # A loss this many times its running median above it was computed from ruined parameters.
 _FAR = 100.0
@@ -55,6 +55,8 @@ class Duties:
         self._writer = metrics.MetricWriter(workdir, config, facts["step"])
         work = progress.Work.of(config, objective)
         self._progress = progress.Progress(facts["step"], config.steps, work, watch.ledger)
+        self._before = ledger.carried(*self._writer.run_rows, watch.ledger.began)
+        self._report_run(facts["step"])
         self._pending: tuple[int, Any, Mapping[str, int]] | None = None
         self._losses: collections.deque[float] = collections.deque(maxlen=_MEDIAN_OVER)
         # Steps after which the parameters are known to be good, by the loss that they gave.
@@ -104,6 +106,7 @@ class Duties:
         self._facts = {**self._facts, "step": now}
         with self._watch.phase("save"):
             self._checkpoints.save(state, metadata=self._facts, data_state=data_state)
+            self._report_run(now)  # what is lost with the steps after this one is told from here
 
     def report_late(
         self,
@@ -136,7 +139,11 @@ class Duties:
             means = self._progress.report(now)
             with self._watch.phase("save"):  # a bucket may be slow
                 self._writer.scalars(now, "train", {**means, **replaced})
+                self._report_run(now)
         self._check_numbers(now, values)
+
+    def _report_run(self, now: int) -> None:
+        self._writer.scalars(now, "run", ledger.line(self._before, self._watch.ledger.seconds()))
 
     def preempted(self, now: int) -> errors.Preempted:
         """Waits for the save and returns the error that ends a run that was asked to stop."""

@@ -216,15 +216,7 @@ class WorkdirLock:
         )
 
     def _read(self) -> Owner | None:
-        """Who holds the lock: None if nobody, the eldest of all if what stands there is torn."""
-        try:
-            text = self._path.read_text()
-        except FileNotFoundError:
-            return None
-        try:
-            return Owner(**json.loads(text))
-        except (ValueError, TypeError):
-            return Owner(token=text, host="unknown", pid=0, machine="", started=0.0, beat=0.0)
+        return owner(self._workdir)
 
     def _write(self) -> None:
         record = _record(dataclasses.replace(self._me, beat=time.time()))
@@ -233,6 +225,18 @@ class WorkdirLock:
             return
         with open(self._path, "r+") as file:  # in place
             file.write(record)
+
+
+def owner(workdir: epath.Path) -> Owner | None:
+    """Who holds the lock: None if nobody, the eldest of all if what stands there is torn."""
+    try:
+        text = (workdir / FILE).read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        return Owner(**json.loads(text))
+    except (ValueError, TypeError):
+        return Owner(token=text, host="unknown", pid=0, machine="", started=0.0, beat=0.0)
 
 
 def reach(workdir: epath.Path) -> None:

@@ -33,3 +33,26 @@ def test_every_second_counts_once(clock):
     }
     clock[0] += 1
     assert ledger.since(spent.seconds(), seconds)["device"] == 1
+
+
+def test_a_restart_tells_lost_steps_from_time_away():
+    def line(time, **seconds):
+        return {"time": time, **ledger.line({}, seconds)}
+
+    assert ledger.carried({}, {}, 50.0) == {}
+    kept = line(60.0, startup=10, device=40, data_wait=2, checkpoint=3)
+    last = line(100.0, startup=10, device=70, data_wait=6, checkpoint=9)
+    before = ledger.carried(last, kept, began=130.0)
+    assert {kind: n for kind, n in before.items() if n} == {
+        "startup": 10,
+        "device": 40,
+        "data_wait": 2,
+        "checkpoint": 9,
+        "lost": 34,
+        "away": 30,
+    }
+    after = ledger.line(before, {"startup": 5, "dispatch": 1, "device": 19})
+    assert after["seconds/startup"] == 15 and after["goodput"] == (40 + 20) / 150
+    # Killed again before the next checkpoint: what was lost once stays so.
+    again = ledger.carried({"time": 200.0, **after}, {"time": 60.0, **kept}, began=201.0)
+    assert (again["lost"], again["device"], again["away"]) == (54, 40, 31)

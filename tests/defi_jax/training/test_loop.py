@@ -96,10 +96,15 @@ def test_replaced_samples_are_in_the_metrics_by_their_reason(tmp_path, monkeypat
 
 def test_resume_drops_the_lines_of_lost_steps_and_keeps_the_rest(tmp_path):
     with pytest.raises(Killed):
-        train(tmp_path, loader=killed_at(4), steps=6)
+        train(tmp_path, loader=killed_at(6), steps=8, save_every=3)  # has reported step 4
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "torn')
-    train(tmp_path, steps=6)
-    assert [row["step"] for row in rows(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
+    train(tmp_path, steps=8, save_every=3)
+    assert [row["step"] for row in rows(tmp_path, "train")] == [*range(1, 9)]
+    ledger = rows(tmp_path, "run")
+    assert [row["step"] for row in ledger] == sorted(row["step"] for row in ledger)
+    assert ledger[0]["seconds/lost"] == 0 < ledger[-1]["seconds/lost"]  # steps done again
+    assert ledger[-1]["seconds/startup"] > ledger[0]["seconds/startup"] > 0  # of both starts
+    assert 0 < ledger[-1]["goodput"] < 1
 
 
 def test_losses_of_a_resumed_run_are_those_of_the_straight_one(tmp_path):

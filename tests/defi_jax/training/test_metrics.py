@@ -35,6 +35,14 @@ def test_lines_after_the_start_step_are_dropped(tmp_path):
     assert [row["step"] for row in lines(tmp_path)] == [1, 2]
 
 
+def test_the_runs_ledger_is_read_before_lines_are_dropped(tmp_path):
+    rows = [{"step": n, "split": split} for n in (1, 2, 3) for split in ("run", "train")]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last, kept = metrics.MetricWriter(tmp_path, toy_run.config(), 2).run_rows
+    assert (last["step"], kept["step"]) == (3, 2)
+    assert metrics.MetricWriter(tmp_path, toy_run.config(), 0).run_rows[1] == {}
+
+
 def test_media_can_be_read_back(tmp_path):
     video = np.zeros((3, 17, 21, 3), np.uint8)
     video[1] = 255

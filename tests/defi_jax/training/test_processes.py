@@ -58,7 +58,8 @@ def numbers(workdir):
         (row["split"], row["step"], name): value
         for row in map(json.loads, lines)
         for name, value in row.items()
-        if name not in ("split", "step", "time")
+        if row["split"] != "run"
+        and name not in ("split", "step", "time")
         and not name.startswith("seconds/")
         and not name.endswith("per_second")
     }

@@ -136,6 +136,6 @@ def test_a_run_says_what_it_went_through(tmp_path):
     (last,) = [
         row
         for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-        if row["step"] == 4
+        if row["step"] == 4 and row["split"] == "train"
     ]
     assert last["learning_rate"] == pytest.approx(5e-4)  # where the schedule of 2 steps ends

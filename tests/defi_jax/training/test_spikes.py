@@ -1,5 +1,3 @@
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +6,7 @@ import toy_run
 
 from defi_jax import errors
 from defi_jax.checkpoints import manager
-from defi_jax.training import loop, spikes
+from defi_jax.training import loop, metrics, spikes
 
 RULE = {"spike_factor": 3.0, "spike_window": 12, "spike_skips": 2, "spike_cuts": 1}
 
@@ -77,7 +75,7 @@ def train(workdir, steps):
 def test_a_run_skips_lowers_and_goes_on_the_same_after_a_stop(tmp_path):
     whole = train(tmp_path / "whole", steps=20)
     assert int(whole.skipped_steps) == 2 and int(whole.spikes["cuts"]) == 1
-    last = json.loads((tmp_path / "whole/metrics.jsonl").read_text().splitlines()[-1])
+    last = metrics.last(metrics.read(tmp_path / "whole/metrics.jsonl"), "train")
     assert last["rate_cuts"] == 1 and last["learning_rate"] == pytest.approx(0.5e-2)
     (tmp_path / "whole/checkpoints/20").rename(tmp_path / "20")
     (tmp_path / "whole/checkpoints/20.sha256.json").unlink()
