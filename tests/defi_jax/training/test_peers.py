@@ -33,7 +33,7 @@ def start(tmp_path):
             "JAX_NUM_PROCESSES": "2",
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_COORDINATOR_BIND_ADDRESS": address,
-            "DEFI_HEARTBEAT_SECONDS": "10",
+            "DEFI_HEARTBEAT_SECONDS": "30",  # other tests take the cores for seconds
         }
         for number in range(2):
             loader = {"seconds": 0.05, "harm": [HARMED_AT, harm] if number == harmed else None}
@@ -64,18 +64,18 @@ def end_of(process):
     ("harmed", "harm", "said"),
     [
         (0, "SIGKILL", "the coordinator or another process was lost"),
-        (1, "SIGSTOP", "process 1 gave no sign of life for 10 s"),
+        (1, "SIGSTOP", "process 1 gave no sign of life for 30 s"),
     ],
 )
 def test_a_lost_process_ends_the_others_with_77(start, tmp_path, harmed, harm, said):
-    processes = start(harmed, harm)
+    processes = start(harmed, harm, step_timeout=120.0)  # else the wait for it is a hang as well
     code, line = end_of(processes[1 - harmed])
     assert code == 77 and said in line
     assert manager.latest_verified_step(tmp_path / "run") in (5, 10)
 
 
 def test_a_hang_ends_all_with_124_and_the_stacks_of_all(start, tmp_path):
-    for process in start(1, "sleep", step_timeout=5.0):
+    for process in start(1, "sleep", step_timeout=20.0):
         code, line = end_of(process)
         assert code == 124 and "no progress: phase" in line
     stacks = [(tmp_path / f"run/logs/hang_{number}.txt").read_text() for number in range(2)]
