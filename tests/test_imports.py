@@ -25,7 +25,7 @@ FLOORS = {
     "defi_jax": (
         "errors",
         "peers",
-        "array_typing cli embodiment processes tensor_files",
+        "array_typing cli embodiment local_processes processes tensor_files",
         "batch config_keys partition diffusion",
         "models",
         "checkpoints objectives",

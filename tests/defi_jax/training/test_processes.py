@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -25,8 +24,12 @@ CHANGES = {
 pytestmark = pytest.mark.slow
 
 
-def start(name, workdir, devices, **environ):
-    env = real_stages.environment(devices, CHANGES=json.dumps(CHANGES[name]), **environ)
+def train(name, workdir, *flags):
+    env = real_stages.environment(
+        devices=2,
+        CHANGES=json.dumps(CHANGES[name]),
+        DEFI_HEARTBEAT_SECONDS="300",  # other tests take the cores
+    )
     command = [
         sys.executable,
         str(real_stages.REPO / "launch/train.py"),
@@ -36,19 +39,11 @@ def start(name, workdir, devices, **environ):
         "--config.steps=2",
         "--config.eval_batches=1",
         "--overwrite",
+        *flags,
     ]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-
-
-def finish(processes):
-    logs = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n\n".join(logs)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def numbers(workdir):
@@ -67,23 +62,9 @@ def numbers(workdir):
 
 @pytest.mark.parametrize("name", ["gidm", "joint"])
 def test_two_processes_measure_what_one_does(tmp_path, name):
-    finish([start(name, tmp_path / "one", devices=2)])
-    address = f"127.0.0.1:{free_port()}"
-    finish(
-        [
-            start(
-                name,
-                tmp_path / "two",
-                devices=1,
-                JAX_COORDINATOR_ADDRESS=address,
-                JAX_COORDINATOR_BIND_ADDRESS=address,
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(number),
-                DEFI_HEARTBEAT_SECONDS="300",  # other tests take the cores
-            )
-            for number in range(2)
-        ]
-    )
+    train(name, tmp_path / "one")
+    log = train(name, tmp_path / "two", "--num_processes=2")
+    assert all(f"[{index}] " in log for index in range(2))
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
     assert {("train", 2, "loss")} | {("eval", 2, value) for value in EVALUATED[name]} <= one.keys()
     assert two == pytest.approx(one, rel=1e-5)
