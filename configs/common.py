@@ -40,6 +40,8 @@ def base(objective: str, preset: str) -> ml_collections.ConfigDict:
     config.storage_timeout = 600.0  # seconds that the workdir may not be writable
     config.step_timeout = 30.0  # seconds; or ten times the slowest measured step
     config.max_consecutive_bad_steps = 10
+    config.profile_start = 0  # step after which some are traced; 0 for none but by SIGUSR1
+    config.profile_steps = 5  # how many
     config.compilation_cache_dir = ""  # "": beside the user's other caches
     config.logging = ml_collections.ConfigDict({"tensorboard": False, "wandb": False})
 

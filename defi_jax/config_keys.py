@@ -147,6 +147,8 @@ KEYS: dict[str, Key] = {
     "storage_timeout": _number(_LAYOUT, above=0, before=600),
     "step_timeout": _number(_LAYOUT, above=0, before=30),
     "max_consecutive_bad_steps": _whole(_LAYOUT, 1),
+    "profile_start": _whole(_LAYOUT, 0, before=0),
+    "profile_steps": _whole(_LAYOUT, 1, before=5),
     "compilation_cache_dir": _text(_LAYOUT),
     "logging.tensorboard": _flag(_LAYOUT),
     "logging.wandb": _flag(_LAYOUT),

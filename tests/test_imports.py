@@ -117,8 +117,8 @@ FILE_FLOORS = {
         "gfdm gidm joint",
     ),
     "defi_jax.training": (
-        "flops hardware ledger metrics optimizer sharding spikes warm_start stop_signals "
-        "workdir_lock",
+        "flops hardware ledger metrics optimizer profiling sharding spikes warm_start "
+        "stop_signals workdir_lock",
         "device_batches same_run step watchdog",
         "progress",
         "periodic start",

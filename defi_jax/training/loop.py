@@ -9,7 +9,7 @@ what was evaluated at n is written before it.
 Config keys read: steps, global_batch, seed, mesh, eval_every, eval_batches (0: no evaluation),
 save_every, log_every (0: never; the last step is always evaluated and saved), keep_checkpoints,
 max_failed_saves, storage_timeout, step_timeout, max_consecutive_bad_steps, compilation_cache_dir,
-logging, and those of `optimizer`.
+profile_start, profile_steps, logging, and those of `optimizer`.
 """
 
 import contextlib
@@ -117,6 +117,7 @@ def _loop(
         if stopping:
             raise run.preempted(now)
 
+        run.profile(now)
         assert train_step is not None
         batch = batches.take()
         with watch.ledger.during("dispatch"), jax.transfer_guard("disallow"):

@@ -13,7 +13,7 @@ from defi_jax import errors
 from defi_jax.checkpoints import manager
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
-from defi_jax.training import device_batches, ledger, metrics, progress, watchdog
+from defi_jax.training import device_batches, ledger, metrics, profiling, progress, watchdog
 
 # A loss this many times its running median above it was computed from ruined parameters.
 _FAR = 100.0
@@ -58,12 +58,15 @@ class Duties:
         self._before = ledger.carried(*self._writer.run_rows, watch.ledger.began)
         self._report_run(facts["step"])
         self._pending: tuple[int, Any, Mapping[str, int]] | None = None
+        directory = workdir / metrics.LOGS / profiling.DIRECTORY
+        self._profile = profiling.Window(directory, config.profile_start, config.profile_steps)
         self._losses: collections.deque[float] = collections.deque(maxlen=_MEDIAN_OVER)
         # Steps after which the parameters are known to be good, by the loss that they gave.
         self._good_after, self._cuts = facts["step"] - 1, 0
 
     def close(self) -> None:
         """Flushes what was reported."""
+        self._profile.close()
         self._writer.close()
 
     def evaluate(self, now: int, state: TrainState) -> None:
@@ -107,6 +110,12 @@ class Duties:
         with self._watch.phase("save"):
             self._checkpoints.save(state, metadata=self._facts, data_state=data_state)
             self._report_run(now)  # what is lost with the steps after this one is told from here
+
+    def profile(self, now: int) -> None:
+        """Begins or ends a window of traced steps, where one is due; before each step."""
+        outputs = self._pending and self._pending[1]
+        with self._watch.phase("save"):  # of a trace, at a window's end
+            self._profile.before_step(now, self._watch.profile_asked(), outputs)
 
     def report_late(
         self,

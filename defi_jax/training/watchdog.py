@@ -10,6 +10,7 @@ import dataclasses
 import faulthandler
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -71,15 +72,21 @@ class Supervisor:
         self._stop = threading.Event()
         self._signals = stop_signals.StopSignals()
         self.ledger = ledger.Ledger()
+        self._profile_asked, self._signal_before = threading.Event(), None
 
     def __enter__(self) -> "Supervisor":
         self._signals.__enter__()
+        if threading.current_thread() is threading.main_thread():
+            ask = self._profile_asked.set
+            self._signal_before = signal.signal(signal.SIGUSR1, lambda number, frame: ask())
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._stop.set()
         self._signals.__exit__(kind, error, trace)
+        if self._signal_before is not None:
+            signal.signal(signal.SIGUSR1, self._signal_before)
         if error is not None and jax.process_count() > 1:
             processes.die(error)
 
@@ -133,6 +140,12 @@ class Supervisor:
     def stop_requested(self) -> bool:
         """Whether a run of one process was asked to; for work that may be cut short."""
         return self._signals.asked()
+
+    def profile_asked(self) -> bool:
+        """Whether SIGUSR1 came since the last time that this was asked."""
+        asked = self._profile_asked.is_set()
+        self._profile_asked.clear()
+        return asked
 
     def _watch(self) -> None:
         others = processes.others()

@@ -40,6 +40,8 @@ def config(**changes):
             "storage_timeout": 600.0,
             "step_timeout": 30.0,
             "max_consecutive_bad_steps": 3,
+            "profile_start": 0,
+            "profile_steps": 5,
             "compilation_cache_dir": PROGRAMS,
             "logging": {"tensorboard": False, "wandb": False},
             "optimizer": {
