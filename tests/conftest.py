@@ -2,6 +2,7 @@
 
 import collections
 import os
+import signal
 import struct
 
 # Programs of tests run once: their compilation is what takes time. Read by jax when it is imported,
@@ -15,6 +16,10 @@ from tensorflow_datasets.core import dataset_info
 
 from data_pipelines.formats import image as image_lib
 from data_pipelines.formats import tfrecord
+
+# A suite in the background of a shell inherits these as ignored, and so would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
