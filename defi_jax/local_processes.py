@@ -43,10 +43,9 @@ def run(
         UserError: `environ` names a place among processes, or devices that are no CPUs or cannot be
             shared evenly.
     """
-    environments = _environments(count, environ)
     started, printers = [], []
     with _passed_on(started):
-        for index, variables in enumerate(environments):
+        for index, variables in enumerate(environments(count, environ)):
             process = subprocess.Popen(
                 command,
                 env=variables,
@@ -76,8 +75,12 @@ def worst_code(codes: Sequence[int]) -> int:
     return own[0] if own else max(codes, default=0)
 
 
-def _environments(count: int, environ: Mapping[str, str]) -> list[dict[str, str]]:
-    """Returns the environment of each process, with its place and its share of the devices."""
+def environments(count: int, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Returns the environment of each process, with its place and its share of the devices.
+
+    Raises:
+        UserError: as `run`.
+    """
     flag = f"--num_processes={count}"
     if count < 1:
         raise errors.UserError(f"{count} processes", "--num_processes", "give 1 or more")

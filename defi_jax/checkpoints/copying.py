@@ -77,7 +77,7 @@ def _claim(target: epath.Path, wanted: dict[str, str]) -> None:
             "the destination holds another checkpoint", str(target), "name another destination"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    digests.write_whole(path, wanted)
+    digests.write_whole(path, json.dumps(wanted, indent=1))
 
 
 def _check_copy(target: epath.Path, may_lack: str = "") -> None:

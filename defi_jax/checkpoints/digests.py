@@ -12,12 +12,14 @@ import concurrent.futures
 import hashlib
 import json
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from defi_rollout import files
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -77,7 +79,7 @@ def json_digest(value: Any) -> str:
 
 def write_file_digests(step_path: epath.Path) -> None:
     """Writes the digests of a committed step's files beside it."""
-    write_whole(digests_path(step_path), file_digests(step_path))
+    write_whole(digests_path(step_path), json.dumps(file_digests(step_path), indent=1))
 
 
 def file_digests(step_path: epath.Path) -> dict[str, str]:
@@ -86,18 +88,12 @@ def file_digests(step_path: epath.Path) -> dict[str, str]:
     return dict(zip(names, _map(lambda name: file_digest(step_path / name), names), strict=True))
 
 
-def write_whole(path: epath.Path, document: Any) -> None:
-    """Writes JSON so that it is there as a whole or, on a full disk or after a kill, not at all."""
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file that is there whole or, on a full disk or after a kill, as it was before."""
     if "://" in str(path):  # objects in a bucket are so by themselves
-        path.write_text(json.dumps(document, indent=1))
-        return
-    draft = path.parent / f"{path.name}.part"
-    try:
-        draft.write_text(json.dumps(document, indent=1))
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+        path.write_text(text)
+    else:
+        files.write(pathlib.Path(path), text)
 
 
 def file_damage(step_path: epath.Path, may_lack: str = "") -> list[str]:

@@ -101,7 +101,7 @@ def _restore_marker(path: epath.Path) -> None:
             texts[name] = f"Checkpoint commit was successful to {(path / name).parent}"
             known[name] = hashlib.sha256(texts[name].encode()).hexdigest()
     if file_digests.exists():
-        digests.write_whole(file_digests, known)
+        digests.write_whole(file_digests, json.dumps(known, indent=1))
     for name, text in texts.items():
         (path / name).write_text(text)
     if not file_digests.exists():

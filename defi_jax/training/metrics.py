@@ -22,6 +22,7 @@ from defi_rollout.benchmarks import pictures
 from etils import epath
 
 from defi_jax import errors, processes
+from defi_jax.checkpoints import digests
 
 FILE = "metrics.jsonl"
 MEDIA = "media"
@@ -59,7 +60,7 @@ class MetricWriter:
         kept = [row for row in rows if row["step"] <= start_step]
         self.run_rows = (last(rows, "run"), last(kept, "run"))
         self._lines = [json.dumps(row) + "\n" for row in kept]
-        self._path.write_text("".join(self._lines))
+        digests.write_whole(self._path, "".join(self._lines))
         self._lines = [] if self._is_local else self._lines
         self._flushed, self._is_late = time.monotonic(), False
         self._sinks: list[Any] = []

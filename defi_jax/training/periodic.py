@@ -113,9 +113,9 @@ class Duties:
 
     def profile(self, now: int) -> None:
         """Begins or ends a window of traced steps, where one is due; before each step."""
-        outputs = self._pending and self._pending[1]
-        with self._watch.phase("save"):  # of a trace, at a window's end
-            self._profile.before_step(now, self._watch.profile_asked(), outputs)
+        if self._profile.is_due(now, self._watch.profile_asked()):
+            with self._watch.phase("save"):  # of a trace, at a window's end
+                self._profile.turn(now, self._pending and self._pending[1])
 
     def report_late(
         self,

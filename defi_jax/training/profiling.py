@@ -29,21 +29,26 @@ class Window:
         self._end: int | None = None
         self._local: tempfile.TemporaryDirectory | None = None
 
-    def before_step(self, now: int, is_asked: bool, outputs: Any) -> None:
-        """Begins or ends a window.
+    def is_due(self, now: int, is_asked: bool) -> bool:
+        """Whether a window begins or ends after `now` steps; `is_asked` if somebody wants one."""
+        if self._end is not None:
+            return now >= self._end
+        return is_asked or 0 < self._start == now
+
+    def turn(self, now: int, outputs: Any) -> None:
+        """Ends the window that is open, or begins one.
 
         Args:
             now: steps taken.
-            is_asked: whether somebody wants one from here.
             outputs: of the last step, waited for at both ends of a window, and only there.
         """
-        if self._end is not None and now >= self._end:
+        if self._end is not None:
             self._finish(outputs)
-        if self._end is None and (is_asked or 0 < self._start == now):
-            jax.block_until_ready(outputs)
-            self._local, self._end = tempfile.TemporaryDirectory(), now + self._count
-            logging.info("profiling steps %d to %d", now + 1, self._end)
-            jax.profiler.start_trace(self._local.name)
+            return
+        jax.block_until_ready(outputs)
+        self._local, self._end = tempfile.TemporaryDirectory(), now + self._count
+        logging.info("profiling steps %d to %d", now + 1, self._end)
+        jax.profiler.start_trace(self._local.name)
 
     def close(self) -> None:
         """Ends a window that is open."""

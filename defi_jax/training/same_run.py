@@ -23,7 +23,7 @@ import ml_collections
 from etils import epath
 
 from defi_jax import config_keys, errors, processes
-from defi_jax.checkpoints import manager
+from defi_jax.checkpoints import digests, manager
 from defi_jax.training import optimizer
 
 CONFIG_FILE = "config.json"
@@ -100,15 +100,8 @@ def write(config: Any, history: Iterable[Mapping[str, Any]], workdir: epath.Path
     workdir.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(entry) + "\n" for entry in history]
     if lines or (workdir / HISTORY_FILE).exists():
-        _write_whole(workdir / HISTORY_FILE, "".join(lines))
-    _write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def _write_whole(path: epath.Path, text: str) -> None:
-    """Writes a file that is complete whenever it is there under its name."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
+        digests.write_whole(workdir / HISTORY_FILE, "".join(lines))
+    digests.write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def _with_schedule_steps(config: Any, steps: int) -> Any:

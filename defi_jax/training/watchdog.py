@@ -58,11 +58,12 @@ _STOPPED_SECONDS = 5.0  # later than due by so much: the process itself was stop
 class Supervisor:
     """Watches one training process; use as a context manager around the run.
 
-    `log_dir` is a local directory for `hang_<process>.txt`; `ledger` says what time went into.
+    `log_dir` is a directory for `hang_<process>.txt`, used if it is local: a bucket may be what
+    hangs. `ledger` says what time went into.
     """
 
     def __init__(self, log_dir: str, deadlines: Deadlines | None = None):
-        self._log_dir = pathlib.Path(log_dir)
+        self._log_dir = None if "://" in log_dir else pathlib.Path(log_dir)
         self._deadlines = deadlines or Deadlines()
         self._lock = threading.Lock()
         self._phase, self._since = "startup", time.monotonic()
@@ -171,10 +172,12 @@ class Supervisor:
 
     def _leave_hung(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the terminal or the disk may be gone
-            where = f"stacks of all threads follow and are in {self._log_dir}"
+            also = f" and are in {self._log_dir}" if self._log_dir else ""
+            where = f"stacks of all threads follow{also}"
             print(f"error: {text}; {where}", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            self._log_dir.mkdir(parents=True, exist_ok=True)
-            with (self._log_dir / f"hang_{jax.process_index()}.txt").open("w") as file:
-                faulthandler.dump_traceback(file=file, all_threads=True)
+            if self._log_dir:
+                self._log_dir.mkdir(parents=True, exist_ok=True)
+                with (self._log_dir / f"hang_{jax.process_index()}.txt").open("w") as file:
+                    faulthandler.dump_traceback(file=file, all_threads=True)
         os._exit(WATCHDOG_EXIT_CODE)

@@ -4,12 +4,12 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from defi_jax import local_processes
 from defi_jax.checkpoints import manager
 
 REPO = pathlib.Path(__file__).parents[3]
@@ -24,23 +24,17 @@ def start(tmp_path):
     started = []
 
     def start(harmed, harm, **options):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{listener.getsockname()[1]}"
-        env = os.environ | {
-            "JAX_PLATFORMS": "cpu",
+        shared = {
             "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_COORDINATOR_BIND_ADDRESS": address,
             "DEFI_HEARTBEAT_SECONDS": "30",  # other tests take the cores for seconds
         }
-        for number in range(2):
+        environments = local_processes.environments(2, os.environ | shared)
+        for number, env in enumerate(environments):
             loader = {"seconds": 0.05, "harm": [HARMED_AT, harm] if number == harmed else None}
             options = {"steps": 400, "save_every": 5, **options, "loader": loader}
             process = subprocess.Popen(
                 [sys.executable, str(SCRIPT), str(tmp_path / "run"), json.dumps(options)],
-                env=env | {"JAX_PROCESS_ID": str(number)},
+                env=env,
                 stderr=subprocess.PIPE,
                 text=True,
             )

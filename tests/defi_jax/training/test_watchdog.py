@@ -1,7 +1,6 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import jax
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from defi_jax import errors, processes
+from defi_jax import errors, local_processes, processes
 from defi_jax.training import watchdog
 
 REPO = pathlib.Path(__file__).parents[3]
@@ -109,21 +108,28 @@ def test_the_watchdog_thread_ends_with_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hung_step_ends_the_process_with_124_and_stacks(tmp_path):
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_hung_step_ends_the_process_with_124_and_stacks(tmp_path, is_local):
+    log_dir = str(tmp_path) if is_local else "gs://bucket/logs"
     code = f"""
 import time
 from defi_jax.training import watchdog
 def a_step_that_hangs():
     time.sleep(60)
-with watchdog.Supervisor({str(tmp_path)!r}, watchdog.Deadlines(step=0.4)) as watch:
+with watchdog.Supervisor({log_dir!r}, watchdog.Deadlines(step=0.4)) as watch:
     watch.enter("step")
     a_step_that_hangs()
 """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 124, done.stderr
     assert "error: no progress: phase 'step'" in done.stderr
-    assert "a_step_that_hangs" in (tmp_path / "hang_0.txt").read_text()
+    assert "a_step_that_hangs" in done.stderr
+    written = {path.name: path for path in tmp_path.iterdir()}
+    assert set(written) == ({"hang_0.txt"} if is_local else set())
+    assert not is_local or "a_step_that_hangs" in written["hang_0.txt"].read_text()
 
 
 def test_one_process_joins_nobody():
@@ -202,25 +208,10 @@ def main(argv):
         processes.barrier("waits for the other")
 cli.run(main)
 """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
-        "JAX_NUM_PROCESSES": "2",
-        "DEFI_HEARTBEAT_SECONDS": "60",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_COORDINATOR_BIND_ADDRESS": address,
-    }
+    shared = {"PYTHONPATH": f"{REPO}:{REPO / 'rollout'}", "DEFI_HEARTBEAT_SECONDS": "60"}
     waiting, failing = (
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=env | {"JAX_PROCESS_ID": str(number)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
+        subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
+        for env in local_processes.environments(2, os.environ | shared)
     )
     try:
         assert "error: no data here" in failing.communicate(timeout=120)[1]
