@@ -9,6 +9,7 @@ import struct
 # here and in the processes that tests start; the demo is compiled as users compile it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -141,6 +142,16 @@ class RldsWriter:
         info.set_splits(tfds.core.SplitDict([split]))
         info.write_to_directory(self.directory)
         return self.directory
+
+
+@pytest.fixture
+def as_users_compile():
+    """Programs of a test are compiled with all optimizations."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture

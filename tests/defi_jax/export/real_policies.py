@@ -199,9 +199,8 @@ def shared_run(tmp_path_factory, preset: str = "tiny", cameras: int = 1) -> path
 
 @contextlib.contextmanager
 def compiled_once(tmp_path_factory):
-    """Programs are compiled quickly, and once for all processes, those of the test's own too."""
+    """Programs are compiled once for all processes, those of the test's own too."""
     settings = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(_shared_root(tmp_path_factory) / "programs"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

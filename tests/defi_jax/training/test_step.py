@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toy_run
 
 from defi_jax.training import sharding, step
@@ -30,6 +31,7 @@ def test_accumulation_equals_the_big_batch():
             np.testing.assert_allclose(scalars[name], big_scalars[name], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("as_users_compile")
 def test_the_quickly_compiled_first_state_has_the_values_of_the_optimized_program():
     config, objective = toy_run.config(), toy_run.ToyObjective(hidden=16)
     mesh = sharding.make_mesh(config.mesh)

@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -29,14 +28,6 @@ UNET = {
     "up_block_types": ("UpBlockSpatioTemporal",) * 2,
     "layers_per_block": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Programs run once here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _config(objective="gfdm"):

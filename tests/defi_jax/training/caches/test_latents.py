@@ -53,14 +53,6 @@ def latents_name(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Programs run once here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def few_episodes(monkeypatch):
     """Few and short made-up episodes."""

@@ -12,6 +12,7 @@ from defi_jax.weights.parity import check
 from tests.fixtures import seeded
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "parity"
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 # The video models take half a minute to compile on two cores.
 SLOW = ("svd_unet", "svd_vae")
 CASES = [

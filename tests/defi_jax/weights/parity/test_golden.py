@@ -12,6 +12,7 @@ from defi_jax.weights.parity import check
 from defi_jax.weights.parity import golden as parity_golden
 
 GOLDEN = pathlib.Path(__file__).with_name("defi_golden_outputs.npz")
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 # The denoiser is computed at full size.
 SLOW = "ddim_sample"
 CASES = [
