@@ -5,6 +5,7 @@ chip tables of "How to Scale Your Model" (links), NVIDIA's data sheets (dense, n
 """
 
 import dataclasses
+import math
 
 _GIB = 2**30
 
@@ -24,27 +25,43 @@ class Chip:
     hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
+    tile: int
 
-    def step_seconds(self, *, operations: float, collective_bytes: float) -> float:
-        """Predicted time of a step: the longer of computing and communicating, which overlap.
+    def product_seconds(self, rows: float, depth: int, columns: int) -> float:
+        """Time of a product [rows, depth] x [depth, columns] in bfloat16 at the peak of its tiles.
 
-        A lower bound: kernels reach neither peak, the first and last exchange overlap with nothing,
-        and the slow network between slices counts as links.
-
-        Args:
-            operations: XLA's estimate of the program without communication, each operation the
-                longer of its FLOPs and its memory traffic, seconds.
-            collective_bytes: bytes that each device sends.
+        The matrix unit works on whole tiles: `depth` and `columns` count as multiples of its side,
+        rows as multiples of the 8 that a register holds.
         """
-        return max(operations, collective_bytes / self.link_bandwidth)
+        sides = (8, self.tile, self.tile)
+        padded = (
+            math.ceil(n / side) * side
+            for n, side in zip((rows, depth, columns), sides, strict=True)
+        )
+        return 2.0 * math.prod(padded) / self.flops
 
 
+def step_seconds(*, operations: float, exposed: float) -> float:
+    """Predicted time of a step.
+
+    A lower bound: kernels reach neither peak, what no unit of the formula does (softmax, norms) is
+    counted by its traffic alone, and the slow network between slices counts as links.
+
+    Args:
+        operations: the sum over operations of the longer of computing (`product_seconds`) and
+            traffic at the memory's full rate, seconds.
+        exposed: the time of exchanges that no operation hides, seconds.
+    """
+    return operations + exposed
+
+
+# Sides of the matrix units: 256 from v6e on ("How to Scale Your Model", chapter on TPUs).
 CHIPS = {
-    "v4": Chip(275e12, 32 * _GIB, 1200e9, 270e9),
-    "v5e": Chip(197e12, 16 * _GIB, 819e9, 180e9),
-    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 540e9),
-    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 360e9),
-    "tpu7x": Chip(1153e12, 96 * _GIB, 3690e9, 300e9),  # one of a chip's two devices
+    "v4": Chip(275e12, 32 * _GIB, 1200e9, 270e9, 128),
+    "v5e": Chip(197e12, 16 * _GIB, 819e9, 180e9, 128),
+    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 540e9, 128),
+    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 360e9, 256),
+    "tpu7x": Chip(1153e12, 96 * _GIB, 3690e9, 300e9, 256),  # one of a chip's two devices
 }
 
 # Peak bfloat16 FLOP/s by `jax.Device.device_kind`.

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator
+
+from tools.plan import hlo
 
 NAMES = {
     "all_gather": "all-gather",
@@ -13,77 +14,57 @@ NAMES = {
 }
 # Those whose asynchronous form returns its operands before its results.
 _RETURN_OPERANDS = ("all_gather", "permute")
-# e.g. "bf16[2,16]".
-_SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
-# The head of a computation: "%name (arguments) -> result {", the main one after "ENTRY".
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$", re.M)
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|true_computation|false_computation|branch_computations|"
-    r"called_computations)=(\{[^}]*\}|%?[\w.-]+)"
-)
-_CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
-# In the condition of a loop that counts from 0.
-_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_KINDS = {name: kind for kind, name in NAMES.items()}
+# An exchange may be spread over several fusions; it counts with the first of them.
+_LATER_PARTS = re.compile(r"async-collective-done|async_collective_fusion")
 
 
-def count(text: str, num_devices: int) -> tuple[dict[str, int], dict[str, int]]:
+def count(program: hlo.Program, num_devices: int) -> tuple[dict[str, int], dict[str, int]]:
     """Counts the collectives of a step and the bytes a device receives in them.
 
     Args:
-        text: text of the program. Loops that count to no constant count once.
+        program: compiled for `num_devices`.
         num_devices: devices of the program.
 
     Returns:
-        Operations and bytes by kind. An all-reduce of n bytes counts 2 n (it scatters, then
-        gathers), a reduce-scatter its whole input.
+        Operations and bytes by kind, as `of_operation` has them.
     """
-    counts, received = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0)
-    bodies, entry = _computations(text)
-    for name, passes in _passes(bodies, entry).items():
-        for kind, size in _of_computation(bodies[name], num_devices):
-            counts[kind] += passes
-            received[kind] += passes * size
-    return counts, received
+    counts, sizes = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0)
+    for name, passes in program.passes.items():
+        for operation in program.computations[name].operations.values():
+            for kind, size in of_operation(program, operation, num_devices):
+                counts[kind] += passes
+                sizes[kind] += passes * size
+    return counts, sizes
 
 
-def _of_computation(body: str, num_devices: int) -> Iterator[tuple[str, int]]:
-    """Kind and bytes of every collective."""
-    for kind, name in NAMES.items():
-        for line in re.finditer(rf"= (.+?) {name}(-start)?\((.*)", body):
-            sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(line[1])]
-            if line[2] and kind in _RETURN_OPERANDS:
-                if kind == "permute":
-                    sizes = sizes[:2]  # its two counters follow
-                sizes = sizes[len(sizes) // 2 :]
-            factor = {"all_reduce": 2, "reduce_scatter": _group_size(line[3], num_devices)}
-            yield kind, sum(sizes) * factor.get(kind, 1)
+def of_operation(
+    program: hlo.Program, operation: hlo.Operation, num_devices: int
+) -> list[tuple[str, int]]:
+    """Kind and bytes received of each collective that an operation is or has inside.
 
-
-def _computations(text: str) -> tuple[dict[str, str], str]:
-    """The text of each computation by name, and the name of the main one."""
-    heads = list(_COMPUTATION.finditer(text))
-    ends = [head.start() for head in heads[1:]] + [len(text)]
-    bodies = {head[2]: text[head.end() : end] for head, end in zip(heads, ends, strict=True)}
-    return bodies, next(head[2] for head in heads if head[1])
-
-
-def _passes(bodies: dict[str, str], entry: str) -> dict[str, int]:
-    """How often each computation runs in a step."""
-    passes = {entry: 1}
-    # A computation stands before those that call it.
-    for name in reversed(bodies):
-        for line in bodies[name].splitlines() if name in passes else ():
-            condition = _CONDITION.search(line)
-            limits = _LIMIT.findall(bodies[condition[1]]) if condition else ()
-            times = passes[name] * (int(limits[0]) if len(limits) == 1 else 1)
-            for called in re.findall(r"[\w.-]+", " ".join(_CALLED.findall(line))):
-                passes[called] = passes.get(called, 0) + times
-    return {name: times for name, times in passes.items() if name in bodies}
-
-
-def _num_bytes(dtype: str, shape: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype) or 0)
-    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
+    An all-reduce of n bytes counts 2 n (it scatters, then gathers), a reduce-scatter its whole
+    input. Later parts of a collective that takes several operations count nothing.
+    """
+    if operation.kind == "fusion":
+        called = operation.called()[0]
+        if _LATER_PARTS.match(operation.name) or _LATER_PARTS.match(called):
+            return []
+        inner = program.computations[called].operations.values()
+        found = [each for part in inner for each in of_operation(program, part, num_devices)]
+        if "all-reduce-scatter" in operation.name:  # an all-reduce of which a part is kept
+            return [("reduce_scatter", size // 2) for _, size in found]
+        return found
+    kind = _KINDS.get(operation.kind.removesuffix("-start"))
+    if kind is None:
+        return []
+    sizes = [array.num_bytes for array in operation.results]
+    if operation.kind.endswith("-start") and kind in _RETURN_OPERANDS:
+        if kind == "permute":
+            sizes = sizes[:2]  # its two counters follow
+        sizes = sizes[len(sizes) // 2 :]
+    factor = {"all_reduce": 2, "reduce_scatter": _group_size(operation.rest, num_devices)}
+    return [(kind, sum(sizes) * factor.get(kind, 1))]
 
 
 def _group_size(attributes: str, num_devices: int) -> int:

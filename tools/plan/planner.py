@@ -22,8 +22,9 @@ from jax.experimental import topologies
 
 from defi_jax import errors, objectives
 from defi_jax.models import params as params_lib
-from defi_jax.training import flops, hardware, progress, sharding, step
+from defi_jax.training import hardware, progress, sharding, step
 from tools.plan import collectives as collectives_lib
+from tools.plan import hlo, program
 
 _UNKNOWN_CYCLES = 2**62
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -43,15 +44,14 @@ class Plan:
         program_bytes: the compiled program itself.
         hbm_bytes_per_device: all four, the peak.
         flops_per_step: FLOPs of the mathematics, all devices together, recomputation left out.
-        loop_factor: FLOPs of the step over those with the body of every loop once, as XLA counts
-            it; the compiler's next two figures and its time are multiplied by it.
-        compiled_flops_per_device: what XLA counts in the program, recomputation included.
-        memory_traffic_bytes: what XLA's operations read and write.
+        compiled_flops_per_device: products in the program, recomputation included.
+        memory_traffic_bytes: what its operations read from HBM and write to it.
         collectives: number of operations by kind, each pass of a loop.
         collective_bytes: bytes each device receives by kind.
-        predicted_step_seconds, predicted_mfu: see `hardware.Chip.step_seconds`.
-        scheduled_cycles: sum of the cycles that the compiler expects of each operation, each
-            loop's body once; None where it says none.
+        exposed_collective_bytes: of them, what no computing hides in the compiler's order.
+        predicted_step_seconds, predicted_mfu: see `hardware.step_seconds`.
+        scheduled_cycles: sum of the cycles that the compiler expects of each operation, each pass
+            of a loop; None where it says none.
         peak_compile_gib: memory of this process.
     """
 
@@ -66,7 +66,6 @@ class Plan:
     parameter_bytes: int
     optimizer_bytes: int
     flops_per_step: int
-    loop_factor: float
     hbm_bytes_available: int | None
     hbm_bytes_per_device: int | None = None
     temporary_bytes: int | None = None
@@ -76,6 +75,7 @@ class Plan:
     memory_traffic_bytes: float | None = None
     collectives: dict[str, int] | None = None
     collective_bytes: dict[str, int] | None = None
+    exposed_collective_bytes: float | None = None
     predicted_step_seconds: float | None = None
     predicted_mfu: float | None = None
     scheduled_cycles: int | None = None
@@ -95,7 +95,7 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     chip, devices = find_devices(topology, num_slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.global_batch, config.optimizer.accumulation_steps, mesh)
-    mathematics = progress.model_flops(config)
+    mathematics = progress.model_flops(config).total
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         abstract, _ = step.abstract_state(config, objective, mesh)
         plan = _before_compiling(config, topology, mesh, chip, abstract, mathematics)
@@ -188,7 +188,7 @@ def _cpu_devices(topology: str, count: str, num_slices: int) -> Sequence[Any]:
 
 
 def _before_compiling(
-    config: Any, topology: str, mesh: Any, chip: Any, abstract: Any, mathematics: flops.Flops
+    config: Any, topology: str, mesh: Any, chip: Any, abstract: Any, mathematics: int
 ) -> Plan:
     """The plan as far as shapes tell."""
     stored = {
@@ -208,8 +208,7 @@ def _before_compiling(
         params_trainable=trained,
         parameter_bytes=sum(stored.values()) - stored["opt_state"],
         optimizer_bytes=stored["opt_state"],
-        flops_per_step=mathematics.total,
-        loop_factor=mathematics.total / mathematics.loops_once,
+        flops_per_step=mathematics,
         hbm_bytes_available=chip.hbm_bytes if chip else None,
     )
 
@@ -223,19 +222,25 @@ def _read_program(plan: Plan, compiled: jax.stages.Compiled, chip: hardware.Chip
     stored = arguments - memory.alias_size_in_bytes
     used = stored + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     plan.hbm_bytes_per_device, plan.fits = used, chip is None or used <= chip.hbm_bytes
-    costs, text = compiled.cost_analysis(), compiled.as_text()
-    assert costs is not None and text is not None
-    plan.compiled_flops_per_device = costs["flops"] * plan.loop_factor
-    plan.memory_traffic_bytes = costs["bytes accessed"] * plan.loop_factor
-    devices = math.prod(plan.mesh.values())
-    plan.collectives, plan.collective_bytes = collectives_lib.count(text, devices)
+    text = compiled.as_text()
+    assert text is not None
+    found, devices = hlo.Program(text), math.prod(plan.mesh.values())
+    plan.collectives, plan.collective_bytes = collectives_lib.count(found, devices)
     if chip is None:
         return
-    cycles = [int(found) for found in re.findall(r'"estimated_cycles":"(\d+)"', text)]
-    plan.scheduled_cycles = sum(n for n in cycles if n < _UNKNOWN_CYCLES) or None
-    seconds = chip.step_seconds(
-        operations=costs["optimal_seconds"] * plan.loop_factor,
-        collective_bytes=sum(plan.collective_bytes.values()),
+    cycles = [
+        passes * int(number)
+        for name, passes in found.passes.items()
+        for number in re.findall(r'"estimated_cycles":"(\d+)"', found.computations[name].text)
+        if int(number) < _UNKNOWN_CYCLES
+    ]
+    plan.scheduled_cycles = sum(cycles) or None
+    costs = program.costs(found, chip, devices)
+    plan.compiled_flops_per_device = costs.flops
+    plan.memory_traffic_bytes = costs.traffic_bytes
+    plan.exposed_collective_bytes = costs.exposed_bytes
+    seconds = hardware.step_seconds(
+        operations=costs.operation_seconds, exposed=costs.exposed_seconds
     )
     plan.predicted_step_seconds = seconds
     plan.predicted_mfu = plan.flops_per_step / (seconds * devices * chip.flops)
@@ -279,6 +284,8 @@ def describe(plan: Plan) -> str:
     ]
     for kind, size in (plan.collective_bytes or {}).items():
         rows.append((f"{kind} x {(plan.collectives or {})[kind]}", _gib(size)))
+    if plan.exposed_collective_bytes is not None:
+        rows.append(("exchanges not hidden", _gib(plan.exposed_collective_bytes)))
     if plan.predicted_step_seconds is not None:
         rows.append(("predicted step, at best", f"{plan.predicted_step_seconds:.4f} s"))
         rows.append(("predicted MFU, at best", f"{plan.predicted_mfu:.1%}"))
