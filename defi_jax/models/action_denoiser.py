@@ -63,7 +63,7 @@ class ActionDenoiserConfig:
             faster at small widths.
         modulation_offset: added to the modulation's scales; 1 makes it start as the identity.
         scan_unroll: layers per iteration of the layer loops.
-        remat: recompute layers in the backward pass.
+        remat: what of each layer the backward pass recomputes, see `stack.rematerialised`.
     """
 
     action_dim: int
@@ -88,7 +88,7 @@ class ActionDenoiserConfig:
     init_std: float | None = 0.02
     modulation_offset: float = 0.0
     scan_unroll: int = 1
-    remat: bool = False
+    remat: stack.Remat = "none"
 
     def __post_init__(self):
         if self.embed_dim % self.heads:

@@ -99,7 +99,11 @@ class Block(nnx.Module):
         options = {"dtype": dtype, "rngs": rngs}
         self.norm1 = norms.layer_norm(width, epsilon=eps, **options)
         self.attention = attention.Attention(
-            width, config.num_attention_heads, qkv_bias=config.qkv_bias, **options
+            width,
+            config.num_attention_heads,
+            qkv_bias=config.qkv_bias,
+            attend=attention.over_tokens,
+            **options,
         )
         self.layer_scale1 = nnx.Param(jnp.ones(width))
         self.norm2 = norms.layer_norm(width, epsilon=eps, **options)

@@ -46,7 +46,7 @@ _FULL = GIDMConfig(
 )
 
 PRESETS: dict[str, GIDMConfig] = {
-    "full": dataclasses.replace(_FULL, remat=True),
+    "full": dataclasses.replace(_FULL, remat="elementwise", scan_unroll=12),
     "small": dataclasses.replace(
         _FULL, model_dim=384, num_heads=6, latent_dim=64, encoder_blocks=6, decoder_blocks=6
     ),

@@ -44,14 +44,14 @@ class TransformerConfig:
         num_heads: attention heads.
         mask_order: which sample's text mask a row of tokens gets.
         scan_unroll: blocks per iteration of the layer loop.
-        remat: recompute blocks in the backward pass.
+        remat: what of each layer the backward pass recomputes, see `stack.rematerialised`.
     """
 
     model_dim: int
     num_heads: int
     mask_order: MaskOrder = "aligned"
     scan_unroll: int = 1
-    remat: bool = False
+    remat: stack.Remat = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Block(nnx.Module):
         make = functools.partial(
             attention.Attention, dim, config.num_heads, qkv_bias=False, **torch
         )
-        self.spatial_attn = make()
+        self.spatial_attn = make(attend=attention.over_tokens)
         self.temporal_attn = make(attend=attention.causally_over_frames) if is_temporal else None
         self.ffn = linear_lib.MLP(dim, 4 * dim, dim, **torch)
         self.norm1 = norms.layer_norm(dim, **options)

@@ -26,12 +26,11 @@ from flax import nnx
 
 from defi_jax import errors
 from defi_jax.array_typing import Array, Float, typed
-from defi_jax.models.layers import conv, norms, residual, video_transformer
+from defi_jax.models.layers import conv, norms, residual, stack, video_transformer
 from defi_jax.models.layers import linear as linear_lib
 
 _DOWN_TYPES = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 _UP_TYPES = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
-REMAT = ("none", "elementwise", "blocks")
 # Fields that are one number for all levels or one per level.
 _PER_LEVEL = (
     "layers_per_block",
@@ -56,8 +55,7 @@ class SVDUNetConfig:
         layers_per_block: residual layers per down block; up blocks have one more. Like the next
             three fields, one number for all levels or one per level.
         norm_num_groups: ours; the reference has 32 everywhere.
-        remat: ours; what the backward pass recomputes instead of storing: "none", "elementwise"
-            (all but matrix products, convolutions and attention) or "blocks" (whole layers).
+        remat: ours; what of each layer the backward pass recomputes, see `stack.rematerialised`.
     """
 
     sample_size: int = 96
@@ -74,7 +72,7 @@ class SVDUNetConfig:
     transformer_layers_per_block: int | tuple[int, ...] = 1
     num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20)
     norm_num_groups: int = 32
-    remat: str = "none"
+    remat: stack.Remat = "none"
 
     def __post_init__(self) -> None:
         """Checks the fields against each other.
@@ -93,7 +91,7 @@ class SVDUNetConfig:
                 {*self.down_block_types} - {*_DOWN_TYPES},
             ),
             (f"unknown up block in {self.up_block_types}", {*self.up_block_types} - {*_UP_TYPES}),
-            (f"unknown remat {self.remat!r}", self.remat not in REMAT),
+            (f"unknown remat {self.remat!r}", self.remat not in stack.REMAT),
             (
                 "norm_num_groups must divide block_out_channels",
                 any(width % self.norm_num_groups for width in self.block_out_channels),
@@ -168,7 +166,7 @@ class UNetLayer(NamedTuple):
 
     resnet: residual.SpatioTemporalResBlock
     attention: video_transformer.TransformerSpatioTemporal | None
-    remat: str
+    remat: stack.Remat
 
     def __call__(self, x: jax.Array, emb: jax.Array, text: jax.Array) -> jax.Array:
         """Maps x [B, T, H, W, C] with emb [B, E] and text [B, L, Dc] to [B, T, H, W, C']."""
@@ -177,15 +175,7 @@ class UNetLayer(NamedTuple):
             x = self.resnet(x, emb)
             return x if self.attention is None else self.attention(x, text)
 
-        if self.remat == "none":
-            return forward(x, emb, text)
-        policy = _is_product if self.remat == "elementwise" else None
-        return jax.checkpoint(forward, policy=policy)(x, emb, text)
-
-
-def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a value is kept for the backward pass: matrix products, convolutions, attention."""
-    return primitive.name in ("dot_general", "conv_general_dilated", "pallas_call")
+        return stack.rematerialised(forward, self.remat)(x, emb, text)
 
 
 class UNetBlock(nnx.Module):

@@ -38,7 +38,7 @@ class VideoFormerConfig:
             latents start by reading different tokens instead of the mean of all (ours; the
             reference has 1).
         scan_unroll: layers per iteration of the layer loop.
-        remat: recompute layers in the backward pass.
+        remat: what of each layer the backward pass recomputes, see `stack.rematerialised`.
     """
 
     condition_dim: int
@@ -51,7 +51,7 @@ class VideoFormerConfig:
     token_positions: int = 0
     query_key_gain: float = 1.0
     scan_unroll: int = 1
-    remat: bool = False
+    remat: stack.Remat = "none"
 
     def __post_init__(self):
         if self.num_latents % self.num_frames:
@@ -77,7 +77,7 @@ PRESETS: dict[str, VideoFormerConfig] = {
         heads=8,
         num_latents=224,
         num_frames=16,
-        remat=True,
+        remat="elementwise",
     ),
     "small": VideoFormerConfig(
         condition_dim=1024,

@@ -181,8 +181,9 @@ class Objective:
 
     def encode(self, params: Params, role: str, *inputs: Any) -> Any:
         """Calls a frozen encoder, each device on its own examples."""
-        own = params_lib.subtree(params, "encoders", role)
-        return partition.over_examples(self.encoders[role].encode, own, *inputs)
+        encoder, own = self.encoders[role], params_lib.subtree(params, "encoders", role)
+        dtype = getattr(encoder, "dtype", None)  # of those that have kernels
+        return partition.over_examples(encoder.encode, own, *inputs, dtype=dtype)
 
     def encode_text(
         self, params: Params, role: str, text: batch_lib.TextTokens

@@ -35,7 +35,11 @@ def latent_encoder(config: Any) -> encoders.LatentEncoder:
 def feature_encoder(config: Any) -> encoders.FeatureEncoder:
     """Returns the frame-feature encoder named by `encoders.features`."""
     section = config.encoders
-    return encoders.feature_encoder(section.features, patch=section.features_patch)
+    return encoders.feature_encoder(
+        section.features,
+        patch=section.features_patch,
+        dtype=jnp.dtype(config.compute_dtype),
+    )
 
 
 def text_encoder(config: Any, role: str) -> encoders.TextEncoder:

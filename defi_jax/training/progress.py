@@ -59,9 +59,7 @@ class Work:
 def model_flops(config: Any) -> flops.Flops:
     """FLOPs of a step over all devices, nothing computed twice."""
     config = config.copy_and_resolve_references()
-    forward = config.model.get("gfdm", config.model)
-    if "unet" in forward:
-        forward.unet.remat = "none"
+    _store_everything(config.model)
     objective = objectives.make(config)
 
     def gradient(state: Any, batch: Any) -> Any:
@@ -69,6 +67,15 @@ def model_flops(config: Any) -> flops.Flops:
 
     state = step.abstract_values(config, objective)
     return flops.count(gradient, state, objective.batch_spec(config.global_batch))
+
+
+def _store_everything(section: Any) -> None:
+    """Turns rematerialisation off in every part of a model's config."""
+    for name, value in section.items():
+        if name == "remat":
+            section.remat = "none"
+        elif hasattr(value, "items"):
+            _store_everything(value)
 
 
 class Progress:

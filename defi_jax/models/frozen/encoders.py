@@ -90,19 +90,20 @@ def text_encoder(
     return make(length=length, tokenizer_dir=tokenizer_dir, dtype=dtype, **rules)
 
 
-def feature_encoder(name: str, *, patch: int) -> FeatureEncoder:
-    """Returns the feature encoder called `name`; in float32, for its features are targets.
+def feature_encoder(name: str, *, patch: int, dtype: Any = jnp.float32) -> FeatureEncoder:
+    """Returns the feature encoder called `name`.
 
     Args:
         name: one of `FEATURE_ENCODERS`.
         patch: pixels per patch and side; used by `patches`.
+        dtype: compute dtype; used by pretrained encoders (officially they run under autocast too).
 
     Raises:
         UserError: unknown name.
     """
     _check_name(name, FEATURE_ENCODERS, "feature encoder")
     if name == "dinov2":
-        return pretrained.DINOv2Features()
+        return pretrained.DINOv2Features(dtype=dtype)
     return scratch.Patches(patch_size=patch)
 
 

@@ -24,6 +24,10 @@ MIN_TOKENS, _LANES = 256, 128
 # Rows of queries and keys that the kernel holds at once, and of these the keys it multiplies.
 _BLOCK, _COMPUTE_BLOCK = 1024, 512
 
+# What a backward pass needs of the kernel bears this name: the kernel's own output repeats one
+# number a query over all lanes.
+KERNEL_NAME = "attention"
+
 
 def split_heads(x: Array, heads: int) -> jax.Array:
     """Returns [..., heads, Dh] of [..., heads * Dh], head-major."""
@@ -106,17 +110,30 @@ def causally_over_frames(q: Array, k: Array, v: Array) -> jax.Array:
     return jnp.stack(frames, axis=1)
 
 
-def over_tokens(q: Array, k: Array, v: Array) -> jax.Array:
-    """Attention within each frame, [B, T, N, heads, Dh] each -> the same shape.
+def over_tokens(q: Array, k: Array, v: Array, mask: Array | None = None) -> jax.Array:
+    """Attention within each frame, [..., N, heads, Dh] each -> the same shape.
 
-    Of many tokens, one kernel on TPUs, which wants whole rows of lanes. The logits of 1,024 latent
-    positions, as an array, are read and written a dozen times in a training step: half of a fine
-    transformer block's memory traffic there.
+    Of many tokens, one kernel on TPUs. The logits of 1,024 latent positions, as an array, are read
+    and written a dozen times in a training step: half of a fine transformer block's memory traffic
+    there.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: bool[..., 1, 1, N], False for keys that are not attended.
     """
-    tokens = q.shape[-3]
-    if tokens < MIN_TOKENS or tokens % _LANES:
-        return attention(q, k, v)
-    return lax.platform_dependent(q, k, v, tpu=_on_each_device, default=attention)
+    if q.shape[-3] < MIN_TOKENS:
+        return attention(q, k, v, mask=mask)
+    keys = None if mask is None else jnp.broadcast_to(mask[..., 0, 0, :], q.shape[:-2])
+    return lax.platform_dependent(
+        q,
+        k,
+        v,
+        keys,
+        tpu=_on_each_device,
+        default=lambda q, k, v, _: attention(q, k, v, mask=mask),
+    )
 
 
 class Attention(nnx.Module):
@@ -195,47 +212,71 @@ class TextAttention(Attention):
         return mixed + self.to_out.bias[...].astype(dtype)
 
 
-def _on_each_device(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _on_each_device(
+    query: jax.Array, key: jax.Array, value: jax.Array, keys: jax.Array | None
+) -> jax.Array:
     """The kernel on each device's own examples and heads: the compiler cannot split it."""
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis: mesh.shape[axis] for axis in mesh.auto_axes if mesh.shape[axis] > 1}
     if not free:
-        return _kernel(query, key, value)
+        return _kernel(query, key, value, keys)
     batch = tuple(axis for axis in partition.BATCH_AXES if axis in free)
     if query.shape[0] % math.prod(free[axis] for axis in batch):
         batch = ()
     heads = "tensor" if "tensor" in free and query.shape[-2] % free["tensor"] == 0 else None
-    spec = jax.P(batch, None, None, heads)
+    spec = jax.P(batch, *[None] * (query.ndim - 3), heads)
     return jax.shard_map(
         _kernel,
         mesh=mesh,
-        in_specs=(spec, spec, spec),
+        in_specs=(spec, spec, spec, jax.P(batch)),
         out_specs=spec,
         axis_names=set(mesh.auto_axes),  # those of size 1 too: the kernel refuses any other
         check_vma=False,
-    )(query, key, value)
+    )(query, key, value, keys)
 
 
 def _kernel(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    keys: jax.Array | None = None,
+    *,
+    interpret: bool = False,
 ) -> jax.Array:
-    """Jax's `splash_attention` on [B, T, N, heads, Dh]."""
-    B, T, N, heads, width = query.shape
-    block = math.gcd(N, _BLOCK)
+    """Jax's `splash_attention` on [..., N, heads, Dh], of the keys bool[..., N], None for all.
+
+    The kernel wants whole rows of lanes: tokens that are missing are added, and are no keys.
+    """
+    tokens, heads, width = query.shape[-3:]
+    missing = -tokens % _LANES
+    N = tokens + missing
+    block = N if N <= _BLOCK else math.gcd(N, _BLOCK)
+    compute = N if N <= _COMPUTE_BLOCK else math.gcd(N, _COMPUTE_BLOCK)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
-        block_kv_compute=math.gcd(N, _COMPUTE_BLOCK),
+        block_kv_compute=compute,
         block_q_dkv=block,
         block_kv_dkv=block,
-        block_kv_dkv_compute=math.gcd(N, _COMPUTE_BLOCK),
+        block_kv_dkv_compute=compute,
         use_fused_bwd_kernel=True,
     )
     mask = masks.MultiHeadMask([masks.FullMask((N, N))] * heads)
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    kernel = splash.make_splash_mha_single_device(
+        mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL_NAME
+    )
 
     def to_heads(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(B * T, N, heads, width), 1, 2)
+        x = jnp.pad(x.reshape(-1, tokens, heads, width), [(0, 0), (0, missing), (0, 0), (0, 0)])
+        return jnp.swapaxes(x, 1, 2)
 
-    y: Any = jax.vmap(kernel)(to_heads(query) * width**-0.5, to_heads(key), to_heads(value))
-    return jnp.swapaxes(y, 1, 2).reshape(query.shape)
+    segments = None
+    if missing or keys is not None:
+        keys = jnp.ones(query.shape[:-2], bool) if keys is None else keys
+        kept = jnp.pad(keys.reshape(-1, tokens).astype(jnp.int32), [(0, 0), (0, missing)])
+        # Queries attend to keys of their own segment: 1.
+        segments = splash.SegmentIds(q=jnp.ones_like(kept), kv=kept)
+    y: Any = jax.vmap(kernel)(
+        to_heads(query) * width**-0.5, to_heads(key), to_heads(value), segments
+    )
+    return jnp.swapaxes(y, 1, 2)[:, :tokens].reshape(query.shape)

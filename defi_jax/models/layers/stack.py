@@ -1,12 +1,19 @@
 """Stacked blocks: equal blocks as one module whose parameters have a leading layer axis."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
 
+from defi_jax.models.layers import attention
+
 _B = TypeVar("_B", bound=nnx.Module)
+
+Remat = Literal["none", "elementwise", "blocks"]
+REMAT = ("none", "elementwise", "blocks")
+# What configs of older runs say of stacked blocks.
+_BOOLEANS: dict[Any, Remat] = {False: "none", True: "blocks"}
 
 
 def stack_blocks(make: Callable[[nnx.Rngs], _B], num_blocks: int, rngs: nnx.Rngs) -> _B:
@@ -22,7 +29,7 @@ def scan_blocks(
     xs: Any = None,
     *,
     unroll: int = 1,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Any, Any]:
     """Applies stacked blocks one after the other, compiled once.
 
@@ -32,7 +39,7 @@ def scan_blocks(
         carry: what passes from block to block.
         xs: per-block inputs with a leading layer axis.
         unroll: blocks per loop iteration; the number of blocks removes the loop.
-        remat: recompute each block in the backward pass instead of storing its activations.
+        remat: what of each block to recompute, see `rematerialised`.
 
     Returns:
         The last carry and the stacked ys.
@@ -44,5 +51,30 @@ def scan_blocks(
         return function(nnx.merge(graphdef, block_state), carry, x)
 
     # prevent_cse only matters outside of scan (jax.checkpoint's documentation).
-    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    body = rematerialised(body, remat, prevent_cse=False)
     return jax.lax.scan(body, carry, (state, xs), unroll=unroll)
+
+
+def rematerialised(
+    function: Callable[..., Any], remat: Remat, **options: Any
+) -> Callable[..., Any]:
+    """Returns `function` with what its backward pass recomputes instead of storing.
+
+    Args:
+        function: of arrays.
+        remat: "none", "elementwise" (all but matrix products, convolutions and attention) or
+            "blocks" (everything but the arguments).
+        **options: of `jax.checkpoint`.
+    """
+    remat = _BOOLEANS.get(remat, remat)
+    if remat == "none":
+        return function
+    policy = _is_product if remat == "elementwise" else None
+    return jax.checkpoint(function, policy=policy, **options)
+
+
+def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Whether a value is kept for the backward pass: matrix products, convolutions, attention."""
+    if primitive.name == "name":
+        return params["name"] == attention.KERNEL_NAME
+    return primitive.name in ("dot_general", "conv_general_dilated")

@@ -103,7 +103,9 @@ def test_first_frame_never_sees_the_second():
     assert np.abs(of_second[:, 0]).max() > 0
 
 
-@pytest.mark.parametrize("changes", [{"scan_unroll": 2}, {"remat": True}])
+@pytest.mark.parametrize(
+    "changes", [{"scan_unroll": 2}, {"remat": "blocks"}, {"remat": "elementwise"}]
+)
 def test_unrolling_and_remat_leave_value_and_gradient(params, changes):
     features, text = _inputs()
 

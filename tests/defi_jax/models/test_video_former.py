@@ -56,7 +56,7 @@ def test_order_of_frames_matters_and_tokens_are_frame_major(params):
 
 def test_unrolling_and_remat_leave_the_output(params):
     reference = _jitted(CONFIG)(params, _features())
-    changed = dataclasses.replace(CONFIG, scan_unroll=2, remat=True)
+    changed = dataclasses.replace(CONFIG, scan_unroll=2, remat="elementwise")
     output = _jitted(changed)(params, _features())
     np.testing.assert_allclose(output, reference, rtol=1e-5, atol=1e-6)
 

@@ -43,7 +43,9 @@ def _loop_loss(params, x):
     return jnp.square(x).sum()
 
 
-@pytest.mark.parametrize("options", [{}, {"unroll": 3}, {"remat": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"unroll": 3}, {"remat": "blocks"}, {"remat": "elementwise"}]
+)
 def test_scan_equals_loop_in_value_and_gradient(options):
     params = params_lib.init_params(_Stack, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 4))
