@@ -39,7 +39,7 @@ def param_spec(path: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -
     """
     axes: list[str | None] = [None] * len(shape)
     for pattern, dim in TENSOR_RULES:
-        if re.search(f"(^|/){pattern}", path) and len(shape) >= 2:
+        if matches(pattern, path) and len(shape) >= 2:
             if shape[dim] % mesh_shape["tensor"] == 0 and mesh_shape["tensor"] > 1:
                 axes[dim] = "tensor"
             break
@@ -50,6 +50,11 @@ def param_spec(path: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -
             # The last of equally large dimensions: kernels are usually contracted over the first.
             axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
     return jax.P(*axes)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a tensor rule is about the parameter at "a/b/c"."""
+    return re.search(f"(^|/){pattern}", path) is not None
 
 
 def over_examples(fn: Callable[..., Any], params: Params, *batch: Array, dtype: Any = None) -> Any:

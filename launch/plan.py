@@ -3,10 +3,16 @@
     python launch/plan.py --config=configs/gfdm.py --topology=v5p:4x4x4 \
         --config.global_batch=128 --config.data.latents=cached
 
+    python launch/plan.py --config=configs/gfdm.py --topology=v5e:8x8 --search \
+        --config.global_batch=256
+
 Topologies: v4, v5e, v5p, v6e, tpu7x with the shape of a slice (needs libtpu, see
 requirements-tpu.txt), or cpu:N. --num_slices=N takes N such slices. --json prints one object. Needs
 neither TPU nor weights nor data. The full models take 10 minutes and 13 GiB at the compiler's level
-O1; training compiles at O2, which takes several times as much. Exit 1 when the step does not fit.
+O1; training compiles at O2, which takes several times as much. --search ranks meshes, batches,
+rematerialisation and cached latents by an estimate from shapes, compiles the best three and writes
+the flags of the best beside its results; typed again after an interruption, it goes on. Exit 1 when
+no step fits.
 """
 
 import dataclasses
@@ -32,12 +38,14 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as config
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5p:4x4x4 or cpu:8.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", lower_bound=1)
 _LEVEL = flags.DEFINE_enum(
-    "optimization_level",
-    "O1",
-    ["O1", "O2"],
-    "Effort of the TPU compiler; O2, with which training compiles, takes several times as long.",
+    "optimization_level", "O1", ["O1", "O2"], "Effort of the TPU compiler; training takes O2."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
+_SEARCH = flags.DEFINE_bool("search", False, "Choose the mesh and the rest instead of one plan.")
+_EXAMPLES = flags.DEFINE_multi_integer(
+    "examples_per_device", [1, 2, 4, 8, 16], "Of a search; repeat it for several.", lower_bound=1
+)
+_RESULTS = flags.DEFINE_string("results", "plan_search.jsonl", "Of a search: where it stands.")
 flags.mark_flags_as_required(["config", "topology"])
 
 
@@ -47,13 +55,16 @@ def main(argv: list[str]) -> None:
     import jax
 
     from data_pipelines.loading import config as data_config
-    from tools.plan import planner
+    from tools.plan import planner, search
 
     jax.config.update("jax_optimization_level", _LEVEL.value)
     config = _CONFIG.value
     config.data.mixture = "synthetic"  # only shapes matter
     data_config.DataConfig.of(config.data)
     topology = _TOPOLOGY.value or ""
+    if _SEARCH.value:
+        print(search.run(config, topology, _NUM_SLICES.value, _EXAMPLES.value, _RESULTS.value))
+        return
     plan = planner.make_plan(config, topology, _NUM_SLICES.value)
     print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else planner.describe(plan))
     if not plan.fits:

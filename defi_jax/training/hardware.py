@@ -19,6 +19,8 @@ class Chip:
         hbm_bytes: memory.
         hbm_bandwidth: bytes/s.
         link_bandwidth: bytes/s that leave the device over all its links to other chips of a slice.
+        tile: side of the matrix unit.
+        slice_bandwidth: bytes/s that leave the device to other slices, its share of the host's.
     """
 
     flops: float
@@ -26,6 +28,7 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     tile: int
+    slice_bandwidth: float
 
     def product_seconds(self, rows: float, depth: int, columns: int) -> float:
         """Time of a product [rows, depth] x [depth, columns] in bfloat16 at the peak of its tiles.
@@ -57,11 +60,11 @@ def step_seconds(*, operations: float, exposed: float) -> float:
 
 # Sides of the matrix units: 256 from v6e on ("How to Scale Your Model", chapter on TPUs).
 CHIPS = {
-    "v4": Chip(275e12, 32 * _GIB, 1200e9, 270e9, 128),
-    "v5e": Chip(197e12, 16 * _GIB, 819e9, 180e9, 128),
-    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 540e9, 128),
-    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 360e9, 256),
-    "tpu7x": Chip(1153e12, 96 * _GIB, 3690e9, 300e9, 256),  # one of a chip's two devices
+    "v4": Chip(275e12, 32 * _GIB, 1200e9, 270e9, 128, 6.25e9),
+    "v5e": Chip(197e12, 16 * _GIB, 819e9, 180e9, 128, 3.125e9),
+    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 540e9, 128, 6.25e9),
+    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 360e9, 256, 12.5e9),
+    "tpu7x": Chip(1153e12, 96 * _GIB, 3690e9, 300e9, 256, 12.5e9),  # one of a chip's two devices
 }
 
 # Peak bfloat16 FLOP/s by `jax.Device.device_kind`.

@@ -203,7 +203,7 @@ def _before_compiling(
         topology=topology,
         mesh={axis: int(size) for axis, size in mesh.shape.items()},
         global_batch=config.global_batch,
-        remat=forward.unet.remat if "unet" in forward else None,
+        remat=forward.unet.remat if "unet" in forward else forward.get("remat"),
         params_total=trained + params_lib.count(abstract.frozen),
         params_trainable=trained,
         parameter_bytes=sum(stored.values()) - stored["opt_state"],
