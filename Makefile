@@ -41,10 +41,11 @@ test-tensorflow: $(VENV)-tensorflow/setup.json
 	CUDA_VISIBLE_DEVICES= TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$(DLIMP)" \
 		$(VENV)-tensorflow/bin/python -m pytest $(TENSORFLOW_TESTS)
 
-# Bundles to and from a server of the GCS JSON API, which lacks the calls of the newest buckets.
+# Runs and bundles in a bucket: a server of the GCS JSON API, without calls of the newest buckets.
 test-gcs: $(VENV)-gcs/setup.json
 	GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=false JAX_PLATFORMS=cpu \
-		$(VENV)-gcs/bin/python -m pytest tests/defi_jax/export/test_gcs.py
+		$(VENV)-gcs/bin/python -m pytest tests/defi_jax/export/test_gcs.py \
+		tests/defi_jax/training/test_bucket.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

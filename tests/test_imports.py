@@ -82,7 +82,8 @@ FILE_FLOORS = {
         "validate",
     ),
     "defi_jax.checkpoints": (
-        "digests library_noise train_state",
+        "library_noise storage train_state",
+        "digests",
         "format",
         "copying leftovers",
         "manager",

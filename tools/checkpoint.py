@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from defi_jax import config_keys, errors
-from defi_jax.checkpoints import copying, digests, manager
+from defi_jax.checkpoints import copying, digests, manager, storage
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.training import same_run
 
@@ -75,7 +75,7 @@ def verify(path: str, step: int | None) -> Result:
 def copy(path: str, step: int | None, destination: str) -> Result:
     """Copies the checkpoints below `destination`, and the run's config where there is one."""
     root, steps = _find(path, step)
-    target = checkpoint_format.absolute(destination)
+    target = storage.absolute(destination)
     copied = {}
     again = "when it can be reached again, the same command goes on from there"
     with errors.StorageError.instead_of(OSError, "the copy was stopped", target, again):
@@ -98,7 +98,7 @@ def _find(path: str, step: int | None, *, committed: bool = True) -> tuple[epath
     Raises:
         UserError: there is none.
     """
-    given = checkpoint_format.absolute(path)
+    given = storage.absolute(path)
     if given.name.isdigit() and (given / "metadata").is_dir():
         root, step = given.parent, int(given.name)
     else:

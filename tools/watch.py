@@ -12,8 +12,7 @@ from typing import Any
 from etils import epath
 
 from defi_jax import errors
-from defi_jax.checkpoints import format as checkpoint_format
-from defi_jax.checkpoints import manager
+from defi_jax.checkpoints import manager, storage
 from defi_jax.training import metrics, same_run, workdir_lock
 
 _CLEAR = "\033[H\033[2J"
@@ -29,7 +28,7 @@ def look(workdir: str) -> dict[str, Any]:
         UserError: the workdir is not there, or holds no run.
         DataError: its config cannot be read.
     """
-    path = checkpoint_format.absolute(workdir)
+    path = storage.absolute(workdir)
     workdir_lock.reach(path)
     config = path / same_run.CONFIG_FILE
     if not config.exists():

@@ -23,6 +23,8 @@ from defi_rollout import files
 from etils import epath
 from jax.experimental import multihost_utils
 
+from defi_jax.checkpoints import storage
+
 FILE_DIGESTS_SUFFIX = ".sha256.json"
 
 _CHUNK = 2**20  # elements hashed at a time on the host, to bound its temporaries
@@ -141,8 +143,8 @@ def digests_path(step_path: epath.Path) -> epath.Path:
 def file_names(step_path: epath.Path, prefix: str = "") -> list[str]:
     """Paths of all files of a step, relative to it."""
     names = []
-    for path in step_path.iterdir():
-        name = f"{prefix}{path.name}"
+    for entry in storage.names(step_path):
+        path, name = step_path / entry, f"{prefix}{entry}"
         names += file_names(path, f"{name}/") if path.is_dir() else [name]
     return names
 

@@ -5,7 +5,6 @@ else), nested dicts of ordinary arrays, so that a reader needs neither the optim
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,19 +15,13 @@ from etils import epath
 
 from defi_jax import errors, partition, tensor_files
 from defi_jax.array_typing import Params
-from defi_jax.checkpoints import digests, train_state
+from defi_jax.checkpoints import digests, storage, train_state
 from defi_jax.models import params as params_lib
 
 SCHEMA_VERSION = 1
 COMMIT_MARKER = "commit_success.txt"
 
 _ARRAY_ITEMS = ("params", "frozen", "ema_params", "train")
-
-
-def absolute(path: str | os.PathLike) -> epath.Path:
-    """Returns a path that the checkpoint library accepts: absolute, or in a bucket."""
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def to_items(state: train_state.TrainState) -> dict[str, Params]:
@@ -83,7 +76,10 @@ def verified_documents(path: epath.Path, may_lack: str = "") -> dict[str, Any]:
 
     Files called `may_lack` may be missing.
     """
-    problems = digests.file_damage(path, may_lack)
+    try:
+        problems = digests.file_damage(path, may_lack)
+    except Exception as error:  # libraries of storage have no common type
+        raise unreadable(path, "a file is not readable", error) from error
     if problems:
         raise damaged(path, "; ".join(problems[:5]))
     return read_documents(path)
@@ -111,8 +107,8 @@ def read_documents(path: epath.Path) -> dict[str, Any]:
     for name in ("integrity", "metadata", "data"):
         try:
             documents[name] = json.loads((path / name / "metadata").read_text())
-        except (OSError, ValueError) as error:
-            raise damaged(path, f"{name}/metadata is not readable") from error
+        except Exception as error:  # libraries of storage have no common type
+            raise unreadable(path, f"{name}/metadata is not readable", error) from error
     try:
         expected = documents["integrity"]["documents"]
         changed = [n for n in expected if digests.json_digest(documents[n]) != expected[n]]
@@ -170,7 +166,14 @@ def _read_item(path: epath.Path, name: str, leaves: Mapping[str, Any]) -> Params
                 path / name, args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy)
             )
         except Exception as error:  # the library has no common type for unreadable data
-            raise damaged(path, f"{name} is not readable ({one_line(error)})") from error
+            raise unreadable(path, f"{name} is not readable", error) from error
+
+
+def unreadable(path: epath.Path, what: str, error: Exception) -> errors.UserError:
+    """Returns the error for a step that can't be read: it is damaged, unless the storage fails."""
+    if storage.has_failed(error):
+        return storage.failure(path, error)
+    return damaged(path, f"{what} ({one_line(error)})")
 
 
 def damaged(path: epath.Path, what: str) -> errors.DataError:

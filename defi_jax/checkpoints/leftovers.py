@@ -13,7 +13,7 @@ import re
 
 from etils import epath
 
-from defi_jax.checkpoints import digests
+from defi_jax.checkpoints import digests, storage
 from defi_jax.checkpoints import format as checkpoint_format
 
 _NOTE_SUFFIX = ".saving"
@@ -41,8 +41,6 @@ def remove_parts(step_path: epath.Path) -> None:
 
 def settle(root: epath.Path) -> None:
     """Judges every folder without marker, by one process, before anything else looks at them."""
-    if not root.is_dir():
-        return
     for path in unmarked(root):
         problem = checkpoint_format.damage(path, may_lack=checkpoint_format.COMMIT_MARKER)
         if not problem:
@@ -59,28 +57,24 @@ def settle(root: epath.Path) -> None:
                 *(path, problem, kept.name),
             )
             path.rename(kept)
-    for note in root.glob(f"*{_NOTE_SUFFIX}"):  # of saves that were committed, or never begun
-        note.unlink(missing_ok=True)
+    for name in storage.names(root):
+        if name.endswith(_NOTE_SUFFIX):  # of saves that were committed, or never begun
+            (root / name).unlink(missing_ok=True)
 
 
 def unmarked(root: epath.Path) -> list[epath.Path]:
     """Step folders without a commit marker."""
     return [
         child
-        for child in sorted(root.iterdir())
-        if child.name.isdigit()
-        and child.is_dir()
-        and not (child / checkpoint_format.COMMIT_MARKER).exists()
+        for child in (root / name for name in storage.names(root) if name.isdigit())
+        if child.is_dir() and not (child / checkpoint_format.COMMIT_MARKER).exists()
     ]
 
 
 def folders(root: epath.Path) -> list[str]:
     """Names of all folders that are or once were steps, whole or not."""
-    if not root.is_dir():
-        return []
-    return sorted(
-        child.name for child in root.iterdir() if _STEP.fullmatch(child.name) and child.is_dir()
-    )
+    found = filter(_STEP.fullmatch, storage.names(root))
+    return [name for name in found if not (root / name).is_file()]
 
 
 def set_apart(step_path: epath.Path, suffix: str) -> None:

@@ -25,7 +25,7 @@ from etils import epath
 
 from defi_jax import errors, processes
 from defi_jax.array_typing import Params
-from defi_jax.checkpoints import digests, leftovers, library_noise, train_state
+from defi_jax.checkpoints import digests, leftovers, library_noise, storage, train_state
 from defi_jax.checkpoints import format as checkpoint_format
 
 DIRECTORY = "checkpoints"
@@ -60,7 +60,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: str | epath.Path, *, keep: int, max_failed: int = 1):
-        self.directory = checkpoint_format.absolute(workdir) / DIRECTORY
+        self.directory = storage.absolute(workdir) / DIRECTORY
         self._failures, self._max_failed = 0, max_failed
         self._unfinished: set[int | None] = set()
         self._keep = keep
@@ -69,7 +69,7 @@ class Checkpointer:
         self._in_flight: int | None = None
         self._sealing: list[concurrent.futures.Future] = []
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "seal-checkpoint")
-        self._closed = False
+        self._closed = self._is_stale = False
         if jax.process_index() == 0:
             leftovers.settle(self.directory)
         processes.barrier("steps without a marker are settled")
@@ -119,7 +119,12 @@ class Checkpointer:
         self._settle()
         self._tidy()
         step = int(state.step)
-        if step in self._manager.all_steps():
+        try:
+            if step in self._steps():
+                return False
+        except Exception as error:  # libraries of storage have no common type
+            self._in_flight = step
+            self._count_failure(error)
             return False
         items = checkpoint_format.to_items(state)
         documents = {
@@ -139,7 +144,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 leftovers.announce(self.directory / str(step))
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
-        except Exception as error:  # libraries of storage have no common type
+        except Exception as error:
             self._count_failure(error)
             return False
         if jax.process_index() == 0:
@@ -159,7 +164,7 @@ class Checkpointer:
             DataError: if there are steps, or what was left of some, and none verifies.
         """
         damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(committed_steps(self.directory)):
             try:
                 restored = self._restore_step(step, abstract)
             except errors.DataError as error:
@@ -187,7 +192,7 @@ class Checkpointer:
         leaves = checkpoint_format.flat_items(checkpoint_format.to_items(abstract)).values()
         one = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         # One more than stays: the eldest goes when the newest is committed.
-        room = max(1, self._keep + 1 - len(self._manager.all_steps())) if self._keep else saves
+        room = max(1, self._keep + 1 - len(self._steps())) if self._keep else saves
         need, free = one * min(saves, room), shutil.disk_usage(self.directory).free
         if need > free:
             raise errors.StorageError(
@@ -210,7 +215,7 @@ class Checkpointer:
             The newest step that is left, which is what a resumed run goes on from.
         """
         self.wait()
-        steps = sorted(self._manager.all_steps())
+        steps = self._steps()
         left = [number for number in steps if number < step] or steps[:1]
         self._quarantine(steps[len(left) :], "distrusted")
         return left[-1] if left else None
@@ -228,7 +233,10 @@ class Checkpointer:
             future.result()
         self._sealing = []
         if jax.process_index() == 0:
-            self._drop_orphan_digests()
+            try:
+                self._drop_orphan_digests()
+            except Exception as error:  # then they stay
+                logging.warning("%s: %s", self.directory, checkpoint_format.one_line(error))
 
     def close(self) -> None:
         """Frees the threads; `wait` first."""
@@ -239,6 +247,13 @@ class Checkpointer:
         except Exception as error:  # `wait` has counted the failures of saves
             logging.warning("%s: %s", self.directory, checkpoint_format.one_line(error))
         self._tidy(is_last=True)
+
+    def _steps(self) -> list[int]:
+        """Steps that the library knows; after a failed save those that are there."""
+        if self._is_stale:
+            self._manager.reload()
+            self._is_stale = False
+        return sorted(self._manager.all_steps())
 
     def _settle(self) -> Exception | None:
         """Waits for the save in flight; a failure is counted, tidied up after and returned."""
@@ -264,7 +279,7 @@ class Checkpointer:
         )
         self._unfinished.add(step)
         self._tidy()
-        self._manager.reload()
+        self._is_stale = True  # not now: the storage may not answer
         if self._failures >= self._max_failed:
             raise self._failed(f"{self._failures} saves in a row failed", error) from error
 
@@ -288,20 +303,22 @@ class Checkpointer:
     def _seal(self, step: int) -> None:
         """Waits for the commit of a step, then writes its file digests (background thread)."""
         path = self.directory / str(step)
-        while not (path / checkpoint_format.COMMIT_MARKER).exists():
-            if self._closed or not self._manager.is_saving_in_progress():
-                break
-            time.sleep(_SETTLE_SECONDS)
-        if not (path / checkpoint_format.COMMIT_MARKER).exists():
-            return
-        self._last_good = step
+        marker = path / checkpoint_format.COMMIT_MARKER
         try:
+            while not marker.exists():
+                if self._closed or not self._manager.is_saving_in_progress():
+                    break
+                time.sleep(_SETTLE_SECONDS)
+            if not marker.exists():
+                return
+            self._last_good = step
             leftovers.acknowledge(path)
             digests.write_file_digests(path)
         except FileNotFoundError:  # deleted meanwhile by the keep policy
             digests.digests_path(path).unlink(missing_ok=True)
-        except OSError as error:
-            logging.warning("%s: file digests were not written: %s", path, error)
+        except Exception as error:  # libraries of storage have no common type
+            text = checkpoint_format.one_line(error)
+            logging.warning("%s: file digests were not written: %s", path, text)
 
     def _drop_orphan_digests(self) -> None:
         """Deletes the file digests of steps that the keep policy has deleted."""
@@ -319,9 +336,7 @@ class Checkpointer:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # the library has no common type for unreadable data
-            raise checkpoint_format.damaged(
-                path, f"arrays are not readable ({checkpoint_format.one_line(error)})"
-            ) from error
+            raise checkpoint_format.unreadable(path, "arrays are not readable", error) from error
         trees = {name: restored[name] for name in items}
         checkpoint_format.check_leaves(path, documents["integrity"]["leaves"], trees)
         return Restored(
@@ -342,10 +357,8 @@ class Checkpointer:
 
 def committed_steps(path: str | epath.Path) -> list[int]:
     """Steps with a commit marker below a workdir or checkpoint directory, ascending."""
-    root = _root(checkpoint_format.absolute(path))
-    if not root.is_dir():
-        return []
-    names = [child.name for child in root.iterdir() if child.name.isdigit()]
+    root = _root(storage.absolute(path))
+    names = [name for name in storage.names(root) if name.isdigit()]
     return sorted(
         int(name) for name in names if (root / name / checkpoint_format.COMMIT_MARKER).exists()
     )
@@ -354,7 +367,7 @@ def committed_steps(path: str | epath.Path) -> list[int]:
 def latest_verified_step(path: str | epath.Path) -> int | None:
     """The newest step that verifies: the only one that exporters and evaluators may use."""
     for step in reversed(committed_steps(path)):
-        step_path = _root(checkpoint_format.absolute(path)) / str(step)
+        step_path = _root(storage.absolute(path)) / str(step)
         problem = checkpoint_format.damage(step_path)
         if not problem:
             return step
@@ -380,7 +393,7 @@ def load_params(
         UserError: if there is no such checkpoint.
         DataError: if it is damaged.
     """
-    step_path = _find_step(checkpoint_format.absolute(path), step)
+    step_path = _find_step(storage.absolute(path), step)
     documents = checkpoint_format.verified_documents(step_path)
     leaves = documents["integrity"]["leaves"]
     items = {leaf.split("/")[0] for leaf in leaves}
@@ -394,7 +407,7 @@ def load_params(
 
 def load_metadata(path: str | epath.Path) -> dict[str, Any]:
     """Reads the metadata of the latest step that verifies, after checking its files."""
-    step_path = _find_step(checkpoint_format.absolute(path), None)
+    step_path = _find_step(storage.absolute(path), None)
     return checkpoint_format.verified_documents(step_path)["metadata"]
 
 
@@ -407,7 +420,7 @@ def _find_step(path: epath.Path, step: int | None) -> epath.Path:
         raise errors.UserError(
             f"no checkpoint of step {step}", str(root), f"there are: {steps or 'none'}"
         )
-    if not steps and root.is_dir() and leftovers.unmarked(root):
+    if not steps and leftovers.unmarked(root):
         raise errors.DataError(
             "the checkpoints have lost their commit marker",
             str(root),
@@ -427,4 +440,4 @@ def _find_step(path: epath.Path, step: int | None) -> epath.Path:
 
 def _root(path: epath.Path) -> epath.Path:
     """Directory of the steps, given that or a workdir."""
-    return path / DIRECTORY if (path / DIRECTORY).is_dir() else path
+    return path / DIRECTORY if DIRECTORY in storage.names(path) else path

@@ -19,8 +19,7 @@ from typing import Any
 import jax
 
 from defi_jax import batch as batch_lib
-from defi_jax.checkpoints import format as checkpoint_format
-from defi_jax.checkpoints import manager
+from defi_jax.checkpoints import manager, storage
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.objectives import base
 from defi_jax.training import device_batches, same_run, step, watchdog, workdir_lock
@@ -48,7 +47,7 @@ def train(
             is in the workdir.
         StorageError: the workdir is full, or does not answer.
     """
-    workdir = checkpoint_format.absolute(workdir)
+    workdir = storage.absolute(workdir)
     same_run.check(config, workdir)
     start_lib.enable_compilation_cache(config.compilation_cache_dir)
     with contextlib.ExitStack() as stack:

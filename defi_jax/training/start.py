@@ -10,8 +10,7 @@ from etils import epath
 
 from defi_jax import batch as batch_lib
 from defi_jax import config_keys, errors, processes
-from defi_jax.checkpoints import format as checkpoint_format
-from defi_jax.checkpoints import manager
+from defi_jax.checkpoints import manager, storage
 from defi_jax.checkpoints.train_state import TrainState
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base, setup
@@ -44,7 +43,7 @@ def claim_workdir(workdir: str | None, *, overwrite: bool) -> epath.Path:
         raise errors.UserError(
             "no workdir", "--workdir", "say where the run keeps its files: --workdir=runs/NAME"
         )
-    path = checkpoint_format.absolute(workdir)
+    path = storage.absolute(workdir)
     workdir_lock.reach(path)
     if path.exists() and not path.is_dir():
         raise errors.UserError("the workdir is a file", str(path), "give a directory")

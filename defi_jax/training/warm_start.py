@@ -15,8 +15,7 @@ import safetensors.numpy
 from etils import epath
 
 from defi_jax import errors, tensor_files
-from defi_jax.checkpoints import digests, manager, train_state
-from defi_jax.checkpoints import format as checkpoint_format
+from defi_jax.checkpoints import digests, manager, storage, train_state
 from defi_jax.models import params as params_lib
 from defi_jax.objectives import base
 
@@ -64,7 +63,7 @@ def apply(
     )
     origin = {
         start.flag: {
-            "source": str(checkpoint_format.absolute(start.source)),
+            "source": str(storage.absolute(start.source)),
             "digest": _digest(flat, start),
             **facts[start.flag],
         }
@@ -123,7 +122,7 @@ def check_origin(
 def _is_same_source(
     leaves: Mapping[str, Any], start: base.WarmStart, known: Mapping[str, Any]
 ) -> bool:
-    if checkpoint_format.absolute(start.source) == checkpoint_format.absolute(known["source"]):
+    if storage.absolute(start.source) == storage.absolute(known["source"]):
         return True
     if "digest" not in known:  # begun by an older version
         return False

@@ -24,6 +24,7 @@ import psutil
 from etils import epath
 
 from defi_jax import errors, processes
+from defi_jax.checkpoints import storage
 
 FILE = "run.lock"
 BEAT_SECONDS = 10.0
@@ -77,7 +78,7 @@ class WorkdirLock:
 
     Raises:
         UserError: another run holds the workdir, or it can't be written.
-        StorageError: the disk is full.
+        StorageError: the disk is full; when left, for an error of the bucket that nobody caught.
     """
 
     def __init__(self, workdir: epath.Path, *, patience: float = 600.0):
@@ -105,10 +106,16 @@ class WorkdirLock:
         processes.barrier("the workdir is held")
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._stop.set()
-        if not processes.is_primary():
+        if processes.is_primary():
+            self._release()
+        if self._is_local or error is None or isinstance(error, errors.UserError):
             return
+        if storage.has_failed(error):
+            raise storage.failure(self._workdir, error, self.last_good()) from error
+
+    def _release(self) -> None:
         self._beating.join(_REACH_SECONDS)  # a beat in a bucket would bring the lock back
         try:
             owner = self._read()
@@ -134,25 +141,22 @@ class WorkdirLock:
     def _acquire(self) -> None:
         while True:
             owner = self._read()
-            if owner is None and self._is_local:
-                with contextlib.suppress(FileExistsError), open(self._path, "x") as file:
-                    file.write(_record(self._me))
-                    return
+            if owner is not None and owner.token == self._me.token:
+                return
+            if owner is None:
+                with contextlib.suppress(FileExistsError):
+                    self._create()
                 continue
-            if owner is not None and not self._is_dead(owner):
+            if not self._is_dead(owner):
                 raise errors.UserError(
                     f"another run is in the workdir ({owner})",
                     str(self._workdir),
                     "wait for it, stop it, or name another --workdir; a run without a beat for "
                     f"{STALE_SECONDS:.0f} s is succeeded",
                 )
-            if owner is not None:
-                logging.warning("%s: taken over from a run that is gone: %s", self._path, owner)
+            logging.warning("%s: taken over from a run that is gone: %s", self._path, owner)
             self._write()
             time.sleep(SETTLE_SECONDS)  # of several that write at once the last one holds it
-            owner = self._read()
-            if owner is not None and owner.token == self._me.token:
-                return
 
     def _is_dead(self, owner: Owner) -> bool:
         if owner.machine == self._me.machine and not _is_running(owner):
@@ -217,6 +221,17 @@ class WorkdirLock:
 
     def _read(self) -> Owner | None:
         return owner(self._workdir)
+
+    def _create(self) -> None:
+        """Raises FileExistsError where there is a lock already: of several runs one succeeds."""
+        if self._is_local:
+            with open(self._path, "x") as file:
+                file.write(_record(self._me))
+            return
+        import fsspec.core
+
+        bucket, path = fsspec.core.url_to_fs(os.fspath(self._path))
+        bucket.pipe_file(path, _record(self._me).encode(), mode="create")
 
     def _write(self) -> None:
         record = _record(dataclasses.replace(self._me, beat=time.time()))

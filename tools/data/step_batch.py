@@ -12,7 +12,7 @@ import numpy as np
 
 from defi_jax import batch as batch_lib
 from defi_jax import errors, objectives
-from defi_jax.checkpoints import format as checkpoint_format
+from defi_jax.checkpoints import storage
 from defi_jax.training import same_run
 
 
@@ -32,7 +32,7 @@ def rebuild(
     """
     if not workdir or step is None:
         raise errors.UserError("one of two is missing", "--workdir, --step", "give both")
-    path = checkpoint_format.absolute(workdir) / same_run.CONFIG_FILE
+    path = storage.absolute(workdir) / same_run.CONFIG_FILE
     if not path.exists():
         raise errors.UserError("no run", workdir, "give the --workdir of a run")
     with errors.DataError.instead_of(ValueError, "damaged config", path, "restore it from a copy"):

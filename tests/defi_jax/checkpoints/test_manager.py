@@ -13,6 +13,7 @@ import toy_run
 from defi_jax import errors
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager as manager_lib
+from defi_jax.checkpoints import storage
 from defi_jax.training import sharding, step
 
 
@@ -80,7 +81,7 @@ def test_nothing_to_restore_is_none(tmp_path, run):
 
 
 def _damage(workdir, number):
-    return checkpoint_format.damage(checkpoint_format.absolute(workdir) / f"checkpoints/{number}")
+    return checkpoint_format.damage(storage.absolute(workdir) / f"checkpoints/{number}")
 
 
 def _flip_arrays(folder):
