@@ -205,9 +205,6 @@ class Client:
         wanted = self.metadata.get("action_spec", {})
         width = wanted.get("dim") if isinstance(wanted, dict) else None
         if width not in (None, actions.shape[-1]):
-            raise errors.UserError(
-                f"{actions.shape[-1]} numbers an action instead of {width}",
-                self._url,
-                "do not act on it",
-            )
+            what = f"{actions.shape[-1]} numbers an action instead of {width}"
+            raise errors.UserError(what, self._url, "do not act on it")
         return dict(answer, actions=actions.astype(np.float32))

@@ -258,13 +258,9 @@ class Policy:
         if given != wanted and case not in self._said and len(self._said) < _MAX_SAID:
             self._said.add(case)
             is_alike = given[0] * wanted[1] == given[1] * wanted[0]
-            logging.warning(
-                "%s is %dx%d, not %dx%d as in training; resized as in training%s",
-                camera.key,
-                *given,
-                *wanted,
-                "" if is_alike else ", another aspect ratio: crop it as the robot's in training",
-            )
+            said = "%s is %dx%d, not %dx%d as in training; resized as in training%s"
+            advice = ", another aspect ratio: crop it as the robot's in training"
+            logging.warning(said, camera.key, *given, *wanted, "" if is_alike else advice)
 
 
 def _check_image(camera: spec.CameraSpec, value: Any) -> np.ndarray:
@@ -272,11 +268,9 @@ def _check_image(camera: spec.CameraSpec, value: Any) -> np.ndarray:
         image = np.asarray(value)
     is_image = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size > 0
     if image.dtype != np.uint8 or not is_image:
-        raise errors.UserError(
-            f"{camera.key!r} is {image.dtype} {image.shape}",
-            "observation",
-            f"send uint8 [{camera.height}, {camera.width}, 3], or a batch of them",
-        )
+        fix = f"send uint8 [{camera.height}, {camera.width}, 3], or a batch of them"
+        what = f"{camera.key!r} is {image.dtype} {image.shape}"
+        raise errors.UserError(what, "observation", fix)
     return image
 
 
@@ -326,12 +320,7 @@ def _try_program(digest: str, program: bytes) -> str:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
         done = subprocess.run(
-            command,
-            input=program,
-            capture_output=True,
-            env=environment,
-            check=False,
-            timeout=_TRY_SECONDS,
+            command, input=program, capture_output=True, env=environment, timeout=_TRY_SECONDS
         )
     except subprocess.TimeoutExpired:
         return f"its reader was not done in {_TRY_SECONDS} s"
@@ -349,8 +338,6 @@ def _check_params(wanted: Any, params: Mapping[str, np.ndarray], source: bundle.
     given = {path: (array.shape, str(array.dtype)) for path, array in params.items()}
     if expected != given:
         names = sorted({path for path, _ in expected.items() ^ given.items()})
-        raise errors.BundleError(
-            f"does not fit {bundle.STABLEHLO} at {', '.join(names[:5])}",
-            source.path(bundle.PARAMS),
-            f"rebuild it: {bundle.REBUILD.format(old=source.directory)}",
-        )
+        what = f"does not fit {bundle.STABLEHLO} at {', '.join(names[:5])}"
+        fix = f"rebuild it: {bundle.REBUILD.format(old=source.directory)}"
+        raise errors.BundleError(what, source.path(bundle.PARAMS), fix)

@@ -7,6 +7,7 @@ by a result; an error is a text message. All inference runs in the batcher's thr
 
 import asyncio
 import concurrent.futures
+import ctypes
 import dataclasses
 import gc
 import hmac
@@ -16,7 +17,7 @@ import logging
 import signal
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import websockets.exceptions
@@ -32,7 +33,6 @@ MEBIBYTE = 1 << 20
 _CONTROL = "__ctrl__"  # of newer openpi clients
 _GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
 _LOBBY_PLACES = 64  # for connections that are no robots
-_TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
 _log = logging.getLogger(__name__)
 
@@ -144,9 +144,8 @@ class Server:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         token = self._options.token
         given = request.headers.get("Authorization", "")
-        if token is not None and not hmac.compare_digest(
-            given.encode(), f"Api-Key {token}".encode()
-        ):
+        wanted = f"Api-Key {token}".encode()
+        if token is not None and not hmac.compare_digest(given.encode(), wanted):
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the server's token\n")
         if request.path == "/metrics":
             return connection.respond(http.HTTPStatus.OK, self._metrics())
@@ -251,13 +250,20 @@ class Server:
         return "\n".join(lines) + "\n"
 
 
-def keep_loaded() -> None:
-    """For a process that only serves: what is loaded stays, and is not searched for garbage again.
+async def alone(serving: Awaitable[None]) -> None:
+    """Awaits what is all that this process does: what is loaded stays, and is not searched again.
 
-    Closed connections are cycles, which are found soon then.
+    Closed connections are cycles, which hold their last messages until they are searched for; and
+    C's heap keeps the room of the largest messages, full of holes, until it is told otherwise.
     """
     gc.collect()
     gc.freeze()
+    return_free_pages = getattr(ctypes.CDLL(None), "malloc_trim", int)  # only glibc has it
+    task = asyncio.ensure_future(serving)
+    while not (await asyncio.wait((task,), timeout=1.0))[0]:
+        if gc.collect():
+            return_free_pages(0)
+    task.result()
 
 
 def serve(bundle: str, options: Options, *, max_batch: int = 8) -> None:
@@ -298,5 +304,5 @@ async def _serve_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
-    keep_loaded()
-    await server.run(lambda port: _log.info("listening at ws://%s:%d", options.host, port))
+    said = "listening at ws://%s:%d"
+    await alone(server.run(lambda port: _log.info(said, options.host, port)))

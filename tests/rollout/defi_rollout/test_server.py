@@ -19,7 +19,7 @@ import urllib.request
 import numpy as np
 import pytest
 import websockets.exceptions
-from defi_rollout import client, errors, noise, server, wire
+from defi_rollout import client, connections, errors, noise, server, wire
 from policy_servers import Slow, serving
 from websockets.sync import client as websocket
 
@@ -160,6 +160,33 @@ def test_malformed_messages_end_their_connection_only(message):
             assert isinstance(robot.recv(), str)
         with client.Client(f"127.0.0.1:{port}") as ours:
             assert ours.infer({"x": 1})["actions"].shape == (5, 4)
+
+
+@pytest.mark.parametrize("fragments", [1, 1000])
+def test_many_messages_at_once_are_all_answered_but_few_of_them_parsed(fragments, monkeypatch):
+    """Sent before any answer is read, in one piece; also each in fragments."""
+    frames = []
+    for number in range(2000 // fragments):
+        content = wire.pack({"x": number, "text": "x" * (fragments - 1)})
+        size = -(-len(content) // fragments)
+        parts = [content[start : start + size] for start in range(0, len(content), size)]
+        for index, part in enumerate(parts):
+            opcode = (0 if index else 2) | (0x80 if part is parts[-1] else 0)
+            frames.append(bytes([opcode, 0x80 | len(part)]) + bytes(4) + part)
+    waiting = []
+    parse = connections.websocket.ServerConnection.data_received
+
+    def counted(self, data):
+        parse(self, data)
+        waiting.append(len(self.recv_messages.frames))
+
+    monkeypatch.setattr(connections.websocket.ServerConnection, "data_received", counted)
+    with serving(Slow()) as port, stock(port) as robot:
+        robot.recv()
+        robot.socket.sendall(b"".join(frames))
+        for number in range(2000 // fragments):
+            assert wire.unpack(robot.recv(5))["actions"][0, 3] == number
+    assert 1 < max(waiting) < 600
 
 
 def test_control_messages_of_newer_clients_are_tolerated():
