@@ -10,9 +10,8 @@ Topologies: v4, v5e, v5p, v6e, tpu7x with the shape of a slice (needs libtpu, se
 requirements-tpu.txt), or cpu:N. --num_slices=N takes N such slices. --json prints one object. Needs
 neither TPU nor weights nor data. The full models take 10 minutes and 13 GiB at the compiler's level
 O1; training compiles at O2, which takes several times as much. --search ranks meshes, batches,
-rematerialisation and cached latents by an estimate from shapes, compiles the best three and writes
-the flags of the best beside its results; typed again after an interruption, it goes on. Exit 1 when
-no step fits.
+rematerialisation and cached latents by shapes, compiles the best three and writes the flags of the
+best beside its results; typed again after an interruption, it goes on. Exit 1 when nothing fits.
 """
 
 import dataclasses
@@ -37,20 +36,19 @@ from defi_jax import cli, errors  # noqa: E402
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as configs/gfdm.py:tiny.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5p:4x4x4 or cpu:8.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", lower_bound=1)
-_LEVEL = flags.DEFINE_enum(
-    "optimization_level", "O1", ["O1", "O2"], "Effort of the TPU compiler; training takes O2."
-)
+_LEVEL = flags.DEFINE_enum("optimization_level", "O1", ["O1", "O2"], "The compiler's effort.")
 _JSON = flags.DEFINE_bool("json", False, "Print exactly one JSON object on stdout.")
+_POLICY = flags.DEFINE_bool("policy", False, "One call of the policy on one chip, as v5e:1x1.")
 _SEARCH = flags.DEFINE_bool("search", False, "Choose the mesh and the rest instead of one plan.")
 _EXAMPLES = flags.DEFINE_multi_integer(
-    "examples_per_device", [1, 2, 4, 8, 16], "Of a search; repeat it for several.", lower_bound=1
+    "examples_per_device", [1, 2, 4, 8, 16], "That a search tries; may be repeated.", lower_bound=1
 )
 _RESULTS = flags.DEFINE_string("results", "plan_search.jsonl", "Of a search: where it stands.")
 flags.mark_flags_as_required(["config", "topology"])
 
 
 def main(argv: list[str]) -> None:
-    """Plans, prints, and says no when the step does not fit."""
+    """Plans and prints."""
     del argv
     import jax
 
@@ -65,7 +63,10 @@ def main(argv: list[str]) -> None:
     if _SEARCH.value:
         print(search.run(config, topology, _NUM_SLICES.value, _EXAMPLES.value, _RESULTS.value))
         return
-    plan = planner.make_plan(config, topology, _NUM_SLICES.value)
+    if _POLICY.value:
+        plan = planner.make_policy_plan(config, topology)
+    else:
+        plan = planner.make_plan(config, topology, _NUM_SLICES.value)
     print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else planner.describe(plan))
     if not plan.fits:
         raise errors.CheckFailed(

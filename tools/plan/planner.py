@@ -1,7 +1,8 @@
-"""A train step compiled for devices that are not there: does it fit, and how fast can it be.
+"""A step compiled for devices that are not there: does it fit, and how fast can it be.
 
-The step of `training.step`, for the shapes of the config and a TPU topology (through libtpu)
-or a number of CPU devices; no weights, data or accelerator are touched.
+The train step of `training.step`, or the policy's call as it is exported, for the shapes of the
+config and a TPU topology (through libtpu) or a number of CPU devices; no weights, data or
+accelerator are touched.
 """
 
 import contextlib
@@ -14,15 +15,17 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-from defi_jax import errors, objectives
+from defi_jax import errors, objectives, partition
+from defi_jax.export import program as program_lib
 from defi_jax.models import params as params_lib
-from defi_jax.training import hardware, progress, sharding, step
+from defi_jax.objectives import joint
+from defi_jax.training import flops, hardware, progress, sharding, step
 from tools.plan import collectives as collectives_lib
 from tools.plan import hlo, program
 
@@ -99,16 +102,64 @@ def make_plan(config: Any, topology: str, num_slices: int = 1) -> Plan:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         abstract, _ = step.abstract_state(config, objective, mesh)
         plan = _before_compiling(config, topology, mesh, chip, abstract, mathematics)
-        start = time.monotonic()
-        try:
-            with returned_memory():
-                compiled = step.compile_step(config, objective, mesh, abstract)
-        except jax.errors.JaxRuntimeError as error:
-            return _out_of_memory(plan, error)
-        finally:
-            plan.compile_seconds = time.monotonic() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            plan.peak_compile_gib = peak / 2**20
+        return _finish(plan, chip, lambda: step.compile_step(config, objective, mesh, abstract))
+
+
+def make_policy_plan(config: Any, topology: str) -> Plan:
+    """Compiles one call of a joint config's policy, with weights as they are stored, for one chip.
+
+    Raises:
+        UserError: another objective, or a topology of several devices.
+    """
+    objective = objectives.make(config)
+    chip, devices = find_devices(topology)
+    if not isinstance(objective, joint.JointObjective):
+        raise errors.UserError(
+            f"objective {config.objective!r} has no policy", "--policy", "give configs/joint.py"
+        )
+    if len(devices) != 1:
+        raise errors.UserError(
+            f"{topology} is {len(devices)} devices", "--policy", "give one, as v5e:1x1 or cpu:1"
+        )
+    where = jax.sharding.SingleDeviceSharding(devices[0])
+
+    def on_device(leaf: Any, *batch: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*batch, *leaf.shape), leaf.dtype, sharding=where)
+
+    params = jax.tree.map(on_device, jax.eval_shape(objective.init_params, jax.random.key(0)))
+    inputs = {k: on_device(v, 1) for k, v in program_lib.input_spec(objective).items()}
+    call = program_lib.policy_program(objective)
+    plan = Plan(
+        objective="policy",
+        preset=config.preset,
+        topology=topology,
+        mesh=dict.fromkeys(partition.AXES, 1),
+        global_batch=1,
+        remat=None,
+        params_total=params_lib.count(params),
+        params_trainable=0,
+        parameter_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
+        optimizer_bytes=0,
+        flops_per_step=flops.count(call, params, inputs).total,
+        hbm_bytes_available=chip.hbm_bytes if chip else None,
+    )
+    return _finish(plan, chip, lambda: jax.jit(call).lower(params, inputs).compile())
+
+
+def _finish(
+    plan: Plan, chip: hardware.Chip | None, compile_it: Callable[[], jax.stages.Compiled]
+) -> Plan:
+    """Compiles, and fills in what the program says of itself."""
+    start = time.monotonic()
+    try:
+        with returned_memory():
+            compiled = compile_it()
+    except jax.errors.JaxRuntimeError as error:
+        return _out_of_memory(plan, error)
+    finally:
+        plan.compile_seconds = time.monotonic() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        plan.peak_compile_gib = peak / 2**20
     _read_program(plan, compiled, chip)
     return plan
 
@@ -160,9 +211,11 @@ def find_devices(topology: str, num_slices: int = 1) -> tuple[hardware.Chip | No
             "libtpu",
             "install it: pip install -r requirements-tpu.txt",
         )
-    slices = {"num_slices": num_slices} if num_slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if set(shape.split("x")) == {"1"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # hosts have four chips otherwise
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **slices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
         raise errors.UserError(
             f"the TPU compiler refuses the topology ({str(error).splitlines()[0]})",

@@ -1,5 +1,7 @@
 """Estimates from shapes: FLOPs as counted, arrays that live, collectives of each mesh axis."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,7 +15,7 @@ CHIP = hardware.CHIPS["v5e"]
 
 @pytest.fixture(scope="module")
 def config():
-    found = gidm.get_config("tiny")
+    found: Any = gidm.get_config("tiny")
     found.data.mixture = "synthetic"
     found.global_batch = 2
     return found

@@ -7,9 +7,12 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
+from configs import gidm as gidm_config
+from configs import joint as joint_config
 from defi_jax import errors
 from tools.plan import collectives, planner
 
@@ -81,6 +84,20 @@ def test_a_program_too_large_for_the_compiler_does_not_fit():
 def test_other_compiler_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="INTERNAL"):
         planner._out_of_memory(_empty_plan(), RuntimeError("INTERNAL: something else"))
+
+
+def test_a_policy_is_planned_for_one_device():
+    config: Any = joint_config.get_config("tiny")
+    config.data.mixture = "synthetic"
+    with pytest.raises(errors.UserError, match="2 devices"):
+        planner.make_policy_plan(config, "cpu:2")
+    found = planner.make_policy_plan(config, "cpu:1")
+    assert found.objective == "policy" and found.global_batch == 1 and found.fits
+    assert found.flops_per_step > 1e7 and found.parameter_bytes > 4 * found.params_total * 0.9
+    forward: Any = gidm_config.get_config("tiny")
+    forward.data.mixture = "synthetic"
+    with pytest.raises(errors.UserError, match="has no policy"):
+        planner.make_policy_plan(forward, "cpu:1")
 
 
 @pytest.mark.slow

@@ -8,7 +8,14 @@ from jax import lax
 from defi_jax.training import hardware
 from tools.plan import hlo, program
 
-CHIP = hardware.Chip(flops=1e12, hbm_bytes=2**30, hbm_bandwidth=1e9, link_bandwidth=1e6, tile=128)
+CHIP = hardware.Chip(
+    flops=1e12,
+    hbm_bytes=2**30,
+    hbm_bandwidth=1e9,
+    link_bandwidth=1e6,
+    tile=128,
+    slice_bandwidth=1e6,
+)
 
 
 def test_a_product_takes_whole_tiles():

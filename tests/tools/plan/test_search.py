@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def _four_chips(monkeypatch):
 
 
 def _config():
-    config = gidm.get_config("tiny")
+    config: Any = gidm.get_config("tiny")
     config.data.mixture = "synthetic"
     return config
 
@@ -67,6 +68,7 @@ def test_compiled_plans_are_kept_and_three_that_fit_are_enough(tmp_path, monkeyp
         }
 
     monkeypatch.setattr(search, "_compile", plan)
+    monkeypatch.setitem(search._SETTINGS, "gidm", {})  # one trace instead of three
     found = search.rank(_config(), "v5e:2x2", 1, [2, 4])
     path, what = tmp_path / "sub" / "results.jsonl", {"flags": ["--a"]}
     search.compile_best(found, search.Results(path, what), ["--a"], 3)
@@ -78,8 +80,7 @@ def test_compiled_plans_are_kept_and_three_that_fit_are_enough(tmp_path, monkeyp
     # Again: the last line was cut while it was written.
     text = path.read_text()
     path.write_text(text[: text.rindex("{") - 20])
-    again = search.rank(_config(), "v5e:2x2", 1, [2, 4])
-    search.compile_best(again, search.Results(path, what), ["--a"], 3)
+    search.compile_best(found, search.Results(path, what), ["--a"], 3)
     assert len(calls) == 5 and len(search.Results(path, what).compiled) == 4
     with pytest.raises(errors.UserError, match="another search"):
         search.Results(path, {"flags": ["--b"]})
