@@ -59,7 +59,7 @@ def test_compiled_plans_are_kept_and_three_that_fit_are_enough(tmp_path, monkeyp
     # Stands in for minutes of compiling in a child process, which the last test here does.
     def plan(arguments):
         calls.append(arguments)
-        seconds = 1.0 / len(calls)
+        seconds = 10.0 ** -len(calls)
         return {
             "fits": len(calls) != 2,
             "predicted_step_seconds": seconds,
