@@ -1,5 +1,6 @@
 # One image for TPUs or for GPUs:
-#   docker build --build-arg ACCELERATOR=tpu --tag defi-jax .      (or gpu)
+#   docker build --build-arg ACCELERATOR=tpu --tag defi-jax .      (or gpu; --build-arg PYTHON=3.13
+#                                                                  takes the jax of today)
 #   docker run --privileged --net=host defi-jax python launch/train.py ...      on a TPU VM
 #   docker run --gpus=all --net=host --shm-size=16g defi-jax python launch/train.py ...
 ARG PYTHON=3.11

@@ -127,8 +127,9 @@ def _matmul_rows(jaxpr, width):
         shape = eqn.invars[0].aval.shape if eqn.primitive.name == "dot_general" else ()
         if shape and shape[-1] == width:
             rows.append(int(np.prod(shape[:-1])))
-        for inner in jax.core.jaxprs_in_params(eqn.params):
-            rows += _matmul_rows(inner, width)
+        for inner in jax.tree.leaves(eqn.params):
+            inner = getattr(inner, "jaxpr", inner)  # of a closed one
+            rows += _matmul_rows(inner, width) if hasattr(inner, "eqns") else []
     return rows
 
 
