@@ -1,8 +1,8 @@
 """What the processes of one run know of each other: signs of life, what they do, how they ended.
 
-Each writes a counter and its phase to the coordinator's store, once a second, from a thread. One
-that ends says so there, in a line. So the others leave with one line and 77 (a hang: 124, with the
-stacks of all) long before the library's own heartbeat would abort them.
+Each writes a counter, its phase and what its time went into to the coordinator's store, once a
+second, from a thread. One that ends says so there, in a line. So the others leave with one line and
+77 (a hang: 124, with the stacks of all) long before the library's own heartbeat would abort them.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax._src import distributed  # the store has no public door
@@ -42,6 +42,7 @@ class Peers:
     Attributes:
         phase: what this process is doing, for the others to know.
         on_hang: called with a line when another process says that the run hangs.
+        spent: returns what the time of this process went into, in seconds by kind.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Peers:
         self._silent_after, self._leave = silent_after, leave
         self._client: Any = distributed.global_state.client
         self._seen: dict[int, tuple[int, str, float]] = {}  # counter, phase, when it changed
+        self._spent: dict[int, Mapping[str, float]] = {}
         self._stop = threading.Event()
         self.phase = "startup"
         self.on_hang: Callable[[str], Any] = lambda line: None
+        self.spent: Callable[[], Mapping[str, float]] = dict
         self._lost = ""
         self._beaten = time.monotonic()
         for target in (self._watch, self._watch_coordinator):
@@ -83,6 +86,10 @@ class Peers:
     def phases(self) -> set[str]:
         """What the others are doing, as far as is known."""
         return {phase for _, phase, _ in self._seen.values()}
+
+    def spent_by_all(self) -> dict[int, Mapping[str, float]]:
+        """What the time of each process went into, as of its last beat."""
+        return dict(self._spent)
 
     def explain(self, error: BaseException) -> errors.PeerLost | None:
         """The loss that an error of a collective comes from, or None: then it is this one's own."""
@@ -114,7 +121,8 @@ class Peers:
         count, started = 0, time.monotonic()
         while not self._stop.wait(_BEAT_SECONDS):
             count += 1
-            beat = json.dumps([count, self.phase])
+            spent = {kind: round(seconds, 2) for kind, seconds in self.spent().items()}
+            beat = json.dumps([count, self.phase, spent])
             try:
                 self._client.key_value_set(f"{_BEATS}{self._index}", beat, allow_overwrite=True)
                 beats = self._client.key_value_dir_get(_BEATS)
@@ -149,7 +157,7 @@ class Peers:
         for index in range(self._count):
             key = f"{_BEATS}{index}"
             if key in beats:
-                counter, phase = json.loads(beats[key])
+                counter, phase, self._spent[index] = json.loads(beats[key])
                 if self._seen.get(index, (-1, "", 0.0))[0] != counter:
                     self._seen[index] = (counter, phase, now)
             _, phase, changed = self._seen.get(index, (0, "startup", started))

@@ -120,7 +120,7 @@ FILE_FLOORS = {
     "defi_jax.training": (
         "flops hardware ledger metrics optimizer profiling sharding spikes warm_start "
         "stop_signals workdir_lock",
-        "device_batches same_run step watchdog",
+        "device_batches same_run step stragglers watchdog",
         "progress",
         "periodic start",
         "loop",

@@ -49,6 +49,7 @@ def look(workdir: str) -> dict[str, Any]:
         "seconds_since_report": now - train["time"] if train else None,
         "rates": {name: train[name] for name in _RATES if name in train},
         "interval_seconds": _by_kind(train),
+        "straggler": _straggler(rows),
         "memory": {k.partition("/")[2]: v for k, v in train.items() if k.startswith("memory/")},
         "goodput": run.get("goodput"),
         "run_seconds": _by_kind(run),
@@ -84,6 +85,12 @@ def text(seen: Mapping[str, Any]) -> str:
         f"interval   {_shares(seen['interval_seconds'])}",
         f"goodput    {_number(seen['goodput'])}  of {_shares(seen['run_seconds'])}",
     ]
+    slow = seen["straggler"]
+    if slow:
+        lines.append(
+            f"straggler  process {slow['process']} at step {slow['step']}: {slow['kind']} "
+            f"{slow['seconds']:.1f} s more than the others"
+        )
     if seen["memory"]:
         lines.append(f"memory     {_listed(seen['memory'])}")
     evaluation = dict(seen["evaluation"])
@@ -114,6 +121,17 @@ def _lock(path: epath.Path, now: float) -> dict[str, Any] | None:
         "seconds_since_beat": silent,
         "is_stale": silent > workdir_lock.STALE_SECONDS,
     }
+
+
+def _straggler(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last process that the others had to wait for, with what it did meanwhile."""
+    for row in reversed(rows):
+        numbers = {k.partition("/")[2]: v for k, v in row.items() if k.startswith("straggler/")}
+        if numbers:
+            process = int(numbers.pop("process"))
+            ((kind, seconds),) = numbers.items()
+            return {"process": process, "step": row["step"], "kind": kind, "seconds": seconds}
+    return None
 
 
 def _seconds_left(steps: int, step: int, train: Mapping[str, Any]) -> float | None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from defi_jax import objectives
 from defi_jax.objectives import base
-from defi_jax.training import flops, hardware, ledger, metrics, step
+from defi_jax.training import flops, hardware, ledger, metrics, step, stragglers
 
 _SHOWN = ("data_wait", "dispatch", "device", "checkpoint", "evaluation")
 
@@ -83,6 +83,7 @@ class Progress:
 
     def __init__(self, first_step: int, total_steps: int, work: Work, spent: ledger.Ledger):
         self._total, self._work, self._ledger = total_steps, work, spent
+        self._stragglers = stragglers.Stragglers()
         self._restart(first_step)
 
     def add(self, values: Mapping[str, Any]) -> None:
@@ -97,7 +98,7 @@ class Progress:
         means = {name: _finite_mean(values) for name, values in self._values.items()}
         speed = (now - self._first) / in_steps
         means |= self._work.rates(speed) | device_memory()
-        means |= {f"seconds/{kind}": spent[kind] for kind in _SHOWN}
+        means |= {f"seconds/{kind}": spent[kind] for kind in _SHOWN} | self._stragglers.report()
         logging.info(
             "step %d/%d %3.0f%%  loss %.4g  %.3g s/step  left %s  data wait %.0f%%",
             now,

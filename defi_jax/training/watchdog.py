@@ -152,6 +152,7 @@ class Supervisor:
         others = processes.others()
         if others is not None:
             others.on_hang = self._leave_hung
+            others.spent = self.ledger.seconds
         every = min(1.0, self._deadlines.step / 4)
         looked = time.monotonic()
         while not self._stop.wait(every):

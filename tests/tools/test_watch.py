@@ -21,8 +21,10 @@ def workdir(tmp_path):
     """A run at step 50 of 200, whose last process was killed."""
     spent = ledger.line({}, {"startup": 25.0, "device": 75.0})
     split = {f"seconds/{kind}": n for kind, n in (("data_wait", 1.0), ("device", 3.0))}
+    slow = {"straggler/process": 3, "straggler/data_wait": 12.25}
     rows = [
         {"step": 0, "split": "run", "time": 1.0, "goodput": 0.0},
+        {"step": 30, "split": "train", "time": 1.0, "loss": 0.7, **slow},
         {"step": 40, "split": "eval", "time": 2.0, "reconstruction": 0.125},
         {"step": 50, "split": "train", "time": time.time(), "loss": 0.5, "steps_per_second": 2.0}
         | split,
@@ -60,6 +62,7 @@ def test_what_a_run_says_of_itself(workdir):
     text = watch.text(seen)
     assert "step       50/200 25%  loss 0.5  left 1:15" in text
     assert "data_wait 25%, device 75%" in text and "goodput    0.75" in text
+    assert "straggler  process 3 at step 30: data_wait 12.2 s more than the others" in text
     assert "at step 40: compute_dtype: float32 -> bfloat16" in text
 
 
@@ -70,6 +73,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert (seen["step"], seen["loss"], seen["seconds_left"]) == (0, None, None)
     assert seen["lock"]["pid"] == os.getpid() and not seen["lock"]["is_stale"]
     assert f"process {os.getpid()}" in watch.text(seen)
+    assert "straggler" not in watch.text(seen)
     assert "held by    nobody" in watch.text(watch.look(str(tmp_path)))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from defi_jax import local_processes
 from defi_jax.checkpoints import manager
+from tools import watch
 
 REPO = pathlib.Path(__file__).parents[3]
 SCRIPT = pathlib.Path(__file__).parent / "toy_run.py"
@@ -20,7 +21,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts two processes of one run, of which one has harm done at a batch; ends them."""
+    """Starts two processes of one run, of which one has harm done at a batch; ends them.
+
+    The harm "slow" is one that reads slowly.
+    """
     started = []
 
     def start(harmed, harm, **options):
@@ -31,6 +35,8 @@ def start(tmp_path):
         environments = local_processes.environments(2, os.environ | shared)
         for number, env in enumerate(environments):
             loader = {"seconds": 0.05, "harm": [HARMED_AT, harm] if number == harmed else None}
+            if number == harmed and harm == "slow":
+                loader = {"seconds": 1.0}
             options = {"steps": 400, "save_every": 5, **options, "loader": loader}
             process = subprocess.Popen(
                 [sys.executable, str(SCRIPT), str(tmp_path / "run"), json.dumps(options)],
@@ -74,6 +80,16 @@ def test_a_hang_ends_all_with_124_and_the_stacks_of_all(start, tmp_path):
         assert code == 124 and "no progress: phase" in line
     stacks = [(tmp_path / f"run/logs/hang_{number}.txt").read_text() for number in range(2)]
     assert "do_harm" in stacks[1] and "do_harm" not in stacks[0]
+
+
+def test_the_slowest_process_is_named_with_what_it_did(start, tmp_path):
+    first, second = start(1, "slow", steps=14)
+    _, log = first.communicate(timeout=240)
+    second.wait(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0), log
+    assert "process 1 is the slowest: data_wait took" in log
+    seen = watch.look(str(tmp_path / "run"))["straggler"]
+    assert (seen["process"], seen["kind"]) == (1, "data_wait") and 2 < seen["seconds"] < 14
 
 
 def test_ctrl_c_at_one_process_saves_the_same_step_on_all(start, tmp_path):
