@@ -28,6 +28,8 @@ _GRACE_SECONDS = 5.0  # for the main thread to find out itself, and to end with 
 _STARTUP_FACTOR = 5
 _BEATS, _ENDS = "defi_jax/beat/", "defi_jax/end/"
 # What the transports say when the other side is gone.
+_RUNTIME_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
+_CPU_TRANSPORT = "Gloo"  # its errors can come as ValueError, as those of buckets do
 _GONE = ("closed by peer", "reset by peer", "Broken pipe", "refused", "UNAVAILABLE", "eartbeat")
 
 
@@ -93,7 +95,7 @@ class Peers:
 
     def explain(self, error: BaseException) -> errors.PeerLost | None:
         """The loss that an error of a collective comes from, or None: then it is this one's own."""
-        if type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+        if type(error).__name__ not in _RUNTIME_ERRORS and _CPU_TRANSPORT not in str(error):
             return None
         says_so = any(word in str(error) for word in _GONE)
         # Who it was is known a beat later.

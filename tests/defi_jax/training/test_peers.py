@@ -16,6 +16,19 @@ from tools import watch
 REPO = pathlib.Path(__file__).parents[3]
 SCRIPT = pathlib.Path(__file__).parent / "toy_run.py"
 HARMED_AT = 13
+# Gathers on the host, as a save does, when the other process has gone: another error than a step's.
+GATHER = """
+import os, signal, time
+import numpy as np
+from jax.experimental import multihost_utils
+from defi_jax import processes
+with processes.joined():
+    multihost_utils.process_allgather(np.zeros(2))
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    multihost_utils.process_allgather(np.zeros(2))
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -23,11 +36,11 @@ pytestmark = pytest.mark.slow
 def start(tmp_path):
     """Starts two processes of one run, of which one has harm done at a batch; ends them.
 
-    The harm "slow" is one that reads slowly.
+    The harm "slow" is one that reads slowly. A `program` runs instead of the toy.
     """
     started = []
 
-    def start(harmed, harm, **options):
+    def start(harmed, harm, program="", **options):
         shared = {
             "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}",
             "DEFI_HEARTBEAT_SECONDS": "30",  # other tests take the cores for seconds
@@ -38,8 +51,9 @@ def start(tmp_path):
             if number == harmed and harm == "slow":
                 loader = {"seconds": 1.0}
             options = {"steps": 400, "save_every": 5, **options, "loader": loader}
+            command = [str(SCRIPT), str(tmp_path / "run"), json.dumps(options)]
             process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(tmp_path / "run"), json.dumps(options)],
+                [sys.executable, *(["-c", program] if program else command)],
                 env=env,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -72,6 +86,12 @@ def test_a_lost_process_ends_the_others_with_77(start, tmp_path, harmed, harm, s
     code, line = end_of(processes[1 - harmed])
     assert code == 77 and said in line
     assert manager.latest_verified_step(tmp_path / "run") in (5, 10)
+
+
+def test_a_gather_of_the_host_with_a_lost_process_ends_with_77(start):
+    first, _ = start(1, "SIGKILL", program=GATHER)
+    code, line = end_of(first)
+    assert code == 77 and "a process was lost" in line
 
 
 def test_a_hang_ends_all_with_124_and_the_stacks_of_all(start, tmp_path):
