@@ -170,8 +170,12 @@ class EpisodeStore(episodes.EpisodeSource):
 
     def _read(self, line: Mapping[str, Any], offsets: Iterable[int]) -> list[dict[str, Any]]:
         """Reads records by their number within the episode."""
-        contents = [msgpack.unpackb(record) for record in self._read_bytes(line, offsets)]
-        if any(content["episode"] != line["episode_id"] for content in contents):
+        records = self._read_bytes(line, offsets)
+        try:  # a shard that loses its end while it is open yields records that are empty
+            contents = [dict(msgpack.unpackb(record)) for record in records]
+        except (TypeError, ValueError) as error:
+            raise self._damaged(line, str(error)) from error
+        if any(content.get("episode") != line["episode_id"] for content in contents):
             raise self._damaged(line, "its records belong to another episode")
         return contents
 

@@ -212,6 +212,21 @@ def test_shard_truncated_after_opening_names_the_episode(tmp_path):
         store.frames(0, "static", [0])
 
 
+def test_shard_truncated_while_it_is_read_names_the_episode(tmp_path):
+    """Then there is no error below ours: records come back empty."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    with store_writer.EpisodeWriter(tmp_path, source="unit") as writer:
+        for name in "abc":
+            frames = {"static": [image.encode_png(one) for one in noise]}
+            writer.write(_episode(name, length=40, frames=frames, actions=None))
+    store = reader.EpisodeStore(tmp_path)
+    store.frames(0, "static", [0])
+    path = tmp_path / "episodes-0-00000.array_record"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(errors.DataError, match=r"damaged record .*'c'"):
+        store.frames(2, "static", [39])
+
+
 def test_damaged_index_is_found(tmp_path):
     _write(tmp_path, ["a"])
     path = tmp_path / "episodes-0-00000.index.jsonl"
