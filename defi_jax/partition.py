@@ -111,6 +111,24 @@ def over_examples(fn: Callable[..., Any], params: Params, *batch: Array, dtype: 
     return jax.tree.map(lambda leaf, mean: jnp.mean(leaf) if mean else leaf, outputs, is_mean)
 
 
+def gathered(params: Params) -> Params:
+    """Returns parameters that every device has whole, but for what a tensor rule splits.
+
+    For a model that is left to the compiler: with weights split over `fsdp` it may split the
+    model's width over the devices instead of the batch, and exchange activations.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return params
+
+    def whole(path: Any, leaf: jax.Array) -> jax.Array:
+        spec = param_spec(path_string(path), leaf.shape, mesh.shape)
+        kept = jax.P(*(axis if axis == "tensor" else None for axis in spec))
+        return lax.with_sharding_constraint(leaf, kept)
+
+    return jax.tree_util.tree_map_with_path(whole, params)
+
+
 def _fsdp_only(spec: jax.P) -> jax.P:
     return jax.P(*(axis if axis == "fsdp" else None for axis in spec))
 

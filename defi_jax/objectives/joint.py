@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from defi_jax import batch as batch_lib
-from defi_jax import embodiment, errors
+from defi_jax import embodiment, errors, partition
 from defi_jax.array_typing import Params, PRNGKey
 from defi_jax.diffusion import edm
 from defi_jax.models import gfdm, policy
@@ -123,7 +123,9 @@ class JointObjective(base.FeatureObjective):
         if features is None:
             noise = jax.random.normal(video_rng, (batch_size, *self.noise_shapes()["video"]))
             features = self._features(params, batch.images, batch.text, noise)
-        model = params_lib.bind(self.modules["policy"], params["policy"])
+        # Its dropout draws masks for the whole batch, so that no mesh changes them.
+        whole = {"denoiser": partition.gathered(params["policy"]["denoiser"])}
+        model = params_lib.bind(self.modules["policy"], params["policy"] | whole)
         context = self._context(params, model, features, batch.text, context_rng)
         denoiser, draws = self.policy_config.denoiser, self.config.noise_draws
         sigma = edm.sample_sigma_loglogistic(
