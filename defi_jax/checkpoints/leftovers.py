@@ -1,9 +1,10 @@
 """Step folders without a commit marker: unfinished saves, and copies that lost it.
 
 A save is announced by a note beside its step, `<step>.saving`, which goes with the commit. So a
-folder without marker is one of three: whole by its digests, then it gets its marker back; not whole
-but announced, then it never was and is removed; or damaged elsewhere, then it is set aside for a
-human. Nothing that could be whole is ever deleted.
+folder without marker is one of four: whole by its digests, then it gets its marker back; not whole
+but announced, then it never was and is removed; not whole and older than all steps that stay, then
+its deletion was cut short and is finished; or damaged elsewhere, then it is set aside for a human.
+Nothing that could be whole is ever deleted.
 """
 
 import hashlib
@@ -39,9 +40,17 @@ def remove_parts(step_path: epath.Path) -> None:
         digests.digests_path(step_path).unlink(missing_ok=True)
 
 
-def settle(root: epath.Path) -> None:
-    """Judges every folder without marker, by one process, before anything else looks at them."""
-    for path in unmarked(root):
+def settle(root: epath.Path, keep: int) -> None:
+    """Judges every folder without marker, by one process, before anything else looks at them.
+
+    Args:
+        root: folder of the steps.
+        keep: how many of the latest steps stay; 0 keeps all.
+    """
+    open_steps = unmarked(root)
+    known = {int(name) for name in storage.names(root) if name.isdigit()}
+    marked = sorted(known - {int(path.name) for path in open_steps})
+    for path in open_steps:
         problem = checkpoint_format.damage(path, may_lack=checkpoint_format.COMMIT_MARKER)
         if not problem:
             logging.warning("%s: every digest agrees; its lost commit marker is restored", path)
@@ -50,6 +59,9 @@ def settle(root: epath.Path) -> None:
             logging.warning("%s: an unfinished save is removed (%s)", path, problem)
             remove_parts(path)
             acknowledge(path)
+        elif keep and len(marked) >= keep and int(path.name) < marked[-keep]:
+            logging.info("%s: its deletion is finished (%s)", path, problem)
+            remove_parts(path)
         else:
             kept = _free_name(path, "incomplete")
             logging.warning(

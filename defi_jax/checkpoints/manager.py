@@ -71,7 +71,7 @@ class Checkpointer:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "seal-checkpoint")
         self._closed = self._is_stale = False
         if jax.process_index() == 0:
-            leftovers.settle(self.directory)
+            leftovers.settle(self.directory, keep)
         processes.barrier("steps without a marker are settled")
         mode = ocp.options.AtomicityMode.COMMIT_FILE
         self._manager = ocp.CheckpointManager(

@@ -337,3 +337,20 @@ def test_file_digests_cover_every_file_of_the_step(saved):
     folder = pathlib.Path(saved / "checkpoints/2")
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert set(json.loads((saved / "checkpoints/2.sha256.json").read_text())) == files
+
+
+def test_a_deletion_that_was_cut_short_is_finished(tmp_path, run):
+    save(tmp_path, run[1], steps=(1, 2, 3, 4), keep=0)
+    folder = tmp_path / "checkpoints"
+    for number in (1, 2):  # as the keep policy leaves it where it is killed on the way
+        (folder / f"{number}/commit_success.txt").unlink()
+        biggest_file(folder / f"{number}").unlink()
+    (folder / "3/commit_success.txt").unlink()
+    assert restore(tmp_path, run[0]).metadata["step"] == 4  # of three one would be 2 or 1
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert names == ["1.incomplete", "2.incomplete", "3", "4"]
+    save(tmp_path, run[1], steps=(5,), keep=0)
+    (folder / "2.incomplete").rename(folder / "2")
+    assert restore(tmp_path, run[0]).metadata["step"] == 5
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert names == ["1.incomplete", "3", "4", "5"]
