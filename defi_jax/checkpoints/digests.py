@@ -9,6 +9,7 @@ Files are digested by SHA-256 after the commit, into `<step>.sha256.json` beside
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import math
@@ -58,13 +59,21 @@ def leaf_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
         leaves: path to jax.Array (possibly not addressable as a whole) or numpy array.
     """
     sums = np.zeros((len(leaves), 2), np.uint32)
-    on_device = {}
+    on_device, parts = {}, []
     for row, leaf in enumerate(leaves.values()):
-        if isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform != "cpu":
-            on_device[row] = _device_sums(leaf)
-            continue
-        for shape_index, data in _host_shards(leaf):
-            sums[row] += _host_sums(data, shape_index, leaf.shape)
+        if not isinstance(leaf, jax.Array):  # the same on every process: the first one's counts
+            if jax.process_index() == 0:
+                sums[row] = _host_sums(np.asarray(leaf))
+        elif next(iter(leaf.devices())).platform != "cpu":
+            on_device[row] = _part_sums(leaf, *_places(leaf.shape))
+        else:
+            # Of each part, one copy in the whole system has replica_id 0.
+            shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+            parts += [(row, shard.data, _places(leaf.shape, shard.index)) for shard in shards]
+    # In threads of their own, which are not in the caller's mesh: each part is on one device.
+    shard_sums = _map(lambda part: np.asarray(_part_sums(part[1], *part[2])), parts)
+    for (row, *_), of_shard in zip(parts, shard_sums, strict=True):
+        sums[row] += of_shard
     if jax.process_count() > 1:
         sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32)
     # Sums made on devices are already global: add them after the processes' own were gathered.
@@ -154,47 +163,52 @@ def _map(function: Any, items: Sequence[Any]) -> list[Any]:
         return list(pool.map(function, items))
 
 
-def _host_shards(leaf: Any) -> list[tuple[tuple[slice, ...], np.ndarray]]:
-    """This process's distinct parts of an array, with their place in the whole."""
-    if not isinstance(leaf, jax.Array):  # the same on every process: the first one's counts
-        whole = ((slice(None),) * np.ndim(leaf), np.asarray(leaf))
-        return [whole] if jax.process_index() == 0 else []
-    # Of each part, one copy in the whole system has replica_id 0.
-    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-    return [(shard.index, np.asarray(shard.data)) for shard in shards]
+def _places(
+    shape: tuple[int, ...], index: tuple[slice, ...] | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """First row, column, ... of a part of an array, and the array's strides in elements."""
+    parts = index or (slice(None),) * len(shape)
+    starts = [part.indices(size)[0] for part, size in zip(parts, shape, strict=True)]
+    strides = tuple(math.prod(shape[dim + 1 :]) % 2**32 for dim in range(len(shape)))
+    return np.array(starts, np.uint32), strides
 
 
-def _host_sums(data: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """uint32[2] of one part, at `index` of an array of `shape`."""
+def _host_sums(data: np.ndarray) -> np.ndarray:
+    """uint32[2] of a whole array, by numpy."""
     words = np.atleast_1d(np.ascontiguousarray(data).view(_UINTS[data.dtype.itemsize]))
-    starts = [part.indices(size)[0] for part, size in zip(index, shape, strict=True)] or [0]
-    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))] or [1]
+    _, strides = _places(words.shape)
     rows = max(1, _CHUNK // max(1, math.prod(words.shape[1:])))
     total = np.zeros(2, np.uint32)
     for first in range(0, words.shape[0], rows):
         chunk = words[first : first + rows]
         position = np.zeros((1,) * chunk.ndim, np.uint32)
-        for dim, (start, stride) in enumerate(zip(starts, strides, strict=True)):
-            begin = start + (first if dim == 0 else 0)
+        for dim, stride in enumerate(strides):
+            begin = first if dim == 0 else 0
             steps = (np.arange(begin, begin + chunk.shape[dim]) * stride).astype(np.uint32)
             position = position + steps.reshape([-1 if i == dim else 1 for i in range(chunk.ndim)])
-        total += np.stack(_mixed_sums(np, chunk.astype(np.uint32), position))
+        total += np.stack(_mixed_sums(np.sum, chunk.astype(np.uint32), position))
     return total
 
 
-@jax.jit
-def _device_sums(leaf: jax.Array) -> jax.Array:
-    """uint32[2] of a whole array, computed where it lies."""
+@functools.partial(jax.jit, static_argnums=2)
+def _part_sums(leaf: jax.Array, starts: jax.Array, strides: tuple[int, ...]) -> jax.Array:
+    """uint32[2] of a part of an array, computed where it lies."""
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
     words = jax.lax.bitcast_convert_type(leaf, _UINTS[leaf.dtype.itemsize]).astype(jnp.uint32)
     position = jnp.zeros(leaf.shape, jnp.uint32)
-    for dim in range(leaf.ndim):
-        stride = jnp.uint32(math.prod(leaf.shape[dim + 1 :]) % 2**32)
-        position += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * stride
-    return jnp.stack(_mixed_sums(jnp, words, position))
+    for dim, stride in enumerate(strides):
+        steps = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) + starts[dim]
+        position += steps * np.uint32(stride)
+    return jnp.stack(_mixed_sums(_sum_by_rows, words, position))
 
 
-def _mixed_sums(xp: Any, words: Any, position: Any) -> tuple[Any, Any]:
+def _sum_by_rows(values: jax.Array, dtype: Any) -> jax.Array:
+    """Compilers for CPUs share rows out to threads, but not one long sum."""
+    rows = jnp.sum(values, axis=-1, dtype=dtype) if values.ndim > 1 else values
+    return jnp.sum(jax.lax.optimization_barrier(rows), dtype=dtype)
+
+
+def _mixed_sums(add: Any, words: Any, position: Any) -> tuple[Any, Any]:
     """Two sums over uint32 words; for a fixed position the mixing is one to one.
 
     Multipliers: a well-mixing 32-bit integer hash found by search (Wellons, "hash-prospector").
@@ -205,4 +219,4 @@ def _mixed_sums(xp: Any, words: Any, position: Any) -> tuple[Any, Any]:
     mixed = mixed ^ (mixed >> np.uint32(16))
     second = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     second = second ^ (second >> np.uint32(16))
-    return xp.sum(mixed, dtype=np.uint32), xp.sum(second, dtype=np.uint32)
+    return add(mixed, dtype=np.uint32), add(second, dtype=np.uint32)

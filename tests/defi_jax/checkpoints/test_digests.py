@@ -23,8 +23,7 @@ def digest(array):
 @pytest.mark.parametrize("name", ARRAYS)
 def test_host_and_device_digests_agree(name):
     array = ARRAYS[name]
-    on_device = np.asarray(digests._device_sums(jnp.asarray(array)))
-    assert digest(array) == digest(jnp.asarray(array)) == "".join(f"{n:08x}" for n in on_device)
+    assert digest(array) == digest(jnp.asarray(array))
 
 
 def test_digest_does_not_depend_on_the_chunks(monkeypatch):
@@ -37,8 +36,11 @@ def test_digest_does_not_depend_on_the_chunks(monkeypatch):
 def test_parts_add_up_to_the_whole():
     array = np.arange(24, dtype=np.float32).reshape(4, 6)
     parts = [(slice(0, 2), slice(0, 3)), (slice(0, 2), slice(3, 6)), (slice(2, 4), slice(0, 6))]
-    sums = sum(digests._host_sums(array[part], part, array.shape) for part in parts)
-    assert "".join(f"{n:08x}" for n in sums.astype(np.uint32)) == digest(array)
+    sums = sum(
+        np.asarray(digests._part_sums(jnp.asarray(array[part]), *digests._places((4, 6), part)))
+        for part in parts
+    )
+    assert "".join(f"{n:08x}" for n in sums) == digest(array)
 
 
 def test_every_bit_and_every_exchange_changes_the_digest():
