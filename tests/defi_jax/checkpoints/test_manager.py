@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import toy_run
 
+from benchmarks import bit_flips
 from defi_jax import errors
 from defi_jax.checkpoints import format as checkpoint_format
 from defi_jax.checkpoints import manager as manager_lib
@@ -337,6 +338,14 @@ def test_file_digests_cover_every_file_of_the_step(saved):
     folder = pathlib.Path(saved / "checkpoints/2")
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert set(json.loads((saved / "checkpoints/2.sha256.json").read_text())) == files
+
+
+def test_flipped_bits_all_over_a_checkpoint_are_found(tmp_path, run):
+    save(tmp_path, run[1], steps=(2,))
+    folder = tmp_path / "checkpoints"
+    assert not bit_flips.flip(
+        folder, lambda: manager_lib.load_params(folder / "2"), count=20, seed=0
+    )
 
 
 def test_a_deletion_that_was_cut_short_is_finished(tmp_path, run):

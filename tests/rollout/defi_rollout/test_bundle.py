@@ -4,6 +4,8 @@ import os
 import pytest
 from defi_rollout import bundle, errors
 
+from benchmarks import bit_flips
+
 FILES = (bundle.PARAMS, bundle.STABLEHLO, bundle.EXAMPLE, bundle.MANIFEST)
 
 
@@ -34,6 +36,14 @@ def test_flipped_bits_all_over_the_manifest_are_found(tiny_bundle):
         path.write_bytes(content)
         with pytest.raises(errors.BundleError, match=bundle.MANIFEST):
             bundle.read_bundle(tiny_bundle)
+
+
+def test_flipped_bits_all_over_the_bundle_are_found(tiny_bundle):
+    def read():
+        bundle.read_bundle(tiny_bundle)
+
+    assert not bit_flips.flip(tiny_bundle, read, count=40, seed=0)
+    read()
 
 
 @pytest.mark.parametrize("name", FILES)
