@@ -186,7 +186,7 @@ def _host_sums(data: np.ndarray) -> np.ndarray:
             begin = first if dim == 0 else 0
             steps = (np.arange(begin, begin + chunk.shape[dim]) * stride).astype(np.uint32)
             position = position + steps.reshape([-1 if i == dim else 1 for i in range(chunk.ndim)])
-        total += np.stack(_mixed_sums(np.sum, chunk.astype(np.uint32), position))
+        total += [part.sum(dtype=np.uint32) for part in _mixed(chunk.astype(np.uint32), position)]
     return total
 
 
@@ -199,17 +199,17 @@ def _part_sums(leaf: jax.Array, starts: jax.Array, strides: tuple[int, ...]) -> 
     for dim, stride in enumerate(strides):
         steps = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) + starts[dim]
         position += steps * np.uint32(stride)
-    return jnp.stack(_mixed_sums(_sum_by_rows, words, position))
+    sums = _mixed(words, position)
+    if leaf.ndim:
+        # Both at once, or all would be mixed twice; rows first, which threads of a CPU share.
+        add = lambda a, b: (a[0] + b[0], a[1] + b[1])  # noqa: E731
+        sums = jax.lax.reduce(sums, (np.uint32(0), np.uint32(0)), add, (leaf.ndim - 1,))
+        sums = jax.lax.optimization_barrier(sums)
+    return jnp.stack([jnp.sum(part, dtype=np.uint32) for part in sums])
 
 
-def _sum_by_rows(values: jax.Array, dtype: Any) -> jax.Array:
-    """Compilers for CPUs share rows out to threads, but not one long sum."""
-    rows = jnp.sum(values, axis=-1, dtype=dtype) if values.ndim > 1 else values
-    return jnp.sum(jax.lax.optimization_barrier(rows), dtype=dtype)
-
-
-def _mixed_sums(add: Any, words: Any, position: Any) -> tuple[Any, Any]:
-    """Two sums over uint32 words; for a fixed position the mixing is one to one.
+def _mixed(words: Any, position: Any) -> tuple[Any, Any]:
+    """Two mixtures of uint32 words; for a fixed position each is one to one.
 
     Multipliers: a well-mixing 32-bit integer hash found by search (Wellons, "hash-prospector").
     """
@@ -219,4 +219,4 @@ def _mixed_sums(add: Any, words: Any, position: Any) -> tuple[Any, Any]:
     mixed = mixed ^ (mixed >> np.uint32(16))
     second = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     second = second ^ (second >> np.uint32(16))
-    return add(mixed, dtype=np.uint32), add(second, dtype=np.uint32)
+    return mixed, second
