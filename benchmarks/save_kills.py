@@ -103,11 +103,11 @@ def run(folder: str, *, kills: int, seed: int, hidden: int) -> Result:
     options |= {"objective": {"hidden": hidden}, "loader": {"seconds": 0.02}}
     straight, resumed = (storage.absolute(f"{folder}/{name}") for name in ("straight", "resumed"))
     usual = _save_seconds(straight, options | {"steps": 4})
-    _finish(_start(straight, options | {"save_every": options["steps"]}))
+    finish(start(straight, options | {"save_every": options["steps"]}))
     rng = random.Random(seed)
     done: list[Kill] = []
     while len(done) < kills:
-        process = _start(resumed, options)
+        process = start(resumed, options)
         newest, after = manager.committed_steps(resumed), rng.uniform(0, 1.5 * usual)
         for is_saving in (False, True):  # what the last process announced goes first
             while process.poll() is None and _is_saving(resumed) != is_saving:
@@ -117,12 +117,15 @@ def run(folder: str, *, kills: int, seed: int, hidden: int) -> Result:
         if process.wait() != -signal.SIGKILL:
             raise RuntimeError(f"{process.args} ended with {process.returncode} before its kill")
         done.append(_look(resumed, after, max(newest, default=None)))
-        print(done[-1], flush=True)
-    _finish(_start(resumed, options))
-    last = f"{manager.DIRECTORY}/{options['steps']}"
-    documents = [checkpoint_format.verified_documents(run / last) for run in (straight, resumed)]
-    leaves = [document["integrity"]["leaves"] for document in documents]
-    return Result(kills=done, is_same=leaves[0] == leaves[1], save_seconds=usual)
+    finish(start(resumed, options))
+    is_same = leaves(straight, options["steps"]) == leaves(resumed, options["steps"])
+    return Result(kills=done, is_same=is_same, save_seconds=usual)
+
+
+def leaves(workdir: Any, step: int) -> dict[str, Any]:
+    """Digest of every leaf of a checkpoint, by its name."""
+    path = workdir / manager.DIRECTORY / str(step)
+    return checkpoint_format.verified_documents(path)["integrity"]["leaves"]
 
 
 def _look(workdir: Any, after: float, before: int | None) -> Kill:
@@ -148,7 +151,8 @@ def _is_saving(workdir: Any) -> bool:
     return any(name.endswith(".saving") for name in names)
 
 
-def _start(workdir: Any, options: dict[str, Any]) -> subprocess.Popen:
+def start(workdir: Any, options: dict[str, Any]) -> subprocess.Popen:
+    """Starts a small run."""
     return subprocess.Popen(
         [sys.executable, str(RUN), os.fspath(workdir), json.dumps(options)],
         cwd=ROOT,
@@ -158,23 +162,24 @@ def _start(workdir: Any, options: dict[str, Any]) -> subprocess.Popen:
     )
 
 
-def _finish(process: subprocess.Popen) -> None:
+def finish(process: subprocess.Popen) -> None:
+    """Waits for its end; RuntimeError where that is no good one."""
     if process.wait():
         raise RuntimeError(f"{process.args} ended with {process.returncode}")
 
 
 def _save_seconds(workdir: Any, options: dict[str, Any]) -> float:
     """Trains, and returns what a save takes from its announcement to its end."""
-    process = _start(workdir, options)
+    process = start(workdir, options)
     seconds: list[float] = []
     while process.poll() is None:
         while process.poll() is None and not _is_saving(workdir):
             time.sleep(POLL_SECONDS)
-        start = time.monotonic()
+        began = time.monotonic()
         while _is_saving(workdir):
             time.sleep(POLL_SECONDS)
-        seconds.append(time.monotonic() - start)
-    _finish(process)
+        seconds.append(time.monotonic() - began)
+    finish(process)
     return statistics.median(seconds)
 
 
