@@ -11,6 +11,11 @@ from etils import epath
 
 from defi_jax import errors
 
+# Other processes and tensorstore write too: a listing that is kept would not show it. Set here, as
+# the library's view of buckets is made once, by whoever looks first.
+for _protocol in ("gs", "gcs"):
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
 _LIBRARIES = ("aiohttp", "gcsfs", "google", "requests")
 # Of tensorstore, whose errors are ValueErrors.
 _STATUS = re.compile(
@@ -23,10 +28,6 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     text = os.fspath(path)
     if "://" not in text:
         return epath.Path(os.path.abspath(text))
-    # Other processes and tensorstore write too: a listing that is kept would not show it.
-    for protocol in ("gs", "gcs"):
-        options = fsspec.config.conf.setdefault(protocol, {})
-        options.setdefault("use_listings_cache", False)
     return epath.Path(text)
 
 

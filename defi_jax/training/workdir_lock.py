@@ -32,6 +32,7 @@ BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 SETTLE_SECONDS = 1.0  # between taking over and looking whether another did the same
 
+_RETRY_SECONDS = 0.05  # after another made the lock first, or an answer was lost
 _STOPPED_SECONDS = 5.0  # without a look each second: the process was stopped, not the storage
 _REACH_SECONDS = 15.0  # the libraries of buckets alone would try for a minute
 
@@ -146,6 +147,8 @@ class WorkdirLock:
             if owner is None:
                 with contextlib.suppress(FileExistsError):
                     self._create()
+                    return
+                time.sleep(_RETRY_SECONDS)
                 continue
             if not self._is_dead(owner):
                 raise errors.UserError(
