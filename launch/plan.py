@@ -24,9 +24,8 @@ import sys
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 _CPUS = re.search(r"--topology[= ]cpu:([1-9]\d{0,3})\b", " ".join(sys.argv))
 if _CPUS:
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={_CPUS[1]}"
-    )
+    _DEVICES = f" --xla_force_host_platform_device_count={_CPUS[1]}"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _DEVICES
 
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
@@ -69,11 +68,8 @@ def main(argv: list[str]) -> None:
         plan = planner.make_plan(config, topology, _NUM_SLICES.value)
     print(json.dumps(dataclasses.asdict(plan)) if _JSON.value else planner.describe(plan))
     if not plan.fits:
-        raise errors.CheckFailed(
-            "the step does not fit the memory",
-            topology,
-            "more devices, a smaller --config.global_batch, or remat=blocks",
-        )
+        fix = "more devices, a smaller --config.global_batch, or remat=blocks; see --search"
+        raise errors.CheckFailed("the step does not fit the memory", topology, fix)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from defi_jax import partition
 from defi_jax.array_typing import Array, Bool, Float, PRNGKey, typed
 from defi_jax.models.layers import linear as linear_lib
+from defi_jax.models.layers import stack
 
 # Below this many tokens the logits are small beside their queries.
 MIN_TOKENS, _LANES = 256, 128
 # Rows of queries and keys that the kernel holds at once, and of these the keys it multiplies.
 _BLOCK, _COMPUTE_BLOCK = 1024, 512
-
-# What a backward pass needs of the kernel bears this name: the kernel's own output repeats one
-# number a query over all lanes.
-KERNEL_NAME = "attention"
 
 
 def split_heads(x: Array, heads: int) -> jax.Array:
@@ -263,7 +260,7 @@ def _kernel(
     )
     mask = masks.MultiHeadMask([masks.FullMask((N, N))] * heads)
     kernel = splash.make_splash_mha_single_device(
-        mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL_NAME
+        mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=stack.KEPT
     )
 
     def to_heads(x: jax.Array) -> jax.Array:

@@ -6,12 +6,13 @@ from typing import Any, Literal, TypeVar
 import jax
 from flax import nnx
 
-from defi_jax.models.layers import attention
-
 _B = TypeVar("_B", bound=nnx.Module)
 
 Remat = Literal["none", "elementwise", "blocks"]
 REMAT = ("none", "elementwise", "blocks")
+# What a backward pass needs of an attention kernel bears this name: the kernel's own output repeats
+# one number a query over all lanes.
+KEPT = "attention"
 # What configs of older runs say of stacked blocks.
 _BOOLEANS: dict[Any, Remat] = {False: "none", True: "blocks"}
 
@@ -76,5 +77,5 @@ def rematerialised(
 def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
     """Whether a value is kept for the backward pass: matrix products, convolutions, attention."""
     if primitive.name == "name":
-        return params["name"] == attention.KERNEL_NAME
+        return params["name"] == KEPT
     return primitive.name in ("dot_general", "conv_general_dilated")
