@@ -193,7 +193,7 @@ class UNetBlock(nnx.Module):
         dtype,
         rngs,
     ):
-        self.remat = config.remat
+        self.remat: stack.Remat = config.remat
         dim, options = config.block_out_channels[level], {"dtype": dtype, "rngs": rngs}
         groups = config.norm_num_groups
         self.resnets = nnx.List(
