@@ -21,6 +21,7 @@ from defi_jax import errors
 # Those that ended for a reason of their own are the others' reason to leave (77), or to save (75).
 _NO_REASON = (0, errors.Preempted.exit_code, errors.PeerLost.exit_code)
 _GRACE_SECONDS = 30.0  # for the others to notice that one has failed
+_SHORT_GRACE_SECONDS = 10.0  # once one has noticed: those that are left hang
 _DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -33,7 +34,8 @@ def run(
     """Runs `count` processes of a command until all have ended; call it in the main thread.
 
     What they print goes to stderr, each line behind the process's number. SIGINT, SIGTERM and
-    SIGHUP are passed on to each, once. Where one fails, the others have `grace_seconds` to leave.
+    SIGHUP are passed on to each, once. Where one fails, the others have `grace_seconds` to leave,
+    and less once one of them says that it has lost a peer.
 
     Returns:
         The exit code of all: that of the first that failed by itself (128 and the number of a
@@ -149,7 +151,9 @@ def _wait(started: list[subprocess.Popen], grace_seconds: float) -> list[int]:
             code = process.returncode
             codes.append(code if code >= 0 else 128 - code)
             if codes[-1] not in (0, errors.Preempted.exit_code):
-                deadline = min(deadline, time.monotonic() + grace_seconds)
+                has_noticed = codes[-1] == errors.PeerLost.exit_code
+                grace = min(grace_seconds, _SHORT_GRACE_SECONDS) if has_noticed else grace_seconds
+                deadline = min(deadline, time.monotonic() + grace)
     for index, process in running.items():
         logging.error("process %d did not leave: killed", index)
         process.kill()

@@ -95,6 +95,18 @@ time.sleep(30)
     assert "process 0 did not leave: killed" in caplog.text
 
 
+def test_one_that_hangs_is_not_waited_for_once_another_has_left_because_of_it(caplog, monkeypatch):
+    monkeypatch.setattr(local_processes, "_SHORT_GRACE_SECONDS", 0.5)
+    code = """
+import os, sys, time
+if os.environ["JAX_PROCESS_ID"] == "0":
+    sys.exit(77)
+time.sleep(20)
+"""
+    assert run(code) == 77
+    assert "process 1 did not leave: killed" in caplog.text
+
+
 def test_ctrl_c_of_a_terminal_reaches_each_process_once():
     code = f"""
 import logging, sys
