@@ -4,32 +4,39 @@ import contextlib
 import gc
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Whether a record is not an error of the library's that is raised as well."""
+    if record.levelno < logging.ERROR:
+        return True
+    if record.name != "asyncio":
+        return "orbax" not in record.pathname
+    text = record.getMessage()
+    places = text + " ".join(_files(record.exc_info))
+    return "never retrieved" not in text or not ("orbax" in places or "zarr" in places)
+
+
+def _files(exc_info: Any) -> list[str]:
+    """Names of the files that an error came through; a future's own text may not say its own."""
+    trace = exc_info[2] if exc_info else None
+    return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+
+
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Drops, within a block, tracebacks of the library's threads: their error is raised as well.
+    """Drops tracebacks of the library's threads: their error is raised as well.
 
     Its storage layer also prints one for each write that was under way, as their event loop is
-    gone, through the hooks of errors that nobody catches, which end a process of many.
+    gone, through the hooks of errors that nobody catches, which end a process of many. Hooks hold
+    within the block; records are dropped after it too, as a thread or a forgotten task may outlive it.
     """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_wanted)
     hook, unraisable = sys.excepthook, sys.unraisablehook
-    dropped = 0
-
-    def wanted(record: logging.LogRecord) -> bool:
-        nonlocal dropped
-        if record.levelno < logging.ERROR:
-            return True
-        if record.name == "asyncio":
-            text = record.getMessage()
-            is_noise = "never retrieved" in text and ("orbax" in text or "zarr" in text)
-        else:
-            is_noise = "orbax" in record.pathname
-        dropped += is_noise
-        return not is_noise
 
     def is_noise(error: Any) -> bool:
         return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
@@ -42,14 +49,9 @@ def silenced() -> Iterator[None]:
         if not is_noise(what.exc_value):
             unraisable(what)
 
-    for logger in loggers:
-        logger.addFilter(wanted)
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
     try:
         yield
     finally:
-        if dropped:
-            gc.collect()  # asyncio speaks when it forgets what failed
-        for logger in loggers:
-            logger.removeFilter(wanted)
+        gc.collect()  # what was forgotten speaks now
         sys.excepthook, sys.unraisablehook = hook, unraisable

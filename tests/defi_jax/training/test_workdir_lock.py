@@ -138,7 +138,7 @@ for harm in {[harm for harm, *_ in ENDS]}:
     child = os.fork()  # a process each, imported once
     if not child:
         run(harm)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # once
 """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}:{REPO / 'rollout'}"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)

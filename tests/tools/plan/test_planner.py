@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import pytest
 
 from configs import gidm as gidm_config
@@ -86,10 +87,12 @@ def test_other_compiler_errors_are_not_taken_for_a_lack_of_memory():
         planner._out_of_memory(_empty_plan(), RuntimeError("INTERNAL: something else"))
 
 
-def test_a_policy_is_planned_for_one_device():
+def test_a_policy_is_planned_for_one_device(monkeypatch):
     config: Any = joint_config.get_config("tiny")
     config.data.mixture = "synthetic"
-    with pytest.raises(errors.UserError, match="2 devices"):
+    with monkeypatch.context() as patch, pytest.raises(errors.UserError, match="2 devices"):
+        # Stands in for a machine of two devices, which other tests' processes start jax with.
+        patch.setattr(planner, "find_devices", lambda _: (None, jax.devices()[:1] * 2))
         planner.make_policy_plan(config, "cpu:2")
     found = planner.make_policy_plan(config, "cpu:1")
     assert found.objective == "policy" and found.global_batch == 1 and found.fits
