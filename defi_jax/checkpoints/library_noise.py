@@ -32,7 +32,7 @@ def silenced() -> Iterator[None]:
 
     Its storage layer also prints one for each write that was under way, as their event loop is
     gone, through the hooks of errors that nobody catches, which end a process of many. Hooks hold
-    within the block; records are dropped after it too, as a thread or a forgotten task may outlive it.
+    within the block; records are dropped after it too, as a thread or a task may outlive it.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_wanted)
