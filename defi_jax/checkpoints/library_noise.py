@@ -1,9 +1,10 @@
-"""One line for a failed save, not the thousands that the checkpoint library adds to it."""
+"""One line for a failed save, not what the checkpoint library adds: more lines, and late writes."""
 
 import contextlib
 import gc
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -55,3 +56,10 @@ def silenced() -> Iterator[None]:
     finally:
         gc.collect()  # what was forgotten speaks now
         sys.excepthook, sys.unraisablehook = hook, unraisable
+
+
+def join_threads(seconds: float = 5.0) -> None:
+    """Waits for threads of the library that outlive a failure and its `close`: they still write."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            threading.Thread.join(thread, seconds)  # its own raises what the thread met

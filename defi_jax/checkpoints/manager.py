@@ -246,6 +246,8 @@ class Checkpointer:
             self._manager.close()
         except Exception as error:  # `wait` has counted the failures of saves
             logging.warning("%s: %s", self.directory, checkpoint_format.one_line(error))
+        if self._unfinished:
+            library_noise.join_threads()
         self._tidy(is_last=True)
 
     def _steps(self) -> list[int]:
