@@ -29,7 +29,6 @@ _SETTINGS = {
 _LARGEST_TENSOR = 4
 # Compiled, and shown.
 _COMPILED, _ROWS = 3, 12
-_SEARCH_FLAGS = ("--search", "--results", "--examples_per_device", "--json")
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -88,14 +87,13 @@ def run(config: Any, topology: str, num_slices: int, examples: Sequence[int], re
         CheckFailed: nothing fits.
         UserError: results of another search, or nothing to try.
     """
-    given = [argument for argument in sys.argv[1:] if not argument.startswith(_SEARCH_FLAGS)]
+    given = sys.argv[1:]
     is_fixed = any(argument.startswith("--config.global_batch") for argument in given)
     found = rank(config, topology, num_slices, examples, config.global_batch if is_fixed else None)
     chip, _ = planner.find_devices(topology, num_slices)
     assert chip is not None
-    what = {"flags": sorted(given), "examples": sorted(examples)}
     path = pathlib.Path(results)
-    compile_best(found, Results(path, what), given, _COMPILED)
+    compile_best(found, Results(path, {"flags": sorted(given)}), given, _COMPILED)
     winner = best(found)
     if winner is None:
         raise errors.CheckFailed(
@@ -223,7 +221,7 @@ def compile_best(
     Args:
         found: ranked.
         results: has what was compiled before.
-        arguments: flags of `launch/plan.py` that hold for all.
+        arguments: flags of `launch/plan.py` that hold for all; those of a candidate follow and win.
         count: how many are wanted.
     """
     left, tries = count, 2 * count
@@ -240,7 +238,13 @@ def compile_best(
 
 
 def _compile(arguments: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, str(_ROOT / "launch" / "plan.py"), *arguments, "--json"]
+    command = [
+        sys.executable,
+        str(_ROOT / "launch" / "plan.py"),
+        *arguments,
+        "--nosearch",
+        "--json",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     try:
         return json.loads(done.stdout)

@@ -94,7 +94,7 @@ def test_the_command_writes_the_flags_of_the_best(tmp_path):
     results = tmp_path / "found.jsonl"
     command = [
         *(sys.executable, "launch/plan.py", "--config=configs/gidm.py:tiny", "--search"),
-        *("--topology=v5e:2x2", "--examples_per_device=2", f"--results={results}"),
+        *("--topology", "v5e:2x2", "--examples_per_device=2", "--results", str(results)),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
