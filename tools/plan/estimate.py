@@ -119,7 +119,10 @@ class Model:
             _stored_bytes(getattr(self._shapes, group), mesh)
             for group in ("params", "frozen", "ema_params", "opt_state", "extra")
         )
-        whole = sum(_whole_bytes(tree, mesh, self._dtype_bytes) for tree in self._models())
+        whole = sum(
+            _whole_bytes(tree, mesh, self._dtype_bytes)
+            for tree in (self._shapes.params, self._shapes.frozen)
+        )
         trained = _whole_bytes(self._shapes.params, mesh, self._dtype_bytes)
         seconds, live = [], []
         for trace in self._traces:
@@ -137,9 +140,6 @@ class Model:
         )
         per_chip = self._flops_per_example * examples / mesh["tensor"]
         return dataclasses.replace(found, mfu=per_chip / (found.step_seconds * chip.flops))
-
-    def _models(self) -> tuple[Any, Any]:
-        return self._shapes.params, self._shapes.frozen
 
     def _exchange_seconds(
         self,
@@ -197,18 +197,18 @@ def _tensor_sums(trace: Trace, tensor: int) -> float:
     return 2 * sums * (tensor - 1) / tensor
 
 
-def _split_shapes(params: Any) -> dict[tuple[int, ...], bool]:
-    """Shapes (the last two axes) of kernels that `tensor` divides -> whether by row."""
+def _split_shapes(params: Any) -> dict[tuple[int, ...], int]:
+    """Shapes (the last two axes) of kernels that `tensor` divides -> the axis, -2 or -1."""
     found = {}
     for path, leaf in params_lib.flatten(params).items() if params else ():
         for pattern, dim in partition.TENSOR_RULES:
             if leaf.ndim >= 2 and partition.matches(pattern, path):
-                found[tuple(leaf.shape[-2:])] = dim == -2
+                found[tuple(leaf.shape[-2:])] = dim
     return found
 
 
 def _trace(
-    config: Any, objective: Any, shapes: Any, examples: int, split: Mapping[tuple[int, ...], bool]
+    config: Any, objective: Any, shapes: Any, examples: int, split: Mapping[tuple[int, ...], int]
 ) -> Trace:
     config = config.copy_and_resolve_references()
     config.global_batch = examples
@@ -226,7 +226,7 @@ def _walk(
     jaxpr: Any,
     trace: Trace,
     times: int,
-    split: Mapping[tuple[int, ...], bool],
+    split: Mapping[tuple[int, ...], int],
     *,
     results_stay: bool = True,
 ) -> float:
@@ -266,7 +266,7 @@ def _is_anchor(equation: Any) -> bool:
     return any(_is_anchor(e) for inner in _inner(equation) for e in inner.eqns)
 
 
-def _add(equation: Any, trace: Trace, times: int, split: Mapping[tuple[int, ...], bool]) -> float:
+def _add(equation: Any, trace: Trace, times: int, split: Mapping[tuple[int, ...], int]) -> float:
     """Adds an operation; returns the bytes that live inside of it at most."""
     name, params = equation.primitive.name, equation.params
     moved = sum(map(_bytes, [*equation.invars, *equation.outvars]))
@@ -288,9 +288,7 @@ def _add(equation: Any, trace: Trace, times: int, split: Mapping[tuple[int, ...]
     return max((_walk(jaxpr, trace, passes, split) for jaxpr in inner), default=0.0)
 
 
-def _branch(
-    equation: Any, trace: Trace, times: int, split: Mapping[tuple[int, ...], bool]
-) -> float:
+def _branch(equation: Any, trace: Trace, times: int, split: Mapping[tuple[int, ...], int]) -> float:
     """The dearest branch; where one is a kernel, its products without their intermediate arrays."""
     branches = [branch.jaxpr for branch in equation.params["branches"]]
     found = [Trace() for _ in branches]
@@ -314,16 +312,16 @@ def _has_kernel(jaxpr: Any) -> bool:
 
 
 def _product(
-    equation: Any, moved: float, times: int, split: Mapping[tuple[int, ...], bool]
+    equation: Any, moved: float, times: int, split: Mapping[tuple[int, ...], int]
 ) -> Product:
-    (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+    (contracted, by_kernel), (batched, _) = equation.params["dimension_numbers"]
     left, right = (variable.aval.shape for variable in equation.invars)
     out = equation.outvars[0].aval
     depth = math.prod(left[axis] for axis in contracted)
     columns = math.prod(right) // depth // math.prod(left[axis] for axis in batched)
-    shapes = {left, right, out.shape}
-    splits = any(shape in split or shape[::-1] in split for shape in shapes)
-    sums = _bytes(equation.outvars[0]) if split.get(right) or split.get(right[::-1]) is False else 0
+    splits = any(shape in split for shape in (left, right, out.shape))
+    is_summed = right in split and tuple(by_kernel) == (split[right] % 2,)
+    sums = _bytes(equation.outvars[0]) if is_summed else 0.0
     return Product(out.size / max(columns, 1), depth, columns, moved, times, splits, sums)
 
 

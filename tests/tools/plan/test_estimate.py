@@ -80,6 +80,19 @@ def test_one_device_exchanges_nothing_and_slices_exchange_slowly(model):
     assert far.mfu < near.mfu
 
 
+def test_products_over_the_axis_that_is_split_are_summed():
+    def loss(x, into, back):
+        return jnp.sum((x @ into) @ back)
+
+    trace = estimate.Trace()
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((5, 8), (8, 32), (32, 8))]
+    traced = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*shapes)
+    estimate._walk(traced.jaxpr, trace, 1, {(8, 32): -1, (32, 8): -2})
+    # Forwards what comes back, backwards what goes in: [5, 8] each.
+    assert sum(p.sums for p in trace.products) == 2 * 5 * 8 * 4
+    assert all(p.splits for p in trace.products)
+
+
 def test_a_tensor_axis_divides_computing_and_sums_activations(model):
     alone = model.estimate(CHIP, _mesh(1, 4), 4)
     split = model.estimate(CHIP, _mesh(1, 4, 2), 4)
